@@ -1,0 +1,106 @@
+"""One candidate decoder: how many layers, how wide, how many heads and MLP neurons in each layer."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from itertools import groupby
+
+from search_spaces.errors import InputError
+
+MAX_KEY_LENGTH = 120  # a key names a folder; the usual limit of a file name is 255 bytes
+
+
+@dataclass(frozen=True, order=True)
+class Architecture:
+    """The sizes of a pruned decoder.
+
+    ``hidden`` is the width of the residual stream, one number for the whole network. ``heads`` and ``mlp`` hold
+    one entry for each kept layer, first layer first: attention heads, and neurons of the MLP. Which layers,
+    channels, heads and neurons are kept is not part of the value: it follows from the importance scores.
+
+    Raises InputError when a size is not a positive integer or the per-layer sizes do not match the depth.
+    """
+
+    depth: int
+    hidden: int
+    heads: tuple[int, ...]
+    mlp: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if problem := _problem(self):
+            raise InputError(f"architecture {self.to_dict()}: {problem}")
+
+    @classmethod
+    def uniform(cls, depth: int, hidden: int, heads: int, mlp: int) -> Architecture:
+        """An architecture whose layers are all alike."""
+        return cls(depth, hidden, (heads,) * max(depth, 0), (mlp,) * max(depth, 0))
+
+    @property
+    def is_uniform(self) -> bool:
+        """Whether all layers have the same sizes."""
+        return len(set(self.heads)) == 1 and len(set(self.mlp)) == 1
+
+    @property
+    def key(self) -> str:
+        """The canonical name, the same for equal architectures only; safe as a file name.
+
+        Uniform: ``d12-h768-a12-m3072``. Per layer, runs of equal sizes: ``d3-h64-a4x2.2-m256x3``.
+        """
+        sizes = f"a{_runs(self.heads)}-m{_runs(self.mlp)}"
+        key = f"d{self.depth}-h{self.hidden}-{sizes}"
+        if len(key) <= MAX_KEY_LENGTH:
+            return key
+        return f"d{self.depth}-h{self.hidden}-{hashlib.sha256(sizes.encode()).hexdigest()[:32]}"
+
+    def to_dict(self) -> dict[str, int | list[int]]:
+        """JSON form; a size that is the same in every layer is written once."""
+        return {
+            "depth": self.depth,
+            "hidden": self.hidden,
+            "heads": _collapsed(self.heads),
+            "mlp": _collapsed(self.mlp),
+        }
+
+    @classmethod
+    def from_dict(cls, value: Mapping[str, object]) -> Architecture:
+        """The inverse of `to_dict`. Raises InputError naming the key that is missing, unknown or of a wrong type."""
+        names = {"depth", "hidden", "heads", "mlp"}
+        if set(value) != names:
+            odd = sorted(names ^ set(value))
+            raise InputError(f"architecture {dict(value)}: {odd} missing or unknown; it has {sorted(names)}")
+        depth, hidden = _integer(value, "depth"), _integer(value, "hidden")
+        return cls(depth, hidden, _expanded(value, "heads", depth), _expanded(value, "mlp", depth))
+
+
+def _problem(architecture: Architecture) -> str | None:
+    sizes = (architecture.depth, architecture.hidden, *architecture.heads, *architecture.mlp)
+    if any(not isinstance(size, int) or isinstance(size, bool) or size < 1 for size in sizes):
+        return "every size must be a whole number of at least 1"
+    if len(architecture.heads) != architecture.depth or len(architecture.mlp) != architecture.depth:
+        return "heads and mlp must have one entry for each of the `depth` layers"
+    return None
+
+
+def _runs(sizes: Iterable[int]) -> str:
+    runs = [(size, len(list(group))) for size, group in groupby(sizes)]
+    if len(runs) == 1:
+        return str(runs[0][0])
+    return ".".join(f"{size}x{count}" if count > 1 else str(size) for size, count in runs)
+
+
+def _collapsed(sizes: tuple[int, ...]) -> int | list[int]:
+    return sizes[0] if len(set(sizes)) == 1 else list(sizes)
+
+
+def _integer(value: Mapping[str, object], name: str) -> int:
+    number = value[name]
+    if not isinstance(number, int) or isinstance(number, bool):
+        raise InputError(f"architecture: {name}={number!r} is not a whole number")
+    return number
+
+
+def _expanded(value: Mapping[str, object], name: str, depth: int) -> tuple[int, ...]:
+    sizes = value[name]
+    return tuple(sizes) if isinstance(sizes, (list, tuple)) else (_integer(value, name),) * max(depth, 0)

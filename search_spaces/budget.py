@@ -1,0 +1,74 @@
+"""Budgets as people write them ("260M", "70%") and the band of parameter counts that they mean."""
+
+from __future__ import annotations
+
+import re
+from bisect import bisect_left, bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+
+from search_spaces.errors import InputError
+
+DEFAULT_TOLERANCE = 0.05
+UNITS = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "G": 10**9}
+PATTERN = re.compile(r"(?P<number>\d[\d_]*(\.\d+)?)\s*(?P<unit>[KMBG%]?)", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Budget:
+    """A closed band of parameter counts, ``[minimum, maximum]``; ``text`` is what the user wrote."""
+
+    minimum: int
+    maximum: int
+    text: str
+
+    def __contains__(self, parameters: int) -> bool:
+        return self.minimum <= parameters <= self.maximum
+
+    def __str__(self) -> str:
+        return f"{self.text} = {self.minimum:,} to {self.maximum:,} parameters"
+
+
+def parse_budget(text: str, teacher: int, counts: Sequence[int], tolerance: float = DEFAULT_TOLERANCE) -> Budget:
+    """The band ``[(1 - tolerance) * budget, budget]`` that ``text`` means.
+
+    ``text`` is a number of parameters with an optional unit (``260M``, ``0.26B``, ``260_000_000``) or a share of
+    the ``teacher``'s parameters (``70%``). ``counts`` are the parameter counts of the search space, ascending.
+
+    Raises InputError naming the smallest and largest possible budget and the nearest feasible one.
+    """
+    if not 0 <= tolerance < 1:
+        raise InputError(f"tolerance {tolerance}: must be at least 0 and below 1; the default is {DEFAULT_TOLERANCE}")
+    span = f"this space holds {counts[0]:,} to {counts[-1]:,} parameters"
+    maximum = _parameters(text, teacher, span)
+    budget = Budget(-int(-maximum * (1 - Decimal(str(tolerance))) // 1), int(maximum), text.strip())
+    if bisect_left(counts, budget.minimum) < bisect_right(counts, budget.maximum):
+        return budget
+    nearest = nearest_feasible(budget.maximum, counts, tolerance)
+    raise InputError(
+        f"budget {text!r}: no architecture has {budget.minimum:,} to {budget.maximum:,} parameters; {span}; "
+        f"the nearest feasible budget is {nearest} ({100 * nearest / teacher:.1f}% of the teacher)"
+    )
+
+
+def nearest_feasible(budget: int, counts: Sequence[int], tolerance: float) -> int:
+    """The budget nearest to ``budget`` whose band holds at least one of ``counts`` (ascending)."""
+    above = bisect_left(counts, budget)
+    options = list(counts[above : above + 1])
+    if above > 0:  # the widest band that still reaches down to the next smaller count
+        options.append(min(int(counts[above - 1] / (1 - tolerance)), counts[-1]))
+    return min(options, key=lambda option: abs(option - budget))
+
+
+def _parameters(text: str, teacher: int, span: str) -> Decimal:
+    match = PATTERN.fullmatch(text.strip())
+    number = Decimal(match["number"].replace("_", "")) if match else Decimal(0)
+    if match is None or number <= 0:
+        raise InputError(
+            f"budget {text!r}: not a positive number of parameters; write 260M, 0.26B, 260_000_000, "
+            f"or a share of the teacher's {teacher:,} such as 70%; {span}"
+        )
+    if match["unit"] == "%":
+        return number * teacher / 100
+    return number * UNITS[match["unit"].upper()]

@@ -1,0 +1,1 @@
+"""How one candidate is made and judged: pruned from the teacher, distilled, evaluated, exported."""

@@ -1,0 +1,156 @@
+"""The text that every Python installation carries: the embedded corpus, which needs no download.
+
+Three kinds of document, each read from files and without importing what is read (`pydoc_data.topics` excepted):
+
+- `topic`: one entry of `pydoc_data.topics`, the language reference as `help()` shows it;
+- `docstrings`: all docstrings of one module, each under its qualified name;
+- `source`: one module's source with its docstrings left out, since they are the document beside it.
+
+The text falls under the licence of Python itself, the PSF licence.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import inspect
+import sysconfig
+import tokenize
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+VALIDATION_SHARE = 0.05
+# Changing the salt moves modules between the sides: a teacher trained before would have seen its own validation text.
+SPLIT_SALT = "stdlib-split-0"
+
+# Tests are many and alike; `encodings` is generated tables; `pydoc_data` is already here as topics.
+LEFT_OUT_FOLDERS = frozenset(
+    {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__", "encodings", "pydoc_data"}
+)
+# Files which the build writes: they hold the paths and flags of one machine.
+LEFT_OUT_PREFIXES = ("_sysconfigdata", "_sysconfig_vars", "config-")
+
+_Documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+
+
+@dataclass(frozen=True)
+class Document:
+    """One document: its kind (topic, docstrings or source), its origin (a topic or a relative path) and its text."""
+
+    kind: str
+    origin: str
+    text: str
+
+
+@dataclass(frozen=True)
+class StdlibText:
+    """The two sides of the corpus; no file has documents on both."""
+
+    train: tuple[Document, ...]
+    validation: tuple[Document, ...]
+
+
+def read_stdlib_text(root: Path | None = None) -> StdlibText:
+    """Read the corpus of the running interpreter, or the sources below `root` with this interpreter's topics.
+
+    The split is by file, so a module's docstrings and its source are on the same side; topics are one file, and train.
+    The order is a fixed shuffle, so that a prefix of either side is a sample of the whole of it.
+    A file which cannot be decoded in the encoding it declares, or which this Python cannot parse, is left out.
+    """
+    root = root or Path(sysconfig.get_path("stdlib"))
+    train, validation = list(topic_documents()), []
+    for path in source_files(root):
+        side = validation if is_validation(path) else train
+        side.extend(module_documents(root, path))
+    return StdlibText(tuple(sorted(train, key=_shuffled)), tuple(sorted(validation, key=_shuffled)))
+
+
+def source_files(root: Path) -> list[PurePosixPath]:
+    """The Python files that count, relative to `root`, sorted."""
+    relative = (PurePosixPath(path.relative_to(root).as_posix()) for path in root.rglob("*.py"))
+    return sorted(path for path in relative if not _left_out(path))
+
+
+def is_validation(path: PurePosixPath) -> bool:
+    """Whether a file, given relative to the root of the standard library, is on the validation side.
+
+    The hash is of the module's name, so `zipfile.py` keeps its side where a later Python has `zipfile/__init__.py`.
+    """
+    digest = hashlib.sha256(f"{SPLIT_SALT}:{module_name(path)}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") < VALIDATION_SHARE * 2**64
+
+
+def module_name(path: PurePosixPath) -> str:
+    """`json/decoder.py` is json.decoder, `json/__init__.py` is json."""
+    parts = path.with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def topic_documents() -> Iterator[Document]:
+    """The entries of `pydoc_data.topics`; none where an installation leaves that module out."""
+    try:
+        from pydoc_data.topics import topics
+    except ImportError:
+        return
+    for name in sorted(topics):
+        yield Document("topic", name, topics[name].strip() + "\n")
+
+
+def module_documents(root: Path, path: PurePosixPath) -> Iterator[Document]:
+    """The docstrings and the source of one file, as far as it has either."""
+    try:
+        with tokenize.open(root / path) as file:
+            source = file.read()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            tree = ast.parse(source)
+    except (SyntaxError, ValueError):
+        return  # SyntaxError: unknown encoding or syntax of another Python; ValueError: undecodable or null bytes.
+    docstrings = "\n\n".join(_docstrings(tree, module_name(path)))
+    code = without_docstrings(source, tree).strip("\n")
+    for kind, text in (("docstrings", docstrings), ("source", code)):
+        if text.strip():
+            yield Document(kind, path.as_posix(), text + "\n")
+
+
+def without_docstrings(source: str, tree: ast.Module) -> str:
+    """The source less its docstrings, whole lines only; a body which was nothing else becomes `pass`."""
+    lines: list[str | None] = list(source.split("\n"))
+    for node in ast.walk(tree):
+        if not isinstance(node, _Documented) or ast.get_docstring(node, clean=False) is None:
+            continue
+        first, last = node.body[0].lineno, node.body[0].end_lineno or node.body[0].lineno
+        if _shares_a_line(node, first, last):
+            continue
+        indent = " " * node.body[0].col_offset
+        lines[first - 1 : last] = [None] * (last - first + 1)
+        if len(node.body) == 1 and not isinstance(node, ast.Module):
+            lines[first - 1] = indent + "pass"
+    return "\n".join(line for line in lines if line is not None)
+
+
+def _shares_a_line(node: _Documented, first: int, last: int) -> bool:
+    header = 0 if isinstance(node, ast.Module) else node.lineno
+    return header == first or (len(node.body) > 1 and node.body[1].lineno == last)
+
+
+def _docstrings(node: ast.AST, name: str) -> Iterator[str]:
+    if isinstance(node, _Documented):
+        text = ast.get_docstring(node, clean=False)
+        if text and text.strip():
+            yield f"{name}\n\n{inspect.cleandoc(text).strip()}\n"
+    for child in ast.iter_child_nodes(node):
+        named = isinstance(child, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
+        yield from _docstrings(child, f"{name}.{child.name}" if named else name)
+
+
+def _left_out(path: PurePosixPath) -> bool:
+    return bool(LEFT_OUT_FOLDERS.intersection(path.parts)) or any(
+        part.startswith(LEFT_OUT_PREFIXES) for part in path.parts
+    )
+
+
+def _shuffled(document: Document) -> str:
+    return hashlib.sha256(f"{document.kind}:{document.origin}".encode()).hexdigest()
