@@ -1,0 +1,124 @@
+"""A content-addressed store for what trials share: built once, by one process, and never seen half-built."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from trials.durable import sweep, write_folder
+
+MANIFEST = "manifest.json"
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+log = logging.getLogger(__name__)
+
+
+def digest(*parts: str | bytes | int | float) -> str:
+    """32 hex digits which differ whenever the parts do, in type, value, number or order.
+
+    Every part is hashed behind its type and length: ("ab", "c") and ("a", "bc") differ, and so do 1 and "1".
+    """
+    hashed = hashlib.sha256()
+    for part in parts:
+        content = part if isinstance(part, bytes) else str(part).encode()
+        hashed.update(f"{type(part).__name__}:{len(content)}:".encode())
+        hashed.update(content)
+    return hashed.hexdigest()[:32]
+
+
+@dataclass(frozen=True)
+class Cache:
+    """Folders ``<root>/<kind>/<key>``, each with a manifest of its files' sizes and sha256.
+
+    A folder appears by rename, after everything in it is on disk. What is in it never changes; whoever reads
+    it must not write there. Each `build` and `has` reads the folder once to check it (about 1 GB/s).
+    """
+
+    root: Path
+
+    def build(self, kind: str, key: str, writer: Callable[[Path], None]) -> Path:
+        """The folder for ``key``; when it is not there, or damaged, made by ``writer(empty_folder)``.
+
+        One process at a time builds a key; the others wait and find it built. When ``writer`` raises, nothing
+        is left and the error is passed on.
+        """
+        folder = self._folder(kind, key)
+        if _damage(folder) is None:
+            return folder
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with _only_builder(folder):
+            damage = _damage(folder)  # another process may have built it while this one waited
+            if damage is not None:
+                if folder.exists():
+                    log.warning("cache entry %s is damaged (%s) and is built again", folder, damage)
+                sweep(folder)
+                write_folder(folder, lambda temporary: _fill(temporary, writer))
+        return folder
+
+    def has(self, kind: str, key: str) -> bool:
+        """Whether the folder for ``key`` is there and whole."""
+        return _damage(self._folder(kind, key)) is None
+
+    def _folder(self, kind: str, key: str) -> Path:
+        for name in (kind, key):
+            if not NAME.fullmatch(name):
+                raise ValueError(f"cache name {name!r}: letters, digits, '.', '_' and '-' only")
+        return self.root / kind / key
+
+
+def file_sha256(path: Path) -> str:
+    """Hex sha256 of one file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextmanager
+def _only_builder(folder: Path) -> Iterator[None]:
+    lock = FileLock(folder.with_name(f".{folder.name}.lock"))  # the system releases it when its process dies
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        log.info("waiting for another process which builds %s", folder)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _fill(folder: Path, writer: Callable[[Path], None]) -> None:
+    writer(folder)
+    files = {name: [path.stat().st_size, file_sha256(path)] for name, path in _files(folder)}
+    (folder / MANIFEST).write_text(json.dumps(files, indent=1, sort_keys=True))
+
+
+def _files(folder: Path) -> Iterator[tuple[str, Path]]:
+    for parent, _, names in os.walk(folder):
+        for name in sorted(names):
+            path = Path(parent) / name
+            if path != folder / MANIFEST:
+                yield path.relative_to(folder).as_posix(), path
+
+
+def _damage(folder: Path) -> str | None:
+    """What is wrong with an entry, or None when it is exactly as it was built."""
+    try:
+        manifest: dict[str, tuple[int, str]] = json.loads((folder / MANIFEST).read_text())
+        present = dict(_files(folder))
+        if set(present) != set(manifest):
+            return f"files missing or added: {sorted(set(present) ^ set(manifest))}"
+        for name, (size, checksum) in manifest.items():
+            if present[name].stat().st_size != size or file_sha256(present[name]) != checksum:
+                return f"{name} differs from its checksum"
+    except (OSError, ValueError, TypeError, AttributeError) as error:  # the last two: JSON, but no manifest
+        return f"{type(error).__name__}: {error}"
+    return None
