@@ -1,0 +1,129 @@
+"""Spaces written as YAML: the shipped presets and a user's own files."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from math import ceil
+from pathlib import Path
+from typing import Annotated, Any
+
+import yaml
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+
+from search_spaces.errors import InputError
+from search_spaces.shape import ModelShape
+from search_spaces.space import AXES, SearchSpace
+
+PRESETS = ("default", "depth", "width", "stock")
+
+
+def _check_size(value: int | str) -> int | str:
+    share = value.removesuffix("%") if isinstance(value, str) else str(value)
+    if share == value or not share.replace(".", "", 1).replace("-", "", 1).isdigit():
+        raise ValueError(f"{value!r} is neither a whole number nor a share of the teacher such as 50%")
+    if float(share) <= 0:
+        raise ValueError(f"{value!r} must be above 0")
+    if isinstance(value, str) and float(share) > 100:
+        raise ValueError(f"{value!r} is more than the teacher has; at most 100%")
+    return value
+
+
+Size = Annotated[Annotated[int, Field(strict=True)] | Annotated[str, Field(strict=True)], AfterValidator(_check_size)]
+
+
+class _Forbidding(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class AxisRange(_Forbidding):
+    """Sizes from ``max`` down to ``min`` in steps; whole numbers, or shares of the teacher's size ("50%")."""
+
+    min: Size
+    max: Size = "100%"
+    step: Size = 1
+
+
+class SpaceFile(_Forbidding):
+    """The keys of a space file. An axis that is left out is as in the preset ``default``."""
+
+    depth: AxisRange | list[Size] | None = None
+    hidden: AxisRange | list[Size] | None = None
+    heads: AxisRange | list[Size] | None = None
+    mlp: AxisRange | list[Size] | None = None
+    stock_only: Annotated[bool, Field(strict=True)] = False
+
+
+def load_space(source: str, shape: ModelShape) -> SearchSpace:
+    """The space named ``source``, a preset or the path of a YAML file, for a teacher of ``shape``.
+
+    Raises InputError naming the file and the key for an unknown key, a wrong type, a size that the teacher does
+    not have, or an axis without a value.
+    """
+    name, text = _read(source)
+    given = _parse(name, text)
+    default = _parse("default", _read("default")[1])
+    teacher = {"depth": shape.layers, "hidden": shape.hidden, "heads": shape.heads, "mlp": shape.mlp}
+    chosen = {axis: getattr(default if getattr(given, axis) is None else given, axis) for axis in AXES}
+    axes = {axis: _sizes(name, axis, chosen[axis], teacher[axis]) for axis in AXES}
+    space = SearchSpace(shape, **axes, stock_only=given.stock_only)
+    if not space.counts:
+        raise InputError(f"space {name}: stock_only leaves no architecture; GPT-2 needs hidden == head_dim * heads")
+    return space
+
+
+def _read(source: str) -> tuple[str, str]:
+    if source in PRESETS:
+        return source, (files("search_spaces") / "presets" / f"{source}.yaml").read_text("utf-8")
+    try:
+        return source, Path(source).read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(
+            f"space {source!r}: not a readable YAML file ({error}); presets are {', '.join(PRESETS)}"
+        ) from error
+
+
+def _parse(name: str, text: str) -> SpaceFile:
+    try:
+        content: Any = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise InputError(f"space {name}: not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise InputError(f"space {name}: must be a mapping with the keys {', '.join(SpaceFile.model_fields)}")
+    try:
+        return SpaceFile.model_validate(content)
+    except ValidationError as error:
+        raise InputError(f"space {name}: {describe(error, tuple(SpaceFile.model_fields))}") from error
+
+
+def describe(error: ValidationError, allowed: tuple[str, ...]) -> str:
+    """The most specific problem of a pydantic error as one line: the key, the value, the rule."""
+    worst = max(error.errors(), key=lambda one: len(one["loc"]))
+    key, value = str(worst["loc"][0]) if worst["loc"] else "the file", worst["input"]
+    if worst["type"] == "extra_forbidden":
+        inner = f"{key}.{worst['loc'][-1]}" if len(worst["loc"]) > 1 else key
+        known = allowed if len(worst["loc"]) == 1 else tuple(AxisRange.model_fields)
+        return f"unknown key {inner!r}; known keys are {', '.join(known)}"
+    if worst["type"] in ("model_type", "list_type") and key in AXES:
+        return f"key {key!r}: {value!r} is neither a list of sizes nor {{min, max, step}}"
+    return f"key {key!r}: {worst['msg'].removeprefix('Value error, ')} (got {value!r})"
+
+
+def _sizes(name: str, axis: str, value: AxisRange | list[int | str], teacher: int) -> tuple[int, ...]:
+    if isinstance(value, AxisRange):
+        smallest, largest = _resolve(value.min, teacher), _resolve(value.max, teacher)
+        sizes = set(range(largest, smallest - 1, -max(1, int(_exact(value.step, teacher)))))
+    else:
+        sizes = {_resolve(size, teacher) for size in value}
+    if not sizes:
+        raise InputError(f"space {name}: key {axis!r} has no value: {value!r}; min must not exceed max")
+    if max(sizes) > teacher:
+        raise InputError(f"space {name}: key {axis!r} asks for {max(sizes)}; the teacher has {teacher}")
+    return tuple(sorted(sizes))
+
+
+def _resolve(size: int | str, teacher: int) -> int:
+    return max(1, ceil(_exact(size, teacher)))
+
+
+def _exact(size: int | str, teacher: int) -> float:
+    return size if isinstance(size, int) else float(size.removesuffix("%")) * teacher / 100
