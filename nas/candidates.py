@@ -1,0 +1,51 @@
+"""The informed first candidates: what a careful engineer would try before any sampler knows anything."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+from search_spaces.architecture import Architecture
+from search_spaces.shape import ModelShape
+
+Score = Callable[[ModelShape, Architecture], tuple[float, ...]]
+
+
+def informed(shape: ModelShape, feasible: Sequence[Architecture]) -> list[tuple[str, Architecture]]:
+    """Up to three distinct candidates of the band with the name of the idea behind each.
+
+    ``depth-only`` keeps the width and drops layers, ``width-only`` keeps the layers and narrows, ``balanced``
+    shrinks all axes alike. Where the band holds no pure one, the nearest to the idea stands in; among equals the
+    one with most parameters.
+    """
+    chosen: dict[Architecture, str] = {}
+    for name, score in IDEAS.items():
+        best = min(feasible, key=partial(_order, shape, score))
+        chosen.setdefault(best, name)
+    return [(name, architecture) for architecture, name in chosen.items()]
+
+
+def _order(shape: ModelShape, score: Score, one: Architecture) -> tuple[float | str, ...]:
+    return *score(shape, one), -shape.parameters(one), one.key
+
+
+def _shares(shape: ModelShape, one: Architecture) -> tuple[float, float, float, float]:
+    heads, mlp = max(one.heads) / shape.heads, max(one.mlp) / shape.mlp
+    return one.depth / shape.layers, one.hidden / shape.hidden, heads, mlp
+
+
+def _depth_only(shape: ModelShape, one: Architecture) -> tuple[float, ...]:
+    return (-sum(_shares(shape, one)[1:]),)
+
+
+def _width_only(shape: ModelShape, one: Architecture) -> tuple[float, ...]:
+    depth, *widths = _shares(shape, one)
+    return -depth, max(widths) - min(widths)
+
+
+def _balanced(shape: ModelShape, one: Architecture) -> tuple[float, ...]:
+    shares = _shares(shape, one)
+    return (max(shares) - min(shares),)
+
+
+IDEAS: dict[str, Score] = {"depth-only": _depth_only, "width-only": _width_only, "balanced": _balanced}

@@ -1,0 +1,128 @@
+"""An Optuna sampler that proposes only architectures of the budget band, each once."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
+from optuna.samplers import BaseSampler, GPSampler, NSGAIISampler, TPESampler
+from optuna.study import Study
+from optuna.trial import FrozenTrial
+
+from search_spaces.architecture import Architecture
+from search_spaces.space import AXES, SearchSpace
+
+STARTUP_TRIALS = 8  # random draws, the informed candidates included, before a model of the losses is worth asking
+POPULATION = 8  # NSGA-II's generations must be small beside the few dozen trials of a search
+
+Inner = Callable[[int], BaseSampler | None]
+
+# Made anew for every trial from its own seed, so that a continued search proposes what an uninterrupted one would.
+INNER: dict[str, Inner] = {
+    "tpe": lambda seed: TPESampler(seed=seed, n_startup_trials=STARTUP_TRIALS),
+    "gp": lambda seed: GPSampler(seed=seed, n_startup_trials=STARTUP_TRIALS, deterministic_objective=True),
+    "nsga2": lambda seed: NSGAIISampler(seed=seed, population_size=POPULATION),
+    "random": lambda _: None,
+    "exhaustive": lambda _: None,
+}
+
+
+class FeasibleSampler(BaseSampler):
+    """Carries the proposal of an ordinary sampler to the nearest feasible architecture that is still untried.
+
+    The inner sampler sees the whole grid, of which a band holds a few per cent; what the study records, and what
+    the inner sampler therefore learns from, is the architecture that was really built. Where the inner sampler
+    has no proposal yet (or for ``random``) the draw is uniform over the untried feasible architectures;
+    ``exhaustive`` takes them in grid order.
+
+    Distances are Euclidean between positions on the axes, each axis scaled to [0, 1].
+    """
+
+    def __init__(self, name: str, space: SearchSpace, feasible: tuple[Architecture, ...], seed: int) -> None:
+        self.name = name
+        self.seed = seed
+        self.feasible = feasible
+        self.space = space
+        self.positions = np.array([self._position(sizes_of(one)) for one in feasible])
+
+    def untried(self, study: Study) -> list[int]:
+        """Indices of the feasible architectures that no trial of the study has."""
+        tried = {tuple(trial.params.get(axis) for axis in AXES) for trial in study.get_trials(deepcopy=False)}
+        queued = {
+            tuple(trial.system_attrs["fixed_params"].get(axis) for axis in AXES)
+            for trial in study.get_trials(deepcopy=False)
+            if "fixed_params" in trial.system_attrs
+        }
+        sizes = [tuple(sizes_of(one).values()) for one in self.feasible]
+        return [index for index, one in enumerate(sizes) if one not in tried | queued]
+
+    def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        """All axes, whatever the study holds."""
+        return distributions(self.space)
+
+    def sample_relative(
+        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        """The sizes of the next architecture. Raises RuntimeError when every feasible one has been tried."""
+        untried = self.untried(study)
+        if not untried:
+            raise RuntimeError("every feasible architecture has been tried")
+        seed = int(np.random.SeedSequence([self.seed, trial.number]).generate_state(1)[0])
+        generator = np.random.default_rng(seed)
+        proposal = self._propose(study, trial, search_space, seed)
+        if self.name == "exhaustive":
+            chosen = untried[0]
+        elif proposal:
+            # NSGA-II leaves a mutated size out, to be drawn afresh.
+            drawn = {axis: int(generator.choice(sizes)) for axis, sizes in self.space.axes.items()}
+            distance = np.square(self.positions[untried] - self._position({**drawn, **proposal})).sum(axis=1)
+            chosen = untried[int(distance.argmin())]
+        else:
+            chosen = untried[int(generator.integers(len(untried)))]
+        return sizes_of(self.feasible[chosen])
+
+    def _propose(
+        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution], seed: int
+    ) -> dict[str, Any]:
+        inner = INNER[self.name](seed)
+        free = {axis: one for axis, one in search_space.items() if not one.single()}
+        return inner.sample_relative(study, trial, free) if inner and free else {}
+
+    def sample_independent(
+        self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        """Never reached: `sample_relative` gives all axes."""
+        raise RuntimeError(f"{param_name} is not an axis of the space")
+
+    def _position(self, sizes: Mapping[str, int]) -> list[float]:
+        axes = self.space.axes
+        return [_scaled(sizes[axis], axes[axis][0], axes[axis][-1]) for axis in AXES]
+
+
+def _scaled(size: int, smallest: int, largest: int) -> float:
+    return (size - smallest) / (largest - smallest) if largest > smallest else 0.0
+
+
+def sizes_of(architecture: Architecture) -> dict[str, int]:
+    """The four sizes of a uniform architecture, by axis."""
+    return {
+        "depth": architecture.depth,
+        "hidden": architecture.hidden,
+        "heads": architecture.heads[0],
+        "mlp": architecture.mlp[0],
+    }
+
+
+def distributions(space: SearchSpace) -> dict[str, BaseDistribution]:
+    """Each axis as Optuna sees it: an integer range where the sizes are evenly spaced, else a choice."""
+    return {name: _distribution(sizes) for name, sizes in space.axes.items()}
+
+
+def _distribution(sizes: tuple[int, ...]) -> BaseDistribution:
+    steps = {b - a for a, b in itertools.pairwise(sizes)}
+    if len(steps) > 1:
+        return CategoricalDistribution(sizes)
+    return IntDistribution(sizes[0], sizes[-1], step=steps.pop() if steps else 1)
