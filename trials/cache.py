@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
-import os
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,9 +12,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from trials.durable import sweep, write_folder
+from trials.durable import damage, sweep, write_sealed
 
-MANIFEST = "manifest.json"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 log = logging.getLogger(__name__)
@@ -52,33 +49,27 @@ class Cache:
         is left and the error is passed on.
         """
         folder = self._folder(kind, key)
-        if _damage(folder) is None:
+        if damage(folder) is None:
             return folder
         folder.parent.mkdir(parents=True, exist_ok=True)
         with _only_builder(folder):
-            damage = _damage(folder)  # another process may have built it while this one waited
-            if damage is not None:
+            problem = damage(folder)  # another process may have built it while this one waited
+            if problem is not None:
                 if folder.exists():
-                    log.warning("cache entry %s is damaged (%s) and is built again", folder, damage)
+                    log.warning("cache entry %s is damaged (%s) and is built again", folder, problem)
                 sweep(folder)
-                write_folder(folder, lambda temporary: _fill(temporary, writer))
+                write_sealed(folder, writer)
         return folder
 
     def has(self, kind: str, key: str) -> bool:
         """Whether the folder for ``key`` is there and whole."""
-        return _damage(self._folder(kind, key)) is None
+        return damage(self._folder(kind, key)) is None
 
     def _folder(self, kind: str, key: str) -> Path:
         for name in (kind, key):
             if not NAME.fullmatch(name):
                 raise ValueError(f"cache name {name!r}: letters, digits, '.', '_' and '-' only")
         return self.root / kind / key
-
-
-def file_sha256(path: Path) -> str:
-    """Hex sha256 of one file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextmanager
@@ -93,32 +84,3 @@ def _only_builder(folder: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
-
-
-def _fill(folder: Path, writer: Callable[[Path], None]) -> None:
-    writer(folder)
-    files = {name: [path.stat().st_size, file_sha256(path)] for name, path in _files(folder)}
-    (folder / MANIFEST).write_text(json.dumps(files, indent=1, sort_keys=True))
-
-
-def _files(folder: Path) -> Iterator[tuple[str, Path]]:
-    for parent, _, names in os.walk(folder):
-        for name in sorted(names):
-            path = Path(parent) / name
-            if path != folder / MANIFEST:
-                yield path.relative_to(folder).as_posix(), path
-
-
-def _damage(folder: Path) -> str | None:
-    """What is wrong with an entry, or None when it is exactly as it was built."""
-    try:
-        manifest: dict[str, tuple[int, str]] = json.loads((folder / MANIFEST).read_text())
-        present = dict(_files(folder))
-        if set(present) != set(manifest):
-            return f"files missing or added: {sorted(set(present) ^ set(manifest))}"
-        for name, (size, checksum) in manifest.items():
-            if present[name].stat().st_size != size or file_sha256(present[name]) != checksum:
-                return f"{name} differs from its checksum"
-    except (OSError, ValueError, TypeError, AttributeError) as error:  # the last two: JSON, but no manifest
-        return f"{type(error).__name__}: {error}"
-    return None

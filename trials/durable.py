@@ -1,12 +1,16 @@
-"""Files and folders that are there whole or not at all, whenever the power goes."""
+"""Files and folders that are there whole or not at all, whenever the power goes; and checksums to prove it."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import shutil
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+
+MANIFEST = "manifest.json"
 
 
 def write_file(path: Path, content: bytes) -> None:
@@ -40,6 +44,38 @@ def write_folder(path: Path, writer: Callable[[Path], None]) -> None:
         shutil.rmtree(retired, ignore_errors=True)
 
 
+def write_sealed(path: Path, writer: Callable[[Path], None]) -> None:
+    """`write_folder`, with a manifest of every file's size and sha256 by which `damage` can judge it later."""
+
+    def fill(folder: Path) -> None:
+        writer(folder)
+        files = {name: [file.stat().st_size, file_sha256(file)] for name, file in _files(folder)}
+        (folder / MANIFEST).write_text(json.dumps(files, indent=1, sort_keys=True))
+
+    write_folder(path, fill)
+
+
+def damage(folder: Path) -> str | None:
+    """What is wrong with a sealed folder, or None when it is exactly as it was written. Reads all of it."""
+    try:
+        manifest: dict[str, tuple[int, str]] = json.loads((folder / MANIFEST).read_text())
+        present = dict(_files(folder))
+        if set(present) != set(manifest):
+            return f"files missing or added: {sorted(set(present) ^ set(manifest))}"
+        for name, (size, checksum) in manifest.items():
+            if present[name].stat().st_size != size or file_sha256(present[name]) != checksum:
+                return f"{name} differs from its checksum"
+    except (OSError, ValueError, TypeError, AttributeError) as error:  # the last two: JSON, but no manifest
+        return f"{type(error).__name__}: {error}"
+    return None
+
+
+def file_sha256(path: Path) -> str:
+    """Hex sha256 of one file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def temporary_sibling(path: Path) -> Path:
     """A new hidden name beside ``path``; `sweep` finds it by that name."""
     return path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
@@ -69,3 +105,11 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _files(folder: Path) -> Iterator[tuple[str, Path]]:
+    for parent, _, names in os.walk(folder):
+        for name in sorted(names):
+            path = Path(parent) / name
+            if path != folder / MANIFEST:
+                yield path.relative_to(folder).as_posix(), path
