@@ -7,6 +7,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import Decimal
+from math import ceil
 
 from search_spaces.errors import InputError
 
@@ -42,7 +43,7 @@ def parse_budget(text: str, teacher: int, counts: Sequence[int], tolerance: floa
         raise InputError(f"tolerance {tolerance}: must be at least 0 and below 1; the default is {DEFAULT_TOLERANCE}")
     span = f"this space holds {counts[0]:,} to {counts[-1]:,} parameters"
     maximum = _parameters(text, teacher, span)
-    budget = Budget(-int(-maximum * (1 - Decimal(str(tolerance))) // 1), int(maximum), text.strip())
+    budget = Budget(ceil(maximum * (1 - Decimal(str(tolerance)))), int(maximum), text.strip())
     if bisect_left(counts, budget.minimum) < bisect_right(counts, budget.maximum):
         return budget
     nearest = nearest_feasible(budget.maximum, counts, tolerance)

@@ -1,0 +1,23 @@
+"""Model families by the ``model_type`` of their configuration."""
+
+from __future__ import annotations
+
+from transformers import PretrainedConfig
+
+from search_spaces.errors import InputError
+from trials.families.base import Family, Kept
+from trials.families.gpt2 import GPT2
+
+__all__ = ["FAMILIES", "Family", "Kept", "family_of"]
+
+FAMILIES: dict[str, Family] = {"gpt2": GPT2()}
+
+
+def family_of(config: PretrainedConfig) -> Family:
+    """The family of a teacher with ``config``. Raises InputError naming the model types that can be pruned."""
+    try:
+        return FAMILIES[config.model_type]
+    except KeyError:
+        raise InputError(
+            f"model type {config.model_type!r}: cannot be pruned; take a model of type {', '.join(FAMILIES)}"
+        ) from None

@@ -1,0 +1,217 @@
+"""From settings to a plan: what is searched, on what, at which cost. Nothing is started here."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from nas.scheduler import rungs
+from nas.settings import SearchSettings
+from search_spaces.architecture import Architecture
+from search_spaces.budget import Budget, parse_budget
+from search_spaces.errors import InputError
+from search_spaces.files import load_space
+from search_spaces.shape import ModelShape
+from search_spaces.space import SearchSpace
+from trials.cache import digest
+from trials.teacher import read_shape, resolve_model
+from trials.trial import Recipe
+
+PROCESS_BYTES = 2**30  # interpreter, torch, transformers and the activations of a micro-batch
+RATE_BY_WIDTH = 0.2  # peak learning rate times hidden size; see docs/results.md
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What trials can run on: one machine or all nodes of a cluster. ``node_cpus`` is the smallest node's."""
+
+    cpus: int
+    gpus: float
+    memory: int
+    node_cpus: int
+
+    @classmethod
+    def local(cls) -> Machine:
+        """This machine, without starting Ray."""
+        import torch
+
+        cpus = len(psutil.Process().cpu_affinity())
+        return cls(cpus, float(torch.cuda.device_count()), psutil.virtual_memory().available, cpus)
+
+
+@dataclass(frozen=True)
+class Resources:
+    """How many trials run at a time, and what each of them gets."""
+
+    workers: int
+    cpus: int
+    gpus: float
+
+    @property
+    def device(self) -> str:
+        """Torch's name of the device that trials run on."""
+        return "cuda" if self.gpus else "cpu"
+
+
+@dataclass(frozen=True)
+class Defaults:
+    """What is derived from the device where the user says nothing; tokens, and sequences for ``calibration``."""
+
+    tokens: int
+    sequence: int
+    batch: int
+    calibration: int
+    validation: int
+
+
+DEFAULTS = {
+    "cpu": Defaults(tokens=65_536, sequence=256, batch=1_024, calibration=256, validation=16_384),
+    "cuda": Defaults(tokens=8_388_608, sequence=1_024, batch=32_768, calibration=1_024, validation=262_144),
+}
+
+
+@dataclass(frozen=True)
+class Target:
+    """The question of a search: which teacher, which space, which band, and the candidates inside it."""
+
+    folder: Path
+    shape: ModelShape
+    space: SearchSpace
+    budget: Budget
+    feasible: tuple[Architecture, ...]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A search ready to start."""
+
+    settings: SearchSettings
+    target: Target
+    resources: Resources
+    recipe: Recipe
+    study: str
+
+    @property
+    def output(self) -> Path:
+        """The folder of all results, absolute."""
+        return Path(self.settings.output).expanduser().resolve()
+
+    @property
+    def folder(self) -> Path:
+        """The folder of this study."""
+        return self.output / self.study
+
+    @property
+    def cache(self) -> Path:
+        """Where what all searches share is kept: packed tokens and importance scores."""
+        return self.output / "cache"
+
+    @property
+    def storage(self) -> str:
+        """The Optuna storage URL."""
+        return self.settings.storage or f"sqlite:///{self.output / 'studies.db'}"
+
+    @property
+    def trials(self) -> int:
+        """Candidates in all: what was asked for, but no more than the band holds."""
+        wanted = len(self.target.feasible) if self.settings.sampler == "exhaustive" else self.settings.trials
+        return min(wanted, len(self.target.feasible))
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What makes the losses of two trials comparable."""
+        return identity(self.settings, self.target, self.recipe)
+
+
+def resolve_target(settings: SearchSettings) -> Target:
+    """Teacher, space and band, from configuration files alone. Raises InputError for whatever is wrong with them."""
+    folder = resolve_model(settings.model)
+    shape = read_shape(folder)
+    space = load_space(settings.space, shape)
+    budget = parse_budget(settings.budget, shape.parameters(shape.full), space.counts, settings.tolerance)
+    return Target(folder, shape, space, budget, tuple(space.feasible(budget)))
+
+
+def make_plan(settings: SearchSettings, target: Target, machine: Machine) -> Plan:
+    """The plan for ``target`` on ``machine``. Raises InputError when the machine cannot run a single trial."""
+    resources = _resources(settings, target, machine)
+    recipe = _recipe(settings, target.shape, DEFAULTS[resources.device])
+    name = settings.study or _study_name(settings, identity(settings, target, recipe))
+    return Plan(settings, target, resources, recipe, name)
+
+
+def identity(settings: SearchSettings, target: Target, recipe: Recipe) -> dict[str, Any]:
+    """What makes the losses of two trials comparable, as JSON: recipe, band and space."""
+    band = {"minimum": target.budget.minimum, "maximum": target.budget.maximum}
+    space = {axis: list(sizes) for axis, sizes in target.space.axes.items()}
+    stock = {"stock_only": target.space.stock_only, "scheduler": settings.scheduler}
+    return {**recipe.to_dict(), **band, **space, **stock}
+
+
+def trial_bytes(target: Target) -> int:
+    """An upper estimate of the memory of one trial in bytes: fp32 teacher, student, gradients and Adam's moments."""
+    teacher = target.shape.parameters(target.shape.full)
+    return PROCESS_BYTES + 4 * teacher + 16 * min(target.budget.maximum, teacher)
+
+
+def _resources(settings: SearchSettings, target: Target, machine: Machine) -> Resources:
+    gpus = (1.0 if machine.gpus else 0.0) if settings.gpus_per_trial is None else settings.gpus_per_trial
+    if gpus > machine.gpus:
+        raise InputError(f"--gpus-per-trial {gpus:g}: there are {machine.gpus:g}; give at most that, or 0 for the CPU")
+    fit = machine.gpus / gpus if gpus else machine.memory * 0.9 / trial_bytes(target)
+    workers = settings.workers or max(1, min(int(fit), machine.cpus, settings.trials))
+    cpus = settings.cpus_per_trial or max(1, min(machine.cpus // workers, machine.node_cpus))
+    if cpus > machine.node_cpus:
+        raise InputError(f"--cpus-per-trial {cpus}: the smallest node has {machine.node_cpus}; give at most that")
+    return Resources(max(1, min(workers, machine.cpus // cpus)), cpus, gpus)
+
+
+def _recipe(settings: SearchSettings, shape: ModelShape, defaults: Defaults) -> Recipe:
+    sequence = min(settings.sequence_length or defaults.sequence, shape.positions)
+    if settings.sequence_length and settings.sequence_length > shape.positions:
+        raise InputError(f"--sequence-length {settings.sequence_length}: the teacher has {shape.positions} positions")
+    batch = math.ceil((settings.batch_tokens or defaults.batch) / sequence) * sequence
+    steps = rungs(settings.tokens_per_trial or defaults.tokens, batch)
+    return Recipe(
+        model=settings.model,
+        corpus=settings.corpus or ("stdlib" if settings.model == "mini" else "wikitext-103"),
+        tokens=steps[-1],
+        rungs=steps,
+        validation_tokens=settings.validation_tokens or defaults.validation,
+        sequence_length=sequence,
+        batch_tokens=batch,
+        learning_rate=settings.learning_rate or float(f"{RATE_BY_WIDTH / shape.hidden:.2g}"),
+        calibration_samples=settings.calibration_samples or defaults.calibration,
+        seed=settings.seed,
+    )
+
+
+def _study_name(settings: SearchSettings, facts: dict[str, Any]) -> str:
+    model = re.sub(r"[^\w.-]+", "-", Path(settings.model).name)
+    budget = settings.budget.strip().replace("%", "pct").replace("_", "")
+    return f"{model[:40]}-{budget}-{digest(repr(sorted(facts.items())))[:6]}"
+
+
+def summary(plan: Plan) -> list[tuple[str, str]]:
+    """What the plan says, as (what, value) lines for a person."""
+    target, recipe, resources = plan.target, plan.recipe, plan.resources
+    teacher = target.shape.parameters(target.shape.full)
+    axes = ", ".join(f"{name} {sizes[0]}..{sizes[-1]} ({len(sizes)})" for name, sizes in target.space.axes.items())
+    each = f"{resources.cpus} CPU" + (f", {resources.gpus:g} GPU" if resources.gpus else "")
+    compared = ", ".join(f"{rung:,}" for rung in recipe.rungs)
+    steps = f"{recipe.batch_tokens:,} tokens each, sequences of {recipe.sequence_length}"
+    return [
+        ("teacher", f"{plan.settings.model}: {teacher:,} parameters, {target.shape.family}"),
+        ("space", axes),
+        ("band", f"{target.budget}: {len(target.feasible)} architectures"),
+        ("trials", f"{plan.trials} by {plan.settings.sampler}, {resources.workers} at a time with {each} each"),
+        ("tokens", f"{recipe.tokens:,} a trial from {recipe.corpus}; {plan.settings.scheduler} compares at {compared}"),
+        ("steps", f"{steps}, learning rate {recipe.learning_rate:g}"),
+        ("study", f"{plan.study} in {plan.storage}"),
+        ("output", str(plan.folder)),
+    ]

@@ -1,0 +1,187 @@
+"""The Tune run: where trials run, how many at a time, what is tried again, and how it is stopped."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import signal
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+# Tune's own snapshots, loggers and signal handler are not wanted: the study is the only state.
+os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
+os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")
+os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "3600")
+os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+
+import ray
+from ray import tune
+from ray.exceptions import RayTaskError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from nas.errors import classify
+from nas.plan import Machine, Plan, Resources
+from nas.searcher import FAILURE, FINAL, LOSS, METRICS, TOKENS, Notify, StudyScheduler, StudySearcher
+from nas.settings import SearchSettings
+from nas.study import Candidate, SearchStudy
+from search_spaces.errors import InputError
+from trials.trial import Preparation, TrialSpec, prepare, run_trial
+
+WORKER_DEATHS = 2  # a trial whose worker or node died is tried again this often, from its last checkpoint
+OBJECT_STORE_BYTES = 100 * 2**20  # results are a few numbers; the default would be 30 % of the memory
+
+
+@contextmanager
+def ray_session(settings: SearchSettings) -> Iterator[Machine]:
+    """A Ray to run on: the cluster at ``--address`` or RAY_ADDRESS, else one of this process alone.
+
+    Yields what it has. A cluster is left running, a Ray of our own is shut down with the block. SIGTERM (``ray
+    job stop``, a batch system) is treated as Ctrl-C. Raises InputError when no cluster answers.
+    """
+    address = settings.address or os.environ.get("RAY_ADDRESS") or "local"
+    own: dict[str, Any] = {"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
+    warnings.filterwarnings("ignore", category=FutureWarning, module="ray")
+    try:
+        ray.init(
+            address=address,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            **(own if address == "local" else {}),
+        )
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise InputError(
+            f"--address {address!r}: no Ray cluster answers there ({' '.join(str(error).split())[:150]}); "
+            "give HOST:6379 of its head, or leave it out to run on this machine"
+        ) from error
+    previous = signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        yield _machine()
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+        ray.shutdown()
+
+
+def _interrupt(number: int, frame: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def _machine() -> Machine:
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    cpus = [int(node.get("CPU", 0)) for node in nodes]
+    total = ray.cluster_resources()
+    smallest = min(count for count in cpus if count) if any(cpus) else 0
+    return Machine(sum(cpus), float(total.get("GPU", 0)), int(total.get("memory", 0)), smallest)
+
+
+def prepare_remotely(plan: Plan) -> Preparation:
+    """Teacher, tokens and importance scores, made (or found) where trials run, before the first of them starts.
+
+    Raises InputError for what is wrong with model, corpus or the shared folder.
+    """
+    task = ray.remote(prepare).options(**_options(plan.resources), max_retries=WORKER_DEATHS)
+    try:
+        preparation: Preparation = ray.get(task.remote(plan.recipe, str(plan.cache), plan.resources.device))
+    except RayTaskError as error:
+        if isinstance(error.cause, InputError):
+            raise error.cause from None
+        raise
+    _check_shared(plan.output)
+    return preparation
+
+
+def _options(resources: Resources) -> dict[str, Any]:
+    return {"num_cpus": resources.cpus, "num_gpus": resources.gpus}
+
+
+def _check_shared(output: Path) -> None:
+    """Every node must see the output folder: a trial continues, and is exported from, what its worker wrote there."""
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    if len(nodes) < 2:
+        return
+    seen = ray.remote(num_cpus=0)(os.path.isdir)
+    for node in nodes:
+        here = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+        if not ray.get(seen.options(scheduling_strategy=here).remote(str(output / "cache"))):
+            raise InputError(
+                f"--output {output}: node {node['NodeManagerAddress']} does not see it; "
+                "on a cluster give a folder that all nodes share, such as an NFS mount"
+            )
+
+
+def run_trials(plan: Plan, study: SearchStudy, notify: Notify) -> None:
+    """Run what is left of the plan: ask, train, tell, until the study holds all its trials.
+
+    Each call is a new Tune run; what an earlier one left unfinished has been queued again by the study.
+    """
+    left = plan.trials - study.finished()
+    if left <= 0:
+        return
+    disposable = plan.folder / "tune"
+    tuner = tune.Tuner(
+        tune.with_resources(_trainable, {"cpu": plan.resources.cpus, "gpu": plan.resources.gpus}),
+        tune_config=tune.TuneConfig(
+            search_alg=StudySearcher(study, _describer(plan), notify),
+            scheduler=StudyScheduler(study, notify, last=plan.recipe.tokens, halving=plan.settings.scheduler == "asha"),
+            num_samples=left,
+            max_concurrent_trials=plan.resources.workers,
+            reuse_actors=True,
+            trial_name_creator=lambda trial: f"trial-{trial.config['number']:03d}",
+            trial_dirname_creator=lambda trial: f"trial-{trial.config['number']:03d}",
+        ),
+        run_config=tune.RunConfig(
+            name="run",
+            storage_path=str(disposable),
+            failure_config=tune.FailureConfig(max_failures=WORKER_DEATHS),
+            verbose=0,
+        ),
+    )
+    shutil.rmtree(disposable, ignore_errors=True)
+    disposable.mkdir(parents=True)
+    try:
+        tuner.fit()
+    finally:
+        shutil.rmtree(disposable, ignore_errors=True)
+
+
+def _describer(plan: Plan) -> Callable[[Candidate], dict[str, Any]]:
+    def describe(candidate: Candidate) -> dict[str, Any]:
+        return {"spec": trial_spec(plan, candidate).to_dict()}
+
+    return describe
+
+
+def trial_spec(plan: Plan, candidate: Candidate) -> TrialSpec:
+    """The specification of one trial; its folder is named after the architecture, so that a retry finds it."""
+    return TrialSpec(
+        recipe=plan.recipe,
+        architecture=candidate.architecture,
+        directory=str(plan.folder / "trials" / candidate.architecture.key),
+        cache=str(plan.cache),
+        device=plan.resources.device,
+    )
+
+
+def _trainable(config: dict[str, Any]) -> None:
+    """What runs in a worker: one trial, its rungs reported as they come."""
+
+    def report(tokens: int, metrics: dict[str, float]) -> None:
+        tune.report({**metrics, TOKENS: tokens})
+
+    try:
+        result = run_trial(TrialSpec.from_dict(config["spec"]), report)
+    except Exception as error:
+        failure = classify(error)
+        if failure.retry:
+            raise
+        logging.getLogger(__name__).exception("trial %s failed", config["number"])
+        tune.report({FAILURE: failure.reason})
+        return
+    metrics = {name: float(value) for name, value in result.to_dict().items() if name in METRICS}
+    tune.report({FINAL: True, LOSS: result.val_loss, **metrics})

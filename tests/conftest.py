@@ -1,0 +1,74 @@
+"""Teachers small enough for any test, made in the process from a seed."""
+
+from __future__ import annotations
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # no test asks the hub; without this, one that does by mistake waits for minutes
+
+from pathlib import Path
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+
+VOCAB = 320  # 256 bytes, <|endoftext|> and a few merges
+TEXT = (
+    "The teacher is pruned to a smaller architecture and distilled for a short while. "
+    "A layer, a head or a neuron stays when it matters. def prune(teacher, scores): return student\n"
+)
+
+
+def make_gpt2(seed: int = 0, **changes: object) -> GPT2LMHeadModel:
+    """A random GPT-2 in eval mode without gradients: 3 layers, hidden 48, 4 heads of 12, MLP 96, 64 positions.
+
+    No weight is at its usual start: biases are not 0 and LayerNorm weights are not 1, so that a wrong slice of any
+    of them shows in the logits.
+    """
+    sizes = {"n_layer": 3, "n_embd": 48, "n_head": 4, "n_inner": 96, "vocab_size": VOCAB, "n_positions": 64}
+    ids = {"bos_token_id": 0, "eos_token_id": 0}
+    model = GPT2LMHeadModel(GPT2Config(**{**sizes, **ids, **changes}))
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            noise = torch.randn(weight.shape, generator=generator)
+            norm = ".ln_" in name and name.endswith("weight")
+            weight.copy_(1 + 0.3 * noise if norm else noise * (0.3 if weight.dim() == 1 else len(weight) ** -0.5))
+        for embedding in (model.transformer.wte, model.transformer.wpe, model.lm_head):
+            embedding.weight.copy_(0.5 * torch.randn(embedding.weight.shape, generator=generator))
+    return model.eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="session")
+def tiny_gpt2() -> GPT2LMHeadModel:
+    """The model of `make_gpt2`; shared by all tests, so do not change it."""
+    return make_gpt2()
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer() -> PreTrainedTokenizerFast:
+    """A byte-level BPE of at most `VOCAB` entries, any text to tokens and back; <|endoftext|> is token 0."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCAB,
+        special_tokens=["<|endoftext|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator([TEXT] * 4, trainer)
+    end = "<|endoftext|>"
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=end, eos_token=end, unk_token=end)
+
+
+@pytest.fixture(scope="session")
+def tiny_teacher_folder(
+    tiny_gpt2: GPT2LMHeadModel, tiny_tokenizer: PreTrainedTokenizerFast, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A checkpoint folder of `tiny_gpt2` with its tokenizer; shared by all tests, so do not change it."""
+    folder = tmp_path_factory.mktemp("tiny-gpt2")
+    tiny_gpt2.save_pretrained(folder)
+    tiny_tokenizer.save_pretrained(folder)
+    return folder

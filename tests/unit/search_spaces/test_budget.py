@@ -1,0 +1,69 @@
+"""Budgets: what people write, the band it means, and an error that shows the way out."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from search_spaces.budget import nearest_feasible, parse_budget
+from search_spaces.errors import InputError
+
+TEACHER = 354_823_168
+COUNTS = (*range(60_000_000, TEACHER, 1_000_003), TEACHER)
+
+
+@pytest.mark.parametrize("text", ["260M", "0.26B", "260_000_000", "260000000", "0.26G", " 260m ", "260000K"])
+def test_spellings_of_one_budget(text: str) -> None:
+    budget = parse_budget(text, TEACHER, COUNTS)
+    assert (budget.minimum, budget.maximum) == (247_000_000, 260_000_000)
+
+
+def test_share_of_the_teacher() -> None:
+    budget = parse_budget("70%", TEACHER, COUNTS, tolerance=0.1)
+    assert budget.maximum == int(0.7 * TEACHER)
+    assert 0 <= budget.minimum - 0.63 * TEACHER < 1
+
+
+@pytest.mark.parametrize("text", ["abc", "-5", "", "0", "1e8", "260MM", "M", "1M", "10G", "700%"])
+def test_wrong_budget_names_value_range_and_way_out(text: str) -> None:
+    with pytest.raises(InputError) as caught:
+        parse_budget(text, TEACHER, COUNTS)
+    message = str(caught.value)
+    assert repr(text) in message
+    assert "60,000,000 to 354,823,168" in message
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize("text", ["1M", "10G", "400M"])
+def test_nearest_feasible_budget_that_is_named_works(text: str) -> None:
+    with pytest.raises(InputError) as caught:
+        parse_budget(text, TEACHER, COUNTS)
+    named = re.search(r"nearest feasible budget is (\d+)", str(caught.value))
+    assert named is not None
+    parse_budget(named[1], TEACHER, COUNTS)
+
+
+@pytest.mark.parametrize("tolerance", [-0.1, 1.0])
+def test_tolerance_outside_its_range_is_refused(tolerance: float) -> None:
+    with pytest.raises(InputError, match="tolerance"):
+        parse_budget("260M", TEACHER, COUNTS, tolerance)
+
+
+@given(
+    st.sets(st.integers(100, 10_000), min_size=1, max_size=20).map(sorted),
+    st.integers(1, 20_000),
+    st.floats(0, 0.5),
+)
+def test_nearest_feasible_is_feasible_and_nothing_nearer_is(counts: list[int], budget: int, tolerance: float) -> None:
+    def feasible(candidate: int) -> bool:
+        return any((1 - tolerance) * candidate <= count <= candidate for count in counts)
+
+    assume(not feasible(budget))
+    nearest = nearest_feasible(budget, counts, tolerance)
+    assert feasible(nearest)
+    nearer = (budget + sign * step for step in range(abs(nearest - budget)) for sign in (1, -1))
+    # budgets above the largest model are feasible in words only, and are not offered
+    assert not any(feasible(one) for one in nearer if one <= counts[-1])

@@ -1,0 +1,117 @@
+"""Spaces: the grid derived from a teacher, the feasible set, presets and users' files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from search_spaces.architecture import Architecture
+from search_spaces.budget import parse_budget
+from search_spaces.errors import InputError
+from search_spaces.files import PRESETS, load_space
+from search_spaces.shape import ModelShape
+
+MEDIUM = ModelShape("gpt2", 24, 1024, 16, 64, 4096, 50257, 1024, tied=True)
+SMALL = ModelShape("gpt2", 8, 256, 8, 32, 1024, 4096, 256, tied=True)
+
+
+def test_counts_of_published_models() -> None:
+    small = ModelShape("gpt2", 12, 768, 12, 64, 3072, 50257, 1024, tied=True)
+    assert small.parameters(small.full) == 124_439_808
+    assert MEDIUM.parameters(MEDIUM.full) == 354_823_168
+    pruned = [(24, 1024, 12, 2560), (24, 1024, 10, 3072), (20, 1024, 12, 3584)]
+    counted = [MEDIUM.parameters(Architecture.uniform(*sizes)) for sizes in pruned]
+    assert counted == [254_104_576, 266_690_560, 262_469_632]
+
+
+def test_untied_output_projection_counts_once_more() -> None:
+    untied = ModelShape("gpt2", 8, 256, 8, 32, 1024, 4096, 256, tied=False)
+    assert untied.parameters(untied.full) - SMALL.parameters(SMALL.full) == 4096 * 256
+
+
+def test_default_space_of_gpt2_medium_has_about_3000_points() -> None:
+    assert len(list(load_space("default", MEDIUM))) == 2_925
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize(("shape", "budget"), [(MEDIUM, "260M"), (SMALL, "60%")])
+def test_every_preset_has_a_band(preset: str, shape: ModelShape, budget: str) -> None:
+    space = load_space(preset, shape)
+    band = parse_budget(budget, shape.parameters(shape.full), space.counts)
+    feasible = list(space.feasible(band))
+    assert feasible
+    for one in feasible:
+        shape.check(one)
+        assert band.minimum <= shape.parameters(one) <= band.maximum
+
+
+def test_every_preset_file_is_named() -> None:
+    folder = Path(load_space.__code__.co_filename).parent / "presets"
+    assert {file.stem for file in folder.glob("*.yaml")} == set(PRESETS)
+
+
+def test_feasible_set_is_what_a_filter_over_the_grid_gives() -> None:
+    space = load_space("default", SMALL)
+    band = parse_budget("60%", SMALL.parameters(SMALL.full), space.counts)
+    wanted = {
+        Architecture.uniform(d, h, a, m)
+        for d in space.depth
+        for h in space.hidden
+        for a in space.heads
+        for m in space.mlp
+        if band.minimum <= SMALL.parameters(Architecture.uniform(d, h, a, m)) <= band.maximum
+    }
+    assert set(space.feasible(band)) == wanted
+
+
+def test_stock_only_keeps_what_a_plain_from_pretrained_loads() -> None:
+    assert all(one.hidden == 32 * one.heads[0] for one in load_space("stock", SMALL))
+
+
+def test_file_narrows_and_widens(tmp_path: Path) -> None:
+    file = tmp_path / "space.yaml"
+    file.write_text("depth: [2, 100%]\nhidden: {min: 10%, step: 25%}\n")
+    space = load_space(str(file), SMALL)
+    assert space.depth == (2, 8)
+    assert space.hidden == (64, 128, 192, 256)
+    assert space.heads == load_space("default", SMALL).heads
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("depht: 3", "depht"),
+        ("depth: {min: 1, foo: 2}", "depth.foo"),
+        ("depth: abc", "depth"),
+        ("depth: [1, x]", "depth"),
+        ("depth: [30]", "depth"),
+        ("depth: []", "depth"),
+        ("depth: {min: 0}", "depth"),
+        ("depth: {min: 9, max: 5}", "depth"),
+        ("mlp: [120%]", "mlp"),
+        ("hidden: [1.5]", "hidden"),
+        ("stock_only: 3", "stock_only"),
+        ("- 1", "mapping"),
+        ("a: [", "YAML"),
+        ("{stock_only: true, hidden: [100], heads: [8]}", "stock_only"),
+    ],
+)
+def test_wrong_file_is_one_line_that_names_file_and_key(tmp_path: Path, text: str, named: str) -> None:
+    file = tmp_path / "space.yaml"
+    file.write_text(text)
+    with pytest.raises(InputError) as caught:
+        load_space(str(file), SMALL)
+    assert str(file) in str(caught.value)
+    assert named in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_unknown_name_lists_the_presets() -> None:
+    with pytest.raises(InputError, match="default, depth, width, stock"):
+        load_space("nope", SMALL)
+
+
+def test_architecture_larger_than_the_teacher_is_refused() -> None:
+    with pytest.raises(InputError, match="hidden 512 exceeds"):
+        SMALL.check(Architecture.uniform(8, 512, 8, 1024))

@@ -1,0 +1,43 @@
+"""Imports go one way, nas -> trials -> search_spaces, and each room keeps to its libraries."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+FORBIDDEN = {
+    "search_spaces": {
+        "torch",
+        "transformers",
+        "datasets",
+        "ray",
+        "optuna",
+        "mlflow",
+        "trials",
+        "nas",
+        "huggingface_hub",
+    },
+    "trials": {"ray", "optuna", "mlflow", "nas"},
+    "nas": {"benchmarks", "tests"},
+}
+
+
+def imported(file: Path) -> set[str]:
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(file.read_text("utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names.add((node.module or "").split(".")[0])
+    return names
+
+
+@pytest.mark.parametrize("room", FORBIDDEN)
+def test_room_imports_nothing_that_is_above_it(room: str) -> None:
+    files = sorted((ROOT / room).rglob("*.py"))
+    assert files
+    wrong = {str(file.relative_to(ROOT)): found for file in files if (found := imported(file) & FORBIDDEN[room])}
+    assert not wrong

@@ -1,0 +1,125 @@
+"""GPT-2: the one file that knows its module names, for stock models and for ours with sizes by layer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
+
+from search_spaces.architecture import Architecture
+from search_spaces.errors import InputError
+from search_spaces.shape import ModelShape
+from trials.families.base import Kept
+from trials.families.modeling_pruned_gpt2 import PrunedGPT2Config, PrunedGPT2LMHeadModel
+
+# Said anew by whoever saves the student, or no longer true of it.
+NOT_INHERITED = ("model_type", "architectures", "transformers_version", "_name_or_path", "auto_map")
+
+
+class GPT2:
+    """`trials.families.Family` for models of type ``gpt2``."""
+
+    def shape(self, config: GPT2Config) -> ModelShape:
+        """The geometry of ``config``; InputError for cross-attention and for scores scaled by the layer's index."""
+        for option in ("add_cross_attention", "scale_attn_by_inverse_layer_idx"):
+            if getattr(config, option):
+                raise InputError(f"model with {option}=True: cannot be pruned; take a GPT-2 without it")
+        if config.n_embd % config.n_head:
+            raise InputError(f"model with n_embd={config.n_embd}: not a multiple of its n_head={config.n_head}")
+        return ModelShape(
+            family="gpt2",
+            layers=config.n_layer,
+            hidden=config.n_embd,
+            heads=config.n_head,
+            head_dim=config.n_embd // config.n_head,
+            mlp=config.n_inner or 4 * config.n_embd,
+            vocab=config.vocab_size,
+            positions=config.n_positions,
+            tied=config.tie_word_embeddings,
+        )
+
+    def build(self, config: GPT2Config, architecture: Architecture) -> PreTrainedModel:
+        """An empty student on the meta device, stock or custom; the rest of its configuration is the teacher's."""
+        shape = self.shape(config)
+        shape.check(architecture)
+        values = {name: value for name, value in config.to_dict().items() if name not in NOT_INHERITED}
+        values |= {"n_layer": architecture.depth, "n_embd": architecture.hidden}
+        values |= {"n_head": max(architecture.heads), "n_inner": max(architecture.mlp)}
+        with torch.device("meta"):
+            if shape.is_stock(architecture):
+                return GPT2LMHeadModel(GPT2Config(**values))
+            sizes = {"layer_heads": list(architecture.heads), "layer_mlp": list(architecture.mlp)}
+            return PrunedGPT2LMHeadModel(PrunedGPT2Config(head_dim=shape.head_dim, **sizes, **values))
+
+    def cut(self, model: GPT2LMHeadModel, kept: Kept) -> dict[str, Tensor]:
+        """Slices of the teacher by the student's parameter names."""
+        body, head_dim = model.transformer, self.shape(model.config).head_dim
+        state = {
+            "transformer.wte.weight": body.wte.weight[:, kept.hidden],
+            "transformer.wpe.weight": body.wpe.weight[:, kept.hidden],
+            "transformer.ln_f.weight": body.ln_f.weight[kept.hidden],
+            "transformer.ln_f.bias": body.ln_f.bias[kept.hidden],
+        }
+        for place, layer in enumerate(kept.layers.tolist()):
+            channels = _channels(kept.heads[place], head_dim)
+            for name, weight in _cut_layer(body.h[layer], kept.hidden, channels, kept.mlp[place]):
+                state[f"transformer.h.{place}.{name}"] = weight
+        if not model.config.tie_word_embeddings:
+            state["lm_head.weight"] = model.lm_head.weight[:, kept.hidden]
+        return state
+
+    def layers(self, model: GPT2LMHeadModel) -> Sequence[nn.Module]:
+        """The blocks."""
+        return list(model.transformer.h)
+
+    def norms(self, model: GPT2LMHeadModel) -> Sequence[nn.Module]:
+        """ln_1 and ln_2 of every block, then ln_f."""
+        pairs = ((block.ln_1, block.ln_2) for block in model.transformer.h)
+        return [*(norm for pair in pairs for norm in pair), model.transformer.ln_f]
+
+    def attention_output(self, layer: nn.Module) -> nn.Module:
+        """``attn.c_proj``."""
+        return layer.get_submodule("attn.c_proj")
+
+    def mlp_output(self, layer: nn.Module) -> nn.Module:
+        """``mlp.c_proj``."""
+        return layer.get_submodule("mlp.c_proj")
+
+    def backbone(self, model: GPT2LMHeadModel, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
+        """States after ln_f. With a mask, positions count the real tokens only, so that left padding shifts none."""
+        inputs = {"input_ids": tokens, "use_cache": False}
+        if mask is not None:
+            positions = (mask.long().cumsum(dim=1) - 1).clamp(min=0)
+            inputs |= {"attention_mask": mask.long(), "position_ids": positions}
+        states: Tensor = model.transformer(**inputs).last_hidden_state
+        return states
+
+    def output_weight(self, model: GPT2LMHeadModel) -> Tensor:
+        """``lm_head``, which is the token embedding when they are tied."""
+        weight: Tensor = model.lm_head.weight
+        return weight
+
+
+def _channels(heads: Tensor, head_dim: int) -> Tensor:
+    """The places (heads * head_dim,) of whole heads among the concatenated ones."""
+    return (heads[:, None] * head_dim + torch.arange(head_dim, device=heads.device)).flatten()
+
+
+def _cut_layer(block: nn.Module, hidden: Tensor, channels: Tensor, mlp: Tensor) -> Iterator[tuple[str, Tensor]]:
+    for norm in ("ln_1", "ln_2"):
+        yield f"{norm}.weight", block.get_parameter(f"{norm}.weight")[hidden]
+        yield f"{norm}.bias", block.get_parameter(f"{norm}.bias")[hidden]
+    inner = block.get_parameter("attn.c_proj.weight").shape[0]
+    qkv = torch.cat([channels + part * inner for part in range(3)])  # c_attn holds q, k and v side by side
+    products = {
+        "attn.c_attn": (hidden, qkv),
+        "attn.c_proj": (channels, hidden),
+        "mlp.c_fc": (hidden, mlp),
+        "mlp.c_proj": (mlp, hidden),
+    }
+    for name, (inputs, outputs) in products.items():  # Conv1D keeps its weight as (inputs, outputs)
+        weight = block.get_parameter(f"{name}.weight")
+        yield f"{name}.weight", weight.index_select(0, inputs).index_select(1, outputs)
+        yield f"{name}.bias", block.get_parameter(f"{name}.bias")[outputs]
