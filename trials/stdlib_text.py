@@ -14,6 +14,7 @@ from __future__ import annotations
 import ast
 import hashlib
 import inspect
+import platform
 import sysconfig
 import tokenize
 import warnings
@@ -22,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 VALIDATION_SHARE = 0.05
-# Changing the salt moves modules between the sides: a teacher trained before would have seen its own validation text.
+# Changing the salt moves modules between the sides: the shipped teacher would have seen its own validation text.
 SPLIT_SALT = "stdlib-split-0"
 
 # Tests are many and alike; `encodings` is generated tables; `pydoc_data` is already here as topics.
@@ -32,6 +33,7 @@ LEFT_OUT_FOLDERS = frozenset(
 # Files which the build writes: they hold the paths and flags of one machine.
 LEFT_OUT_PREFIXES = ("_sysconfigdata", "_sysconfig_vars", "config-")
 
+_NAMED = (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 _Documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 
 
@@ -60,11 +62,21 @@ def read_stdlib_text(root: Path | None = None) -> StdlibText:
     A file which cannot be decoded in the encoding it declares, or which this Python cannot parse, is left out.
     """
     root = root or Path(sysconfig.get_path("stdlib"))
-    train, validation = list(topic_documents()), []
+    train, validation = list(topic_documents()), list[Document]()
     for path in source_files(root):
         side = validation if is_validation(path) else train
         side.extend(module_documents(root, path))
     return StdlibText(tuple(sorted(train, key=_shuffled)), tuple(sorted(validation, key=_shuffled)))
+
+
+def stdlib_identity() -> str:
+    """Differs whenever `read_stdlib_text` of the running interpreter gives other documents; reads, parses nothing."""
+    root = Path(sysconfig.get_path("stdlib"))
+    hashed = hashlib.sha256(f"stdlib {SPLIT_SALT} {VALIDATION_SHARE} {platform.python_version()}".encode())
+    for path in [*source_files(root), PurePosixPath("pydoc_data/topics.py")]:
+        hashed.update(path.as_posix().encode())
+        hashed.update(hashlib.sha256((root / path).read_bytes() if (root / path).exists() else b"").digest())
+    return hashed.hexdigest()
 
 
 def source_files(root: Path) -> list[PurePosixPath]:
@@ -142,8 +154,8 @@ def _docstrings(node: ast.AST, name: str) -> Iterator[str]:
         if text and text.strip():
             yield f"{name}\n\n{inspect.cleandoc(text).strip()}\n"
     for child in ast.iter_child_nodes(node):
-        named = isinstance(child, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
-        yield from _docstrings(child, f"{name}.{child.name}" if named else name)
+        below = f"{name}.{child.name}" if isinstance(child, _NAMED) else name
+        yield from _docstrings(child, below)
 
 
 def _left_out(path: PurePosixPath) -> bool:

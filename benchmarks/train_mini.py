@@ -1,0 +1,218 @@
+"""Train `mini`, the embedded teacher, from the text of the Python standard library; or evaluate a trained one.
+
+    python -m benchmarks.train_mini --output DIR [--steps N]
+    python -m benchmarks.train_mini --evaluate DIR
+
+DIR is a complete checkpoint folder from the first `SAVE_EVERY` steps on. A run that was stopped continues from the
+state beside it, `DIR.state.pt`. The tokenizer and the model see the training side of the split alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+
+from benchmarks.mini_evaluation import held_out_report
+from trials.corpus import BatchOrder, encode, windows
+from trials.stdlib_text import read_stdlib_text
+
+END_OF_TEXT = "<|endoftext|>"
+CONTEXT = 256
+SAVE_EVERY = 100
+LOG_EVERY = 20
+PEAK_RATE, LAST_RATE, WARMUP_STEPS = 1.5e-3, 1e-4, 100
+DECAY_SHARE = 0.4
+PROBE_WINDOWS = 48
+
+
+@dataclass
+class Progress:
+    """What a run needs to continue: the model in float32, its optimizer and how many steps it has behind it."""
+
+    model: GPT2LMHeadModel
+    optimizer: torch.optim.Optimizer
+    step: int = 0
+    seconds: float = 0.0
+
+
+def main() -> None:
+    arguments = parse_arguments()
+    if arguments.evaluate:
+        print(json.dumps(held_out_report(arguments.evaluate), indent=2))
+        return
+    train(arguments.output, arguments.steps, arguments.batch, arguments.seed)
+    print(json.dumps(held_out_report(arguments.output), indent=2))
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--output", type=Path, help="train, and write the checkpoint to this folder")
+    what.add_argument("--evaluate", type=Path, help="print the held-out figures of this checkpoint folder")
+    parser.add_argument("--steps", type=int, default=2200, help="optimizer steps in all (default: 2200)")
+    parser.add_argument("--batch", type=int, default=8, help=f"windows of {CONTEXT} tokens a step (default: 8)")
+    parser.add_argument("--seed", type=int, default=0)
+    return parser.parse_args()
+
+
+def train(output: Path, steps: int, batch: int, seed: int) -> None:
+    """Train for `steps` steps of `batch` windows, or what is left of them after an interruption."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    text = read_stdlib_text()
+    tokenizer = load_or_train_tokenizer(output, [document.text for document in text.train])
+    train_windows = pack(tokenizer, [document.text for document in text.train])
+    probe = torch.from_numpy(pack(tokenizer, [document.text for document in text.validation])[:PROBE_WINDOWS])
+    order = BatchOrder(len(train_windows), batch, seed)
+    progress = resume(output, device, seed)
+    parameters = sum(parameter.numel() for parameter in progress.model.parameters())
+    print(f"{parameters:,} parameters, {train_windows.size:,} training tokens, from step {progress.step}", flush=True)
+    while progress.step < steps:
+        started = time.perf_counter()
+        rate = learning_rate(progress.step, steps)
+        loss = train_step(progress, torch.from_numpy(train_windows[order.indices(progress.step)]).to(device), rate)
+        progress.step += 1
+        progress.seconds += time.perf_counter() - started
+        if progress.step % LOG_EVERY == 0 or progress.step == steps:
+            log(progress, steps, batch, loss)
+        if progress.step % SAVE_EVERY == 0 or progress.step == steps:
+            save(progress, tokenizer, output)
+            print(f"step {progress.step} held-out {probe_loss(progress.model, probe.to(device)):.4f}", flush=True)
+
+
+def train_step(progress: Progress, batch: torch.Tensor, rate: float) -> float:
+    """One step of AdamW on token windows (batch, CONTEXT); returns the mean loss in nats per token."""
+    for group in progress.optimizer.param_groups:
+        group["lr"] = rate
+    with autocast(batch.device):
+        loss = progress.model(input_ids=batch, labels=batch).loss
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(progress.model.parameters(), 1.0)
+    progress.optimizer.step()
+    progress.optimizer.zero_grad(set_to_none=True)
+    return float(loss.detach())
+
+
+def autocast(device: torch.device) -> torch.autocast:
+    """bf16 where the hardware multiplies it; elsewhere it is emulated, and several times slower than float32."""
+    fast = device.type == "cuda" or torch.cpu._is_avx512_bf16_supported()
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=fast)
+
+
+def learning_rate(step: int, steps: int) -> float:
+    """Linear warm-up, PEAK_RATE, and a linear way down to LAST_RATE over the last DECAY_SHARE of the steps.
+
+    Until the way down begins nothing depends on `steps`: a run may be stopped and continued with another number of
+    them, and is the run that it would have been with that number from the start.
+    """
+    if step < WARMUP_STEPS:
+        return PEAK_RATE * (step + 1) / WARMUP_STEPS
+    left = (steps - step) / (DECAY_SHARE * steps)
+    return LAST_RATE + (PEAK_RATE - LAST_RATE) * min(1.0, left)
+
+
+@torch.no_grad()
+def probe_loss(model: GPT2LMHeadModel, probe: torch.Tensor) -> float:
+    """Mean nats per token on a fixed few held-out windows: a reading on the way, not the published figure."""
+    parts = torch.split(probe, 8)
+    return float(np.mean([float(model(input_ids=part, labels=part).loss) for part in parts]))
+
+
+def resume(output: Path, device: torch.device, seed: int) -> Progress:
+    """The state of an interrupted run, or a freshly initialised model."""
+    torch.manual_seed(seed)
+    model = GPT2LMHeadModel(mini_config()).to(device)
+    decayed = [parameter for parameter in model.parameters() if parameter.dim() > 1]
+    others = [parameter for parameter in model.parameters() if parameter.dim() <= 1]
+    groups = [{"params": decayed, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}]
+    progress = Progress(model, torch.optim.AdamW(groups, lr=PEAK_RATE, betas=(0.9, 0.95), fused=True))
+    state_file = training_state(output)
+    if state_file.exists():
+        state = torch.load(state_file, map_location=device, weights_only=True)
+        model.load_state_dict(state["model"])
+        progress.optimizer.load_state_dict(state["optimizer"])
+        progress.step, progress.seconds = state["step"], state["seconds"]
+    return progress
+
+
+def mini_config() -> GPT2Config:
+    """7.4M parameters: in half precision the folder stays below 16 MB."""
+    shape = {"n_layer": 8, "n_embd": 256, "n_head": 8, "n_inner": 1024, "n_positions": CONTEXT, "vocab_size": 4096}
+    dropout = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+    return GPT2Config(**shape, **dropout, bos_token_id=0, eos_token_id=0, tie_word_embeddings=True)
+
+
+def load_or_train_tokenizer(output: Path, texts: list[str]) -> PreTrainedTokenizerFast:
+    """The tokenizer of an interrupted run, or a byte-level BPE of 4096 entries trained on `texts`."""
+    if training_state(output).exists():
+        return AutoTokenizer.from_pretrained(output)
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=4096, special_tokens=[END_OF_TEXT], initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    special = {"bos_token": END_OF_TEXT, "eos_token": END_OF_TEXT, "unk_token": END_OF_TEXT}
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=CONTEXT, **special)
+
+
+def pack(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> npt.NDArray[np.int64]:
+    """Documents, each closed by the end-of-text token, as int64 windows (n, CONTEXT)."""
+    tokens = [token for ids in encode(tokenizer, texts) for token in [*ids, tokenizer.eos_token_id]]
+    return windows(np.asarray(tokens, dtype=np.int64), CONTEXT)
+
+
+def save(progress: Progress, tokenizer: PreTrainedTokenizerFast, output: Path) -> None:
+    """Write the checkpoint folder and the state to continue from, each whole or not at all."""
+    temporary = output.with_name(output.name + ".partial")
+    shutil.rmtree(temporary, ignore_errors=True)
+    write_checkpoint(progress.model, tokenizer, temporary)
+    retired = output.with_name(output.name + ".retired")
+    shutil.rmtree(retired, ignore_errors=True)
+    if output.exists():
+        output.rename(retired)
+    temporary.rename(output)
+    shutil.rmtree(retired, ignore_errors=True)
+    state = {"model": progress.model.state_dict(), "optimizer": progress.optimizer.state_dict()}
+    torch.save(state | {"step": progress.step, "seconds": progress.seconds}, f"{training_state(output)}.partial")
+    os.replace(f"{training_state(output)}.partial", training_state(output))
+
+
+def write_checkpoint(model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+    """Weights in float16 to halve the file; the configuration asks for float32, so they are widened at loading."""
+    half = GPT2LMHeadModel(model.config).half()
+    half.load_state_dict(model.state_dict())
+    half.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    config = json.loads((folder / "config.json").read_text())
+    config["dtype"] = "float32"
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+
+
+def training_state(output: Path) -> Path:
+    return output.with_name(output.name + ".state.pt")
+
+
+def log(progress: Progress, steps: int, batch: int, loss: float) -> None:
+    pace = progress.step / progress.seconds
+    left = (steps - progress.step) / pace
+    print(
+        f"step {progress.step}/{steps} loss {loss:.4f} {pace * batch * CONTEXT:,.0f} tok/s eta {left / 60:.1f} min",
+        flush=True,
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,136 @@
+"""Where text comes from: two sides of documents that never mix, and files and folders as such sources."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from search_spaces.errors import InputError
+from trials.cache import digest
+from trials.durable import file_sha256
+
+SUFFIXES = (".txt", ".jsonl")
+HELD_OUT = 0.05
+PARAGRAPHS_OF = 4096  # characters: consecutive paragraphs of a .txt up to about this length are one document
+TRAIN_STEM = re.compile(r"train", re.IGNORECASE)
+VALIDATION_STEM = re.compile(r"valid|dev", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class TextSource:
+    """Documents for training and for validation. ``identity`` differs whenever the documents do."""
+
+    name: str
+    identity: str
+    train: Callable[[], Iterable[str]]
+    validation: Callable[[], Iterable[str]]
+
+
+def from_path(path: Path) -> TextSource:
+    """A ``.txt`` or ``.jsonl`` file, or a folder of them. Raises InputError when it is neither, or cannot be split."""
+    if path.is_dir():
+        files = sorted(file for file in path.rglob("*") if file.is_file() and file.suffix in SUFFIXES)
+        if not files:
+            raise InputError(f"corpus {path}: no .txt or .jsonl file in this folder; put text there, or use stdlib")
+        return _from_files(path, files) if len(files) > 1 else _from_file(files[0])
+    if not path.is_file():
+        raise InputError(f"corpus {path}: no such file or folder; give a .txt or .jsonl file, a folder, or stdlib")
+    if path.suffix not in SUFFIXES:
+        raise InputError(f"corpus {path}: unknown kind of file {path.suffix!r}; text is read from .txt and .jsonl")
+    return _from_file(path)
+
+
+def split_files(root: Path, files: Sequence[Path]) -> tuple[list[Path], list[Path]]:
+    """The training and the validation files among two or more ``files`` below ``root``.
+
+    Names decide when some begin with ``train`` and others with ``valid`` or ``dev``: those are the sides and the
+    rest is not read. Otherwise a hash of the relative path picks 5 % of the files, at least one, for validation.
+    """
+    train = [file for file in files if TRAIN_STEM.match(file.stem)]
+    validation = [file for file in files if VALIDATION_STEM.match(file.stem)]
+    if train and validation:
+        return train, validation
+    held_out = max(1, round(HELD_OUT * len(files)))
+    chosen = set(sorted(files, key=lambda file: hashlib.sha256(_relative(root, file)).digest())[:held_out])
+    return [file for file in files if file not in chosen], [file for file in files if file in chosen]
+
+
+def _from_files(root: Path, files: Sequence[Path]) -> TextSource:
+    train, validation = split_files(root, files)
+    parts = [part for file in files for part in (_relative(root, file), file_sha256(file))]
+    return TextSource(
+        name=root.name or str(root),
+        identity=digest("folder", *parts),
+        train=lambda: (document for file in train for document in read_documents(file)),
+        validation=lambda: (document for file in validation for document in read_documents(file)),
+    )
+
+
+def _from_file(path: Path) -> TextSource:
+    return TextSource(
+        name=path.name,
+        identity=digest("file", path.suffix, file_sha256(path)),
+        train=lambda: _split_documents(path)[0],
+        validation=lambda: _split_documents(path)[1],
+    )
+
+
+def _split_documents(path: Path) -> tuple[list[str], list[str]]:
+    documents = list(read_documents(path))
+    if len(documents) < 2:
+        unit = "rows" if path.suffix == ".jsonl" else "paragraphs, separated by blank lines"
+        raise InputError(f"corpus {path}: its last 5 % are held out, which takes at least two {unit}; add text to it")
+    held_out = max(1, round(HELD_OUT * len(documents)))
+    return documents[:-held_out], documents[-held_out:]
+
+
+def read_documents(path: Path) -> Iterator[str]:
+    """The documents of a file, without empty ones: groups of paragraphs of a .txt, ``text`` of each row of a .jsonl."""
+    text = _decoded(path)
+    yield from _rows(path, text) if path.suffix == ".jsonl" else _paragraph_groups(text)
+
+
+def _paragraph_groups(text: str) -> Iterator[str]:
+    """Shorter groups for a short text, so that there are twenty of them to hold some out of."""
+    wanted = min(PARAGRAPHS_OF, len(text) // 20)
+    group: list[str] = []
+    for paragraph in re.split(r"\n\s*\n", text):
+        if paragraph.strip():
+            group.append(paragraph.strip("\n"))
+        if group and sum(map(len, group)) >= wanted:
+            yield "\n\n".join(group) + "\n"
+            group = []
+    if group:
+        yield "\n\n".join(group) + "\n"
+
+
+def _rows(path: Path, text: str) -> Iterator[str]:
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise InputError(
+                f"corpus {path}, line {number}: not JSON ({error.msg}); each line is one object"
+            ) from error
+        document = row.get("text") if isinstance(row, dict) else None
+        if not isinstance(document, str):
+            raise InputError(f'corpus {path}, line {number}: each line is an object with a string under "text"')
+        if document.strip():
+            yield document
+
+
+def _decoded(path: Path) -> str:
+    try:
+        return path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(f"corpus {path}: not UTF-8 at byte {error.start}; convert it, `iconv -t utf-8`") from error
+
+
+def _relative(root: Path, file: Path) -> bytes:
+    return file.relative_to(root).as_posix().encode()
