@@ -12,7 +12,9 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from trials.durable import damage, sweep, write_sealed
+from trials.durable import damage, file_sha256, sweep, write_sealed
+
+__all__ = ["Cache", "digest", "file_sha256"]
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 

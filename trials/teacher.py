@@ -27,6 +27,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils import logging as transformers_logging
 
 from search_spaces.errors import InputError
 from search_spaces.shape import ModelShape
@@ -84,7 +85,7 @@ def resolve_model(model: str) -> Path:
 
 def read_shape(path: Path) -> ModelShape:
     """The geometry of the model in folder ``path``, from its config alone. Raises InputError when unsupported."""
-    config = _config(path)
+    config = read_config(path)
     return family_of(config).shape(config)
 
 
@@ -169,7 +170,8 @@ def _download(model: str) -> Path:
         ) from error
 
 
-def _config(path: Path) -> PretrainedConfig:
+def read_config(path: Path) -> PretrainedConfig:
+    """The configuration of the model in folder ``path``. Raises InputError when transformers does not know it."""
     try:
         return AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
@@ -184,6 +186,7 @@ def _load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
 
 
 def _load_model(path: Path, dtype: torch.dtype) -> PreTrainedModel:
+    transformers_logging.disable_progress_bar()  # one bar for every file, in every worker's log
     try:
         model, loading = AutoModelForCausalLM.from_pretrained(
             path, dtype=dtype, attn_implementation="sdpa", local_files_only=True, output_loading_info=True

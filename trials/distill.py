@@ -1,0 +1,240 @@
+"""The short retraining that lets a pruned student catch up with its teacher before it is judged."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from trials.checkpoint import Rung, load_checkpoint, save_checkpoint
+from trials.corpus import BatchOrder, Corpus, windows
+from trials.evaluate import validation_loss
+from trials.families import Family, family_of
+from trials.kl import chunk_tokens, chunked_kl
+from trials.precision import autocast
+from trials.teacher import Teacher
+
+BETAS, WEIGHT_DECAY, MAX_GRADIENT_NORM = (0.9, 0.95), 0.1, 1.0
+WARMUP_SHARE, FINAL_SHARE = 0.05, 0.1  # of the steps; of the peak learning rate
+MICRO_TOKENS = {"cpu": 2048, "cuda": 16384}  # tokens in one forward pass; halved when CUDA memory does not do
+
+Report = Callable[[int, dict[str, float]], None]
+
+log = logging.getLogger(__name__)
+
+
+class NonFiniteLoss(RuntimeError):  # noqa: N818 - named for what is seen, as the log will show it
+    """A loss or gradient became infinite or NaN: the trial has failed, and the same again would fail again."""
+
+
+@dataclass(frozen=True)
+class DistillSettings:
+    """One distillation. ``tokens`` in all, ``batch_tokens`` of them in every optimizer step, in windows of
+    ``sequence_length``; ``rungs`` (ascending, the last is ``tokens``) say where validation loss is measured.
+
+    ``identity`` names everything that the result depends on: a checkpoint of another identity is not continued.
+    A checkpoint is written at every rung and whenever ``checkpoint_seconds`` have gone by since the last.
+    """
+
+    tokens: int
+    rungs: tuple[int, ...]
+    sequence_length: int
+    batch_tokens: int
+    learning_rate: float
+    seed: int
+    identity: str
+    checkpoint_seconds: float = 120.0
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps until ``tokens`` are reached."""
+        return self.steps_for(self.tokens)
+
+    @property
+    def batch_windows(self) -> int:
+        """Windows in one optimizer step."""
+        return max(1, self.batch_tokens // self.sequence_length)
+
+    def steps_for(self, tokens: int) -> int:
+        """The first step after which at least ``tokens`` have been distilled."""
+        return math.ceil(tokens / (self.batch_windows * self.sequence_length))
+
+
+@dataclass(frozen=True)
+class DistillResult:
+    """What a distillation gave: the readings ``rungs``, from 0 tokens on; ``seconds`` of training and measuring,
+    without what an interruption lost; ``resumed_from``, the tokens that a checkpoint brought along.
+    """
+
+    rungs: tuple[Rung, ...]
+    seconds: float
+    resumed_from: int
+
+
+def distill(
+    student: PreTrainedModel,
+    teacher: Teacher,
+    corpus: Corpus,
+    settings: DistillSettings,
+    directory: Path,
+    report: Report,
+) -> DistillResult:
+    """Train ``student`` (float32, in place) to give the teacher's next-token distributions.
+
+    Forward KL on logits at temperature 1 on packed text (Minitron, arXiv 2407.14679), AdamW, linear warm-up and a
+    cosine to a tenth. Batches are a function of the seed and the step alone, so every trial sees the same.
+
+    ``report(tokens, metrics)`` is called at 0 tokens and at every rung, after the checkpoint of that rung is on
+    disk; when ``directory`` holds a checkpoint, the readings in it are reported again first, and the run goes on
+    from there: on a CPU with as many threads, bit for bit as if it had never stopped.
+
+    Raises NonFiniteLoss.
+    """
+    run = _Distillation(student, teacher, corpus, settings, directory, report)
+    return run.finish()
+
+
+def learning_rate(step: int, settings: DistillSettings) -> float:
+    """The rate of ``step`` (from 0): linear warm-up, then a cosine which ends at `FINAL_SHARE` of the peak."""
+    warmup = max(1, round(WARMUP_SHARE * settings.steps))
+    if step < warmup:
+        return settings.learning_rate * (step + 1) / warmup
+    done = (step - warmup) / max(1, settings.steps - 1 - warmup)
+    return settings.learning_rate * (FINAL_SHARE + (1 - FINAL_SHARE) * (1 + math.cos(math.pi * done)) / 2)
+
+
+def make_optimizer(student: PreTrainedModel, rate: float) -> torch.optim.AdamW:
+    """AdamW with decay on matrices only: biases and norms are not pulled towards zero."""
+    parameters = list(student.parameters())
+    groups = [
+        {"params": [one for one in parameters if one.dim() > 1], "weight_decay": WEIGHT_DECAY},
+        {"params": [one for one in parameters if one.dim() <= 1], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=rate, betas=BETAS)
+
+
+class _Distillation:
+    """One call of `distill`: what stays the same over its steps, and its progress."""
+
+    def __init__(
+        self,
+        student: PreTrainedModel,
+        teacher: Teacher,
+        corpus: Corpus,
+        settings: DistillSettings,
+        directory: Path,
+        report: Report,
+    ) -> None:
+        self.student, self.teacher, self.settings = student, teacher, settings
+        self.directory, self.report = directory, report
+        self.train = windows(corpus.train, settings.sequence_length)
+        self.validation = windows(corpus.validation, settings.sequence_length)
+        self.order = BatchOrder(len(self.train), settings.batch_windows, settings.seed)
+        self.optimizer = make_optimizer(student, settings.learning_rate)
+        self.progress = load_checkpoint(directory, student, self.optimizer, settings.identity)
+        self.micro_windows = max(1, MICRO_TOKENS[self.device] // settings.sequence_length)
+        self.saved_at = time.monotonic()
+
+    @property
+    def device(self) -> str:
+        device: str = self.student.device.type
+        return device
+
+    @cached_property
+    def family(self) -> Family:
+        return family_of(self.teacher.model.config)
+
+    def finish(self) -> DistillResult:
+        """Go from wherever the checkpoint is to the last rung."""
+        self.student.eval()  # no dropout: a hub config's 0.1 would make trials differ by chance
+        resumed_from = self.progress.step * self.settings.batch_windows * self.settings.sequence_length
+        for rung in self.progress.rungs:
+            self.report(rung.tokens, dict(rung.metrics))
+        for tokens in (0, *self.settings.rungs)[len(self.progress.rungs) :]:
+            while self.progress.step < self.settings.steps_for(tokens):
+                self._timed_step()
+            self._close_rung(tokens)
+        return DistillResult(self.progress.rungs, self.progress.seconds, resumed_from)
+
+    def _timed_step(self) -> None:
+        if time.monotonic() - self.saved_at >= self.settings.checkpoint_seconds:
+            self._save()
+        started, progress = time.perf_counter(), self.progress
+        kl = self._step(progress.step)
+        self.progress = replace(
+            progress,
+            step=progress.step + 1,
+            seconds=progress.seconds + time.perf_counter() - started,
+            kl_sum=progress.kl_sum + kl,
+            kl_steps=progress.kl_steps + 1,
+        )
+
+    def _step(self, step: int) -> float:
+        """One optimizer step; returns the mean KL of its tokens in nats."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(step, self.settings)
+        kl = self._gradients(self.train[self.order.indices(step)])
+        norm = float(torch.nn.utils.clip_grad_norm_(self.student.parameters(), MAX_GRADIENT_NORM))
+        if not (math.isfinite(kl) and math.isfinite(norm)):
+            raise NonFiniteLoss(f"step {step + 1}: training KL {kl}, gradient norm {norm}")
+        self.optimizer.step()
+        return kl
+
+    def _gradients(self, batch: NDArray[np.integer]) -> float:
+        """Set the gradients of the mean KL over ``batch`` (windows, length), and return it."""
+        while True:
+            try:
+                self.optimizer.zero_grad(set_to_none=True)
+                return sum(self._micro_step(part, len(batch)) for part in self._micro_batches(batch))
+            except torch.OutOfMemoryError:
+                if self.micro_windows == 1:
+                    raise
+                self.micro_windows //= 2
+                log.warning("out of memory: micro-batches are cut to %d windows", self.micro_windows)
+
+    def _micro_batches(self, batch: NDArray[np.integer]) -> list[Tensor]:
+        tokens = torch.from_numpy(batch.astype(np.int64)).to(self.student.device)
+        return list(torch.split(tokens, self.micro_windows))
+
+    def _micro_step(self, tokens: Tensor, batch_windows: int) -> float:
+        """Add the gradients of the micro-batch ``tokens`` (n, length), weighted by its share of the batch."""
+        teacher, family = self.teacher.model, self.family
+        with autocast(self.device):
+            with torch.no_grad():
+                target = family.backbone(teacher, tokens).flatten(0, 1)
+            own, weight = family.backbone(self.student, tokens).flatten(0, 1), family.output_weight(self.student)
+            chunk = chunk_tokens(weight.shape[0], self.device)
+            loss = chunked_kl(own, weight, target, family.output_weight(teacher), chunk)
+            share = loss * (len(tokens) / batch_windows)
+        torch.autograd.backward(share)
+        return float(share.detach())
+
+    def _close_rung(self, tokens: int) -> None:
+        """Measure, make it durable, and only then report it."""
+        started, progress = time.perf_counter(), self.progress
+        loss = validation_loss(self.student, self.family, self.validation)
+        if not math.isfinite(loss):
+            raise NonFiniteLoss(f"step {progress.step}: validation loss {loss}")
+        seconds = progress.seconds + time.perf_counter() - started
+        metrics = {"val_loss": loss, "seconds": seconds}
+        if progress.kl_steps:
+            metrics["kl"] = progress.kl_sum / progress.kl_steps
+        rungs = (*progress.rungs, Rung(tokens, metrics))
+        self.progress = replace(progress, seconds=seconds, kl_sum=0.0, kl_steps=0, rungs=rungs)
+        if tokens:  # at 0 there is nothing yet that pruning again would not give
+            self._save()
+        self.report(tokens, dict(metrics))
+
+    def _save(self) -> None:
+        save_checkpoint(self.directory, self.student, self.optimizer, self.progress)
+        self.saved_at = time.monotonic()

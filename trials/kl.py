@@ -1,0 +1,84 @@
+"""The distillation loss over a whole vocabulary, without ever holding tokens x vocabulary numbers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+# Per float32 tensor of chunk x vocabulary, of which about five are alive at once.
+CHUNK_BYTES = {"cpu": 16 * 2**20, "cuda": 256 * 2**20}
+
+
+def chunk_tokens(vocabulary: int, device: str) -> int:
+    """How many tokens to take at a time, so that one float32 row for each fits in `CHUNK_BYTES`."""
+    return max(1, CHUNK_BYTES[device] // (4 * vocabulary))
+
+
+def chunked_kl(
+    student_hidden: Tensor, student_weight: Tensor, teacher_hidden: Tensor, teacher_weight: Tensor, chunk: int
+) -> Tensor:
+    """KL(teacher || student) of the next-token distributions at temperature 1, in mean nats per token.
+
+    ``student_hidden`` (N, H_s) and ``teacher_hidden`` (N, H_t) are the inputs of the output projections
+    ``student_weight`` (V, H_s) and ``teacher_weight`` (V, H_t). Differentiable in the student's two tensors.
+    ``chunk`` tokens are worked on at a time; it bounds the memory and does not change the value.
+
+    Forward KL on logits alone is Minitron's recipe (arXiv 2407.14679, section 3; Hinton et al., arXiv 1503.02531).
+    The gradient of a softmax is known in closed form, so it is computed with the loss, chunk by chunk, and only
+    (N, H) and (V, H) are kept: the idea of Liger Kernel's fused linear losses (arXiv 2410.10989).
+    Under autocast the products run in its format; softmax, loss and gradient sums are in float32.
+    """
+    tensors = (student_hidden, student_weight, teacher_hidden, teacher_weight)
+    loss: Tensor = _ChunkedKL.apply(*tensors, chunk)  # type: ignore[no-untyped-call]
+    return loss
+
+
+class _ChunkedKL(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, teacher_hidden: Tensor, teacher_weight: Tensor, chunk: int
+    ) -> Tensor:
+        device, tokens = hidden.device.type, hidden.shape[0]
+        needed: tuple[bool, ...] = ctx.needs_input_grad
+        hidden_grad = torch.empty_like(hidden, dtype=torch.float32) if needed[0] else None
+        weight_grad = torch.zeros_like(weight, dtype=torch.float32) if needed[1] else None
+        own, own_weight, target, target_weight = _in_autocast_dtype(hidden, weight, teacher_hidden, teacher_weight)
+        total = torch.zeros((), dtype=torch.float64, device=hidden.device)
+        with torch.autocast(device, enabled=False):
+            for start in range(0, tokens, chunk):
+                part = slice(start, start + chunk)
+                loss, logits_grad = _one_chunk(own[part] @ own_weight.T, target[part] @ target_weight.T)
+                total += loss
+                logits_grad = (logits_grad / tokens).to(own.dtype)
+                if hidden_grad is not None:
+                    hidden_grad[part] = logits_grad @ own_weight
+                if weight_grad is not None:
+                    weight_grad += logits_grad.T @ own[part]
+        ctx.save_for_backward(hidden_grad, weight_grad)
+        ctx.dtypes = (hidden.dtype, weight.dtype)
+        return (total / tokens).float()
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
+        hidden_grad, weight_grad = (
+            None if grad is None else (grad * grad_outputs[0]).to(dtype)
+            for grad, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
+        )
+        return hidden_grad, weight_grad, None, None, None
+
+
+def _in_autocast_dtype(*tensors: Tensor) -> tuple[Tensor, ...]:
+    device = tensors[0].device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else tensors[0].dtype
+    return tuple(tensor.detach().to(dtype) for tensor in tensors)
+
+
+def _one_chunk(logits: Tensor, teacher_logits: Tensor) -> tuple[Tensor, Tensor]:
+    """The summed KL of one chunk of logits (n, V) and its gradient with respect to the student's logits."""
+    own = torch.log_softmax(logits, dim=-1, dtype=torch.float32)
+    target = torch.log_softmax(teacher_logits, dim=-1, dtype=torch.float32)
+    probability = target.exp()
+    loss = torch.sum(target.sub_(own).mul_(probability))
+    return loss, own.exp_().sub_(probability)

@@ -1,0 +1,29 @@
+"""In which number format a device trains: the one place that decides, and says why."""
+
+from __future__ import annotations
+
+import torch
+
+
+def training_precision(device: str) -> tuple[torch.dtype, str]:
+    """The format of matrix products in training on ``device`` ("cpu" or "cuda"), and the reason in words.
+
+    bfloat16 where the hardware multiplies it; elsewhere it is emulated, several times slower than float32.
+    """
+    if device == "cuda":
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+        return _chosen(native, "bfloat16 tensor cores")
+    native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return _chosen(native, "AVX512-BF16 or AMX")
+
+
+def autocast(device: str) -> torch.autocast:
+    """The context in which to run a training step on ``device``; weights and optimizer stay in float32."""
+    dtype, _ = training_precision(device)
+    return torch.autocast(device, dtype=torch.bfloat16, enabled=dtype is torch.bfloat16)
+
+
+def _chosen(native: bool, feature: str) -> tuple[torch.dtype, str]:
+    if native:
+        return torch.bfloat16, f"bfloat16 products, float32 weights: this device has {feature}"
+    return torch.float32, f"float32: this device lacks {feature}"

@@ -1,0 +1,199 @@
+"""What all trials of a study share: the recipe, and the teacher, text and importance scores that follow from it."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from search_spaces.errors import InputError
+from search_spaces.shape import ModelShape
+from trials.cache import Cache, digest
+from trials.corpus import Corpus, load_corpus, windows
+from trials.evaluate import validation_loss
+from trials.families import family_of
+from trials.importance import ImportanceScores, load_importance
+from trials.teacher import Teacher, load_teacher, resolve_model
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How every trial of a study is made; results of one recipe can be compared.
+
+    ``tokens`` are distilled in a full trial, ``batch_tokens`` of them in each optimizer step, in windows of
+    ``sequence_length``; ``rungs`` (tokens, ascending, the last is ``tokens``) say where validation loss is
+    measured, on ``validation_tokens``. ``calibration_samples`` windows are read for the importance scores.
+
+    Raises InputError when the numbers do not fit together.
+    """
+
+    model: str
+    corpus: str
+    tokens: int
+    rungs: tuple[int, ...]
+    validation_tokens: int
+    sequence_length: int
+    batch_tokens: int
+    learning_rate: float
+    calibration_samples: int
+    seed: int
+
+    def __post_init__(self) -> None:
+        if problem := _problem(self):
+            raise InputError(f"recipe: {problem}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON form."""
+        return {**asdict(self), "rungs": list(self.rungs)}
+
+    @classmethod
+    def from_dict(cls, value: Mapping[str, Any]) -> Recipe:
+        """The inverse of `to_dict`."""
+        return cls(**{**value, "rungs": tuple(value["rungs"])})
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """What was found before the first trial. ``teacher_loss`` is on the validation text, in nats per token;
+    ``importance_key`` is of the scores themselves; ``importance_cached`` says that they were not computed anew.
+    """
+
+    shape: ModelShape
+    fingerprint: str
+    teacher_loss: float
+    corpus: str
+    corpus_fingerprint: str
+    importance_key: str
+    importance_cached: bool
+    seconds: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON form."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, value: Mapping[str, Any]) -> Preparation:
+        """The inverse of `to_dict`."""
+        return cls(**{**value, "shape": ModelShape(**value["shape"])})
+
+
+@dataclass(frozen=True)
+class Shared:
+    """The loaded values themselves, and whether the scores came from the cache."""
+
+    teacher: Teacher
+    corpus: Corpus
+    scores: ImportanceScores
+    scores_cached: bool
+
+    @property
+    def fingerprint(self) -> str:
+        """A digest of the teacher, the text and the scores."""
+        return digest(self.teacher.fingerprint, self.corpus.fingerprint, self.scores_key)
+
+    @property
+    def scores_key(self) -> str:
+        """A digest of the scores."""
+        scores = self.scores
+        return digest(*(array.tobytes() for array in (scores.layers, scores.hidden, scores.heads, scores.mlp)))
+
+
+def prepare(recipe: Recipe, cache: str, device: str) -> Preparation:
+    """Load or compute everything that trials of ``recipe`` share, and the teacher's own validation loss.
+
+    ``cache`` is the folder of the shared store. Raises InputError when the model or the corpus cannot be used.
+    """
+    started = time.perf_counter()
+    common = shared(recipe, cache, device)
+    return Preparation(
+        shape=common.teacher.shape,
+        fingerprint=common.teacher.fingerprint,
+        teacher_loss=_teacher_loss(common, recipe.sequence_length, Cache(Path(cache))),
+        corpus=common.corpus.description,
+        corpus_fingerprint=common.corpus.fingerprint,
+        importance_key=common.scores_key,
+        importance_cached=common.scores_cached,
+        seconds=time.perf_counter() - started,
+    )
+
+
+def shared(recipe: Recipe, cache: str, device: str) -> Shared:
+    """Teacher, corpus and scores of ``recipe``, kept in this process for the trials to come."""
+    calibration_tokens = recipe.calibration_samples * recipe.sequence_length
+    return _shared(
+        resolve_model(recipe.model),
+        recipe.corpus,
+        max(recipe.tokens, calibration_tokens),
+        recipe.validation_tokens,
+        recipe.sequence_length,
+        recipe.calibration_samples,
+        Path(cache),
+        device,
+    )
+
+
+@lru_cache(maxsize=2)
+def _shared(
+    model: Path,
+    source: str,
+    train_tokens: int,
+    validation_tokens: int,
+    length: int,
+    samples: int,
+    root: Path,
+    device: str,
+) -> Shared:
+    cache, teacher = Cache(root), _teacher(model, device)
+    if length > teacher.shape.positions:
+        raise InputError(f"sequence length {length}: the teacher reads at most {teacher.shape.positions} tokens")
+    corpus = load_corpus(source, teacher.tokenizer, cache, train_tokens, validation_tokens)
+    for side in ("train", "validation"):
+        if len(getattr(corpus, side)) < length:
+            raise InputError(f"corpus {source}: its {side} text is shorter than one window of {length} tokens")
+    scores, cached = load_importance(teacher, windows(corpus.train, length)[:samples], cache)
+    return Shared(teacher, corpus, scores, cached)
+
+
+@lru_cache(maxsize=1)
+def _teacher(model: Path, device: str) -> Teacher:
+    return load_teacher(model, device)
+
+
+def _teacher_loss(common: Shared, length: int, cache: Cache) -> float:
+    model, text = common.teacher.model, windows(common.corpus.validation, length)
+
+    def write(folder: Path) -> None:
+        loss = validation_loss(model, family_of(model.config), text)
+        (folder / "loss.json").write_text(json.dumps(loss))
+
+    key = digest(common.teacher.fingerprint, str(model.dtype), length, _content(text))
+    loss: float = json.loads((cache.build("teacher_loss", key, write) / "loss.json").read_text())
+    return loss
+
+
+def _content(tokens: NDArray[np.integer]) -> bytes:
+    return np.ascontiguousarray(tokens).tobytes()
+
+
+def _problem(recipe: Recipe) -> str | None:
+    counts = ("tokens", "validation_tokens", "sequence_length", "batch_tokens", "calibration_samples")
+    for name in counts:
+        if getattr(recipe, name) < 1:
+            return f"{name} {getattr(recipe, name)}: must be at least 1"
+    if recipe.batch_tokens % recipe.sequence_length:
+        return f"batch_tokens {recipe.batch_tokens}: must be a multiple of the sequence length {recipe.sequence_length}"
+    if not recipe.rungs or recipe.rungs[-1] != recipe.tokens:
+        return f"rungs {list(recipe.rungs)}: the last one must be tokens, {recipe.tokens}"
+    gaps = np.diff((0, *recipe.rungs))
+    if gaps.min() < recipe.batch_tokens:
+        return f"rungs {list(recipe.rungs)}: must ascend by at least one step of batch_tokens, {recipe.batch_tokens}"
+    if not 0 < recipe.learning_rate < 1:
+        return f"learning_rate {recipe.learning_rate}: must be above 0 and below 1"
+    return None

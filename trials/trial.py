@@ -1,0 +1,223 @@
+"""The one door to a trial: an architecture goes in, a trained student and its losses come out."""
+
+from __future__ import annotations
+
+import gc
+import json
+import logging
+import resource
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_model
+from transformers import GenerationConfig, PreTrainedModel
+
+from search_spaces.architecture import Architecture
+from search_spaces.shape import ModelShape
+from trials.cache import digest
+from trials.checkpoint import Rung, discard_checkpoints
+from trials.distill import DistillResult, DistillSettings, NonFiniteLoss, Report, distill
+from trials.durable import damage, write_file, write_sealed
+from trials.preparation import Preparation, Recipe, Shared, prepare, shared
+from trials.prune import prune, student_from
+from trials.teacher import read_config, resolve_model
+
+__all__ = [
+    "NonFiniteLoss",
+    "Preparation",
+    "Recipe",
+    "TrialResult",
+    "TrialSpec",
+    "load_student",
+    "prepare",
+    "run_trial",
+]
+
+VERSION = 1  # of what a trial computes: raise it, and results and checkpoints of before are not taken up
+RESULT, STUDENT, WEIGHTS = "result.json", "student", "model.safetensors"
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TrialSpec:
+    """One trial. ``directory`` is its own, ``cache`` is shared by all (both absolute); ``device`` "cpu" or "cuda"."""
+
+    recipe: Recipe
+    architecture: Architecture
+    directory: str
+    cache: str
+    device: str = "cpu"
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON form."""
+        return {**asdict(self), "recipe": self.recipe.to_dict(), "architecture": self.architecture.to_dict()}
+
+    @classmethod
+    def from_dict(cls, value: Mapping[str, Any]) -> TrialSpec:
+        """The inverse of `to_dict`."""
+        recipe, architecture = Recipe.from_dict(value["recipe"]), Architecture.from_dict(value["architecture"])
+        return cls(**{**value, "recipe": recipe, "architecture": architecture})
+
+
+@dataclass(frozen=True)
+class TrialResult:
+    """A finished trial. Losses are in nats per token: ``val_loss`` and ``zero_shot_loss`` (before retraining) on
+    validation text, ``kl`` to the teacher in training, over the last rung. ``curve`` is (tokens, validation loss).
+
+    ``seconds`` and ``tokens_per_second`` are of distilling and measuring. ``peak_memory_bytes`` is of the
+    allocator on CUDA and of the whole process, so far, on a CPU. ``resumed_from`` is the tokens that were there
+    already. ``weights`` is the folder of the student, for `load_student`.
+    """
+
+    architecture: Architecture
+    parameters: int
+    stock: bool
+    val_loss: float
+    zero_shot_loss: float
+    kl: float
+    tokens: int
+    seconds: float
+    tokens_per_second: float
+    peak_memory_bytes: int
+    curve: tuple[tuple[int, float], ...]
+    resumed_from: int
+    weights: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON form."""
+        return {**asdict(self), "architecture": self.architecture.to_dict()}
+
+    @classmethod
+    def from_dict(cls, value: Mapping[str, Any]) -> TrialResult:
+        """The inverse of `to_dict`."""
+        curve = tuple((int(tokens), float(loss)) for tokens, loss in value["curve"])
+        return cls(**{**value, "architecture": Architecture.from_dict(value["architecture"]), "curve": curve})
+
+
+def run_trial(spec: TrialSpec, report: Report) -> TrialResult:
+    """Prune the teacher to ``spec.architecture``, distil, measure, and leave the student in ``spec.directory``.
+
+    ``report(tokens, {"val_loss", "seconds", "kl"})`` is called at 0 tokens (without "kl") and at every rung, when
+    what was reached there is durable. Called again with the same spec, a finished trial is returned as it was and
+    an interrupted one goes on from its checkpoint; readings made before are reported once more.
+
+    Raises InputError for a wrong input and NonFiniteLoss when training diverges.
+    """
+    directory = Path(spec.directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    common = shared(spec.recipe, spec.cache, spec.device)
+    common.teacher.shape.check(spec.architecture)
+    identity = digest(VERSION, json.dumps(spec.recipe.to_dict()), spec.architecture.key, common.fingerprint)
+    finished = _finished(directory, identity, report)
+    if finished is not None:
+        return finished
+    try:
+        return _train(spec, common, identity, report)
+    finally:
+        _free(spec.device)
+
+
+def load_student(spec: TrialSpec) -> PreTrainedModel:
+    """The student that the finished trial ``spec`` left, in float32 on the CPU, in eval mode.
+
+    Raises FileNotFoundError when it is not there or damaged.
+    """
+    folder = Path(spec.directory) / STUDENT
+    if problem := damage(folder):
+        raise FileNotFoundError(f"student {folder}: {problem}; run the trial again")
+    config = read_config(resolve_model(spec.recipe.model))
+    student = student_from(config, spec.architecture, load_file(folder / WEIGHTS))
+    student.generation_config = GenerationConfig.from_pretrained(folder)
+    return student
+
+
+def _train(spec: TrialSpec, common: Shared, identity: str, report: Report) -> TrialResult:
+    directory, recipe = Path(spec.directory), spec.recipe
+    if spec.device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    student = prune(common.teacher.model, common.scores, spec.architecture).float()
+    settings = DistillSettings(
+        recipe.tokens,
+        recipe.rungs,
+        recipe.sequence_length,
+        recipe.batch_tokens,
+        recipe.learning_rate,
+        recipe.seed,
+        identity,
+    )
+    outcome = distill(student, common.teacher, common.corpus, settings, directory, report)
+    _save_student(student, directory / STUDENT)
+    result = _result(spec, common.teacher.shape, outcome)
+    document = {"identity": identity, "rungs": [asdict(rung) for rung in outcome.rungs], "result": result.to_dict()}
+    write_file(directory / RESULT, json.dumps(document, indent=1).encode())
+    discard_checkpoints(directory)
+    return result
+
+
+def _result(spec: TrialSpec, shape: ModelShape, outcome: DistillResult) -> TrialResult:
+    last, tokens = outcome.rungs[-1].metrics, outcome.rungs[-1].tokens
+    curve = tuple((rung.tokens, rung.metrics["val_loss"]) for rung in outcome.rungs)
+    return TrialResult(
+        architecture=spec.architecture,
+        parameters=shape.parameters(spec.architecture),
+        stock=shape.is_stock(spec.architecture),
+        val_loss=last["val_loss"],
+        zero_shot_loss=curve[0][1],
+        kl=last["kl"],
+        tokens=tokens,
+        seconds=outcome.seconds,
+        tokens_per_second=tokens / outcome.seconds,
+        peak_memory_bytes=_peak_memory(spec.device),
+        curve=curve,
+        resumed_from=outcome.resumed_from,
+        weights=str(Path(spec.directory) / STUDENT),
+    )
+
+
+def _finished(directory: Path, identity: str, report: Report) -> TrialResult | None:
+    """The stored result of the same trial, its readings reported; None when there is none to be trusted."""
+    try:
+        document = json.loads((directory / RESULT).read_text())
+        if document["identity"] != identity:
+            log.warning("result in %s is of another recipe, architecture, teacher or corpus: not used", directory)
+            return None
+        rungs = [Rung(**rung) for rung in document["rungs"]]
+        result = TrialResult.from_dict(document["result"])
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError) as error:
+        log.warning("result in %s cannot be read (%s): the trial is run again", directory, error)
+        return None
+    if problem := damage(directory / STUDENT):
+        log.warning("student in %s is damaged (%s): the trial is run again", directory, problem)
+        return None
+    for rung in rungs:
+        report(rung.tokens, dict(rung.metrics))
+    return replace(result, resumed_from=result.tokens, weights=str(directory / STUDENT))
+
+
+def _save_student(student: PreTrainedModel, path: Path) -> None:
+    def write(folder: Path) -> None:
+        save_model(student, str(folder / WEIGHTS))
+        student.generation_config.save_pretrained(folder)
+
+    write_sealed(path, write)
+
+
+def _peak_memory(device: str) -> int:
+    if device == "cuda":
+        return torch.cuda.max_memory_allocated()
+    unit = 1 if sys.platform == "darwin" else 1024  # getrusage counts in KiB, except on macOS
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def _free(device: str) -> None:
+    """Give back what the trial held, so that the process can run the next one."""
+    gc.collect()
+    if device == "cuda":
+        torch.cuda.empty_cache()
