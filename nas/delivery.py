@@ -1,0 +1,287 @@
+"""The MLflow side of tracking: brings one event into the store, however often it is asked to.
+
+A delivery can be cut at any point and repeated. So nothing is created that was not looked for first: runs are found
+by tags, model versions by what they hold; parameters, tags and statuses are set to the same values again; metric
+points carry timestamps from the event, and MLflow keeps identical points once.
+"""
+
+from __future__ import annotations
+
+import getpass
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+from mlflow import MlflowClient
+from mlflow.entities import Metric, Param, RunTag
+from mlflow.exceptions import MlflowException
+from requests import HTTPError
+
+from nas.environment import patient_uploads
+from nas.events import Artifacts, Event, ModelExported, SearchFinished, SearchStarted, TrialChanged
+from nas.outbox import RejectedError
+from nas.records import TrialRecord
+
+STUDY, TRIAL, CONTENT = "nas.study", "nas.trial", "nas.sha256"
+STATUS = {"COMPLETE": "FINISHED", "PRUNED": "KILLED", "FAIL": "FAILED"}
+INTERRUPTED = "the search ended before the trial did; it is tried again under another number"
+PERMANENT_CODES = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_ALREADY_EXISTS")
+PERMANENT_STATUSES = (400, 413, 422)
+BEST = "best"
+MODEL_FILES = ("*.safetensors", "config.json")
+
+
+class MlflowDelivery:
+    """Delivers events to the experiment ``experiment`` of the MLflow store or server at ``uri``.
+
+    ``artifact_root`` is where artifacts of a new experiment go; None leaves that to the server. A store in SQLite
+    is created here when it is missing. Raises what MLflow raises when the store cannot be reached.
+    """
+
+    def __init__(self, uri: str, experiment: str, artifact_root: Path | None) -> None:
+        with _alone(uri):
+            self.client = MlflowClient(tracking_uri=uri, registry_uri=uri)
+            self.experiment = self._find_experiment(experiment, artifact_root)
+        self._runs: dict[tuple[str, int | None], str] = {}
+        self._handlers: dict[type[Event], Callable[[Any, Path], None]] = {
+            SearchStarted: self._search_started,
+            TrialChanged: self._trial_changed,
+            Artifacts: self._artifacts,
+            SearchFinished: self._search_finished,
+            ModelExported: self._model_exported,
+        }
+
+    def deliver(self, event: Event, files: Path) -> None:
+        """Bring ``event``, with what lies in the folder ``files``, into the store.
+
+        Raises RejectedError when it can never be accepted, and what MLflow raises when trying again can help.
+        """
+        if isinstance(event, (Artifacts, ModelExported)) and not files.is_dir():
+            raise RejectedError("its files are gone")
+        try:
+            self._handlers[type(event)](event, files)
+        except (MlflowException, HTTPError) as error:
+            known, self._runs = bool(self._runs), {}
+            if not _is_permanent(error):
+                raise
+            if not known:
+                raise RejectedError(_one_line(error)) from error
+            self.deliver(event, files)  # a run that we knew may have been deleted: look for it again
+
+    def _find_experiment(self, name: str, artifact_root: Path | None) -> str:
+        found = self.client.get_experiment_by_name(name)
+        if found is None:
+            location = artifact_root.resolve().as_uri() if artifact_root else None
+            return str(self.client.create_experiment(name, artifact_location=location))
+        if found.lifecycle_stage != "active":
+            raise ValueError(f"MLflow experiment {name!r} is deleted: restore it, or choose another with --experiment")
+        return str(found.experiment_id)
+
+    def _search_started(self, event: SearchStarted, files: Path) -> None:
+        tags = {**event.tags, "mlflow.source.name": "python -m nas.search", "mlflow.note.content": _note(event)}
+        run = self._run(event.study, None, event.name or event.study, event.started)
+        self._settle(event.study)
+        known = self.client.get_run(run).data.params
+        settings = {key: str(value) for key, value in event.settings.items() if value is not None}
+        changed = {f"changed.{key}": value for key, value in settings.items() if known.get(key, value) != value}
+        new = {key: value for key, value in settings.items() if key not in known}
+        self._log(run, params=new, tags={**tags, **changed})
+        self.client.update_run(run, status="RUNNING")
+
+    def _trial_changed(self, event: TrialChanged, files: Path) -> None:
+        record = event.record
+        parent = self._run(event.study, None, event.study, record.started)
+        tags = {"mlflow.parentRunId": parent, "mlflow.source.name": "nas trial"}
+        run = self._run(event.study, record.number, run_name(record), record.started, tags)
+        self._log(run, points(record), _sizes(record), _facts(record))
+        if record.state in STATUS:
+            self.client.set_terminated(run, STATUS[record.state], _ms(record.ended))
+
+    def _artifacts(self, event: Artifacts, files: Path) -> None:
+        run = self._run(event.study, None, event.study, None)
+        with patient_uploads():
+            self.client.log_artifacts(run, str(files), event.artifact_path or None)
+
+    def _search_finished(self, event: SearchFinished, files: Path) -> None:
+        run = self._run(event.study, None, event.study, None)
+        self._settle(event.study)
+        self._log(run, [(name, value, round(event.ended * 1000), 0) for name, value in event.metrics.items()])
+        self.client.set_terminated(run, event.status, _ms(event.ended))
+
+    def _model_exported(self, event: ModelExported, files: Path) -> None:
+        run = self._run(event.study, None, event.study, None)
+        name, content = re.sub(r"[/:]+", "-", event.name), _content(files)
+        self._ensure_model(name)
+        version = self._version(name, content)
+        if version is None:  # a folder of its own: what an earlier version points to is never overwritten
+            folder = f"model/{content[:12]}"
+            with patient_uploads():
+                self.client.log_artifacts(run, str(files), folder)
+            source = f"{self.client.get_run(run).info.artifact_uri}/{folder}"
+            tags = {CONTENT: content, STUDY: event.study}
+            self.client.create_model_version(
+                name, source, run, tags, description=event.description or None, await_creation_for=0
+            )
+            version = self._version(name, content)
+        self.client.set_registered_model_alias(name, BEST, version)
+
+    def _ensure_model(self, name: str) -> None:
+        if not self.client.search_registered_models(f"name = '{name}'"):
+            self.client.create_registered_model(name)
+
+    def _version(self, name: str, content: str) -> str | None:
+        """The version that holds ``content``; of several, made by a request that was given up, the first stays."""
+        found = [
+            one for one in self.client.search_model_versions(f"name = '{name}'") if one.tags.get(CONTENT) == content
+        ]
+        first, *extra = sorted(found, key=lambda one: int(one.version)) or [None]
+        for one in extra:
+            self.client.delete_model_version(name, one.version)
+        return None if first is None else str(first.version)
+
+    def _run(
+        self,
+        study: str,
+        trial: int | None,
+        name: str,
+        started: float | None,
+        tags: Mapping[str, str] | None = None,
+    ) -> str:
+        """The id of the parent run (``trial`` None) or of a trial's run, made when it is not there."""
+        if (study, trial) not in self._runs:
+            place = "parent" if trial is None else str(trial)
+            found = self._only(self._search(f"tags.`{STUDY}` = '{study}' and tags.`{TRIAL}` = '{place}'"))
+            if found is None:
+                own = {STUDY: study, TRIAL: place, "mlflow.user": getpass.getuser(), **(tags or {})}
+                found = self.client.create_run(self.experiment, _ms(started), own, name)
+            self._runs[study, trial] = str(found.info.run_id)
+        return self._runs[study, trial]
+
+    def _only(self, runs: list[Any]) -> Any:
+        """The fullest of runs with one identity; the others came from requests that were given up: delete them."""
+        first, *extra = sorted(runs, key=_fullness, reverse=True) or [None]
+        for one in extra:
+            self.client.delete_run(one.info.run_id)
+        return first
+
+    def _settle(self, study: str) -> None:
+        """Between two runs of the command nothing is running: end what was left, and keep one run a trial."""
+        trials: dict[str, list[Any]] = {}
+        for run in self._search(f"tags.`{STUDY}` = '{study}'"):
+            trials.setdefault(run.data.tags[TRIAL], []).append(run)
+        for place, runs in trials.items():
+            run = self._only(runs)
+            if place != "parent" and run.info.status == "RUNNING":
+                self._log(run.info.run_id, tags={"state": "INTERRUPTED", "reason": INTERRUPTED})
+                self.client.set_terminated(run.info.run_id, "KILLED")
+
+    def _search(self, query: str) -> list[Any]:
+        found, token = [], None
+        while True:
+            page = self.client.search_runs([self.experiment], query, max_results=1000, page_token=token)
+            found.extend(page)
+            token = page.token
+            if not token:
+                return found
+
+    def _log(
+        self,
+        run: str,
+        metrics: list[tuple[str, float, int, int]] | None = None,
+        params: Mapping[str, Any] | None = None,
+        tags: Mapping[str, str] | None = None,
+    ) -> None:
+        """One request; values that are not finite are left out, since a chart cannot show them."""
+        self.client.log_batch(
+            run,
+            metrics=[Metric(*one) for one in metrics or () if math.isfinite(one[1])],
+            params=[Param(key, str(value)) for key, value in (params or {}).items()],
+            tags=[RunTag(key, value) for key, value in (tags or {}).items()],
+        )
+
+
+def run_name(record: TrialRecord) -> str:
+    """The name of a trial's run, ``trial-003 d8-h208-a6-m768``."""
+    return f"trial-{record.number:03d} {record.architecture.key}"
+
+
+def points(record: TrialRecord) -> list[tuple[str, float, int, int]]:
+    """Metric points of a trial: (key, value, timestamp in ms, step), the step being tokens distilled.
+
+    The loss of every rung is ``val_loss``; what is known at the end, ``final_val_loss`` of a COMPLETE trial
+    included, stands at the last rung. No clock was read at the rungs, so their timestamps count milliseconds from
+    the start: the same in every snapshot, which keeps a repeated point from being a second one.
+    """
+    start = _ms(record.started) or 0
+    last = record.curve[-1][0] if record.curve else 0
+    rungs = [("val_loss", loss, start + place, tokens) for place, (tokens, loss) in enumerate(record.curve)]
+    known = {"parameters": float(record.parameters)}
+    if record.state in STATUS:
+        known.update((key, value) for key, value in record.metrics.items() if key != "val_loss")
+    if record.val_loss is not None:
+        known.update(final_val_loss=record.val_loss, perplexity=math.exp(record.val_loss))
+    return rungs + [(key, value, start, last if key != "parameters" else 0) for key, value in known.items()]
+
+
+def _sizes(record: TrialRecord) -> dict[str, Any]:
+    return record.architecture.to_dict()
+
+
+def _facts(record: TrialRecord) -> dict[str, str]:
+    facts = {"architecture": record.architecture.key, "stock": str(record.stock).lower(), "origin": record.origin}
+    if record.state in STATUS:
+        facts["state"] = record.state
+    if record.reason:
+        facts["reason"] = facts["mlflow.note.content"] = record.reason
+    return facts
+
+
+def _note(event: SearchStarted) -> str:
+    shown = {key: value for key, value in event.tags.items() if not key.startswith("mlflow.")}
+    return "\n".join(f"- **{key}**: {value}" for key, value in shown.items())
+
+
+def _fullness(run: Any) -> tuple[int, str]:
+    return len(run.data.params) + len(run.data.metrics), str(run.info.run_id)
+
+
+def _content(folder: Path) -> str:
+    """The digest of what makes a model: its weights and its configuration."""
+    digest = sha256()
+    for path in sorted({path for pattern in MODEL_FILES for path in folder.glob(pattern)}):
+        digest.update(path.name.encode())
+        with path.open("rb") as file:
+            for block in iter(lambda: file.read(1 << 20), b""):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def _is_permanent(error: MlflowException | HTTPError) -> bool:
+    if isinstance(error, HTTPError):
+        return error.response is not None and error.response.status_code in PERMANENT_STATUSES
+    return str(error.error_code) in PERMANENT_CODES
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())[:500]
+
+
+def _ms(seconds: float | None) -> int | None:
+    return None if seconds is None else round(seconds * 1000)
+
+
+@contextmanager
+def _alone(uri: str) -> Iterator[None]:
+    """Two processes that create one SQLite store at once leave it broken; the second waits here."""
+    path = uri.split(":///", 1)[1] if uri.startswith("sqlite:///") else ""
+    if not path or path == ":memory:":
+        yield
+        return
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{path}.lock"):
+        yield

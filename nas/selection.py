@@ -1,0 +1,76 @@
+"""Which trial wins, and what it is compared with: pure functions of the records of one study.
+
+Every record is inside the budget band already (`nas.sampler` proposes nothing else), so the loss decides alone.
+Losses of trials that were stopped early were read at fewer tokens and are never compared with final ones.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+from nas.records import TrialRecord
+
+STATES = ("COMPLETE", "PRUNED", "FAIL", "RUNNING")
+
+
+def ranking(records: Iterable[TrialRecord]) -> list[TrialRecord]:
+    """The COMPLETE trials, best first: smallest validation loss, then fewer parameters, then the key's order."""
+    return sorted((one for one in records if _judged(one)), key=_order)
+
+
+def best(records: Iterable[TrialRecord]) -> TrialRecord | None:
+    """The winner, or None when no trial is COMPLETE."""
+    return min((one for one in records if _judged(one)), key=_order, default=None)
+
+
+def best_stock(records: Iterable[TrialRecord]) -> TrialRecord | None:
+    """The best of those that load with a plain ``from_pretrained``, or None when there is none."""
+    return best(one for one in records if one.stock)
+
+
+def pareto_front(records: Iterable[TrialRecord]) -> list[TrialRecord]:
+    """The COMPLETE trials that no other one beats in parameters and loss together, fewest parameters first.
+
+    One beats another when it is no worse in both and better in one. The winner is the last of the front.
+    """
+    front: list[TrialRecord] = []
+    for one in sorted((one for one in records if _judged(one)), key=lambda one: (one.parameters, *_order(one))):
+        if not front or _loss(one) < _loss(front[-1]):
+            front.append(one)
+    return front
+
+
+def counts(records: Iterable[TrialRecord]) -> dict[str, int]:
+    """Trials by state, every state named, in a fixed order."""
+    counted = Counter(one.state for one in records)
+    return {state: counted.get(state, 0) for state in STATES}
+
+
+def listing(records: Sequence[TrialRecord]) -> list[TrialRecord]:
+    """All trials in the order of a report: the ranking, then PRUNED by how far they came, FAIL, and RUNNING."""
+    rest = [one for one in records if not _judged(one)]
+    return ranking(records) + sorted(rest, key=_distance)
+
+
+def last_reading(record: TrialRecord) -> tuple[int, float] | None:
+    """(tokens, validation loss) of the last rung that the trial reached, or None when it reached none."""
+    return record.curve[-1] if record.curve else None
+
+
+def _judged(record: TrialRecord) -> bool:
+    return record.state == "COMPLETE" and record.val_loss is not None
+
+
+def _loss(record: TrialRecord) -> float:
+    return float("inf") if record.val_loss is None else record.val_loss
+
+
+def _order(record: TrialRecord) -> tuple[float, int, str, int]:
+    return _loss(record), record.parameters, record.architecture.key, record.number
+
+
+def _distance(record: TrialRecord) -> tuple[int, int, float, int]:
+    tokens, loss = last_reading(record) or (0, float("inf"))
+    state = STATES.index(record.state) if record.state in STATES else len(STATES)
+    return state, -tokens, loss, record.number
