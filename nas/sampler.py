@@ -23,7 +23,7 @@ Inner = Callable[[int], BaseSampler | None]
 # Made anew for every trial from its own seed, so that a continued search proposes what an uninterrupted one would.
 INNER: dict[str, Inner] = {
     "tpe": lambda seed: TPESampler(seed=seed, n_startup_trials=STARTUP_TRIALS),
-    "gp": lambda seed: GPSampler(seed=seed, n_startup_trials=STARTUP_TRIALS, deterministic_objective=True),
+    "gp": lambda seed: GPSampler(seed=seed, n_startup_trials=STARTUP_TRIALS),
     "nsga2": lambda seed: NSGAIISampler(seed=seed, population_size=POPULATION),
     "random": lambda _: None,
     "exhaustive": lambda _: None,
