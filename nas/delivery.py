@@ -33,6 +33,7 @@ INTERRUPTED = "the search ended before the trial did; it is tried again under an
 PERMANENT_CODES = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_ALREADY_EXISTS")
 PERMANENT_STATUSES = (400, 413, 422)
 BEST = "best"
+EXPERIMENT_KIND, TRAINING = "mlflow.experimentKind", "custom_model_development"  # the pages open on runs, not on chats
 MODEL_FILES = ("*.safetensors", "config.json")
 
 
@@ -77,7 +78,7 @@ class MlflowDelivery:
         found = self.client.get_experiment_by_name(name)
         if found is None:
             location = artifact_root.resolve().as_uri() if artifact_root else None
-            return str(self.client.create_experiment(name, artifact_location=location))
+            return str(self.client.create_experiment(name, location, {EXPERIMENT_KIND: TRAINING}))
         if found.lifecycle_stage != "active":
             raise ValueError(f"MLflow experiment {name!r} is deleted: restore it, or choose another with --experiment")
         return str(found.experiment_id)
