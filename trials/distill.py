@@ -7,22 +7,20 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 from transformers import PreTrainedModel
 
 from trials.checkpoint import Rung, load_checkpoint, save_checkpoint
 from trials.corpus import BatchOrder, Corpus, windows
 from trials.evaluate import validation_loss
-from trials.families import Family, family_of
+from trials.families import Family
 from trials.kl import chunk_tokens, chunked_kl
 from trials.precision import autocast
-from trials.teacher import Teacher
+from trials.targets import Targets
 
 BETAS, WEIGHT_DECAY, MAX_GRADIENT_NORM = (0.9, 0.95), 0.1, 1.0
 WARMUP_SHARE, FINAL_SHARE = 0.05, 0.1  # of the steps; of the peak learning rate
@@ -83,13 +81,13 @@ class DistillResult:
 
 def distill(
     student: PreTrainedModel,
-    teacher: Teacher,
+    targets: Targets,
     corpus: Corpus,
     settings: DistillSettings,
     directory: Path,
     report: Report,
 ) -> DistillResult:
-    """Train ``student`` (float32, in place) to give the teacher's next-token distributions.
+    """Train ``student`` (float32, in place) to give the teacher's next-token distributions, ``targets``.
 
     Forward KL on logits at temperature 1 on packed text (Minitron, arXiv 2407.14679), AdamW, linear warm-up and a
     cosine to a tenth. Batches are a function of the seed and the step alone, so every trial sees the same.
@@ -100,7 +98,7 @@ def distill(
 
     Raises NonFiniteLoss.
     """
-    run = _Distillation(student, teacher, corpus, settings, directory, report)
+    run = _Distillation(student, targets, corpus, settings, directory, report)
     return run.finish()
 
 
@@ -129,13 +127,13 @@ class _Distillation:
     def __init__(
         self,
         student: PreTrainedModel,
-        teacher: Teacher,
+        targets: Targets,
         corpus: Corpus,
         settings: DistillSettings,
         directory: Path,
         report: Report,
     ) -> None:
-        self.student, self.teacher, self.settings = student, teacher, settings
+        self.student, self.targets, self.settings = student, targets, settings
         self.directory, self.report = directory, report
         self.train = windows(corpus.train, settings.sequence_length)
         self.validation = windows(corpus.validation, settings.sequence_length)
@@ -150,9 +148,9 @@ class _Distillation:
         device: str = self.student.device.type
         return device
 
-    @cached_property
+    @property
     def family(self) -> Family:
-        return family_of(self.teacher.model.config)
+        return self.targets.family
 
     def finish(self) -> DistillResult:
         """Go from wherever the checkpoint is to the last rung."""
@@ -183,39 +181,37 @@ class _Distillation:
         """One optimizer step; returns the mean KL of its tokens in nats."""
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(step, self.settings)
-        kl = self._gradients(self.train[self.order.indices(step)])
+        kl = self._gradients(self.order.indices(step))
         norm = float(torch.nn.utils.clip_grad_norm_(self.student.parameters(), MAX_GRADIENT_NORM))
         if not (math.isfinite(kl) and math.isfinite(norm)):
             raise NonFiniteLoss(f"step {step + 1}: training KL {kl}, gradient norm {norm}")
         self.optimizer.step()
         return kl
 
-    def _gradients(self, batch: NDArray[np.integer]) -> float:
-        """Set the gradients of the mean KL over ``batch`` (windows, length), and return it."""
+    def _gradients(self, places: NDArray[np.int64]) -> float:
+        """Set the gradients of the mean KL over the windows number ``places``, and return it."""
         while True:
             try:
                 self.optimizer.zero_grad(set_to_none=True)
-                return sum(self._micro_step(part, len(batch)) for part in self._micro_batches(batch))
+                parts = range(0, len(places), self.micro_windows)
+                return sum(self._micro_step(places[at : at + self.micro_windows], len(places)) for at in parts)
             except torch.OutOfMemoryError:
                 if self.micro_windows == 1:
                     raise
                 self.micro_windows //= 2
                 log.warning("out of memory: micro-batches are cut to %d windows", self.micro_windows)
 
-    def _micro_batches(self, batch: NDArray[np.integer]) -> list[Tensor]:
-        tokens = torch.from_numpy(batch.astype(np.int64)).to(self.student.device)
-        return list(torch.split(tokens, self.micro_windows))
-
-    def _micro_step(self, tokens: Tensor, batch_windows: int) -> float:
-        """Add the gradients of the micro-batch ``tokens`` (n, length), weighted by its share of the batch."""
-        teacher, family = self.teacher.model, self.family
+    def _micro_step(self, places: NDArray[np.int64], batch_windows: int) -> float:
+        """Add the gradients of the micro-batch of windows ``places``, weighted by its share of the batch."""
+        tokens = torch.from_numpy(self.train[places].astype(np.int64)).to(self.student.device)
         with autocast(self.device):
-            with torch.no_grad():
-                target = family.backbone(teacher, tokens).flatten(0, 1)
-            own, weight = family.backbone(self.student, tokens).flatten(0, 1), family.output_weight(self.student)
-            chunk = chunk_tokens(weight.shape[0], self.device)
-            loss = chunked_kl(own, weight, target, family.output_weight(teacher), chunk)
-            share = loss * (len(tokens) / batch_windows)
+            target, head = self.targets.hidden(places, tokens), self.targets.head()
+            own, weight = (
+                self.family.backbone(self.student, tokens).flatten(0, 1),
+                self.family.output_weight(self.student),
+            )
+            kl = chunked_kl(own, weight, target, head, chunk_tokens(weight.shape[0], self.device))
+            share = kl * (len(places) / batch_windows)
         torch.autograd.backward(share)
         return float(share.detach())
 

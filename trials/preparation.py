@@ -20,6 +20,7 @@ from trials.corpus import Corpus, load_corpus, windows
 from trials.evaluate import validation_loss
 from trials.families import family_of
 from trials.importance import ImportanceScores, load_importance
+from trials.targets import Targets, load_targets
 from trials.teacher import Teacher, load_teacher, resolve_model
 
 
@@ -90,6 +91,7 @@ class Shared:
 
     teacher: Teacher
     corpus: Corpus
+    targets: Targets
     scores: ImportanceScores
     scores_cached: bool
 
@@ -125,7 +127,7 @@ def prepare(recipe: Recipe, cache: str, device: str) -> Preparation:
 
 
 def shared(recipe: Recipe, cache: str, device: str) -> Shared:
-    """Teacher, corpus and scores of ``recipe``, kept in this process for the trials to come."""
+    """Teacher, corpus, targets and scores of ``recipe``, kept in this process for the trials to come."""
     calibration_tokens = recipe.calibration_samples * recipe.sequence_length
     return _shared(
         resolve_model(recipe.model),
@@ -158,7 +160,7 @@ def _shared(
         if len(getattr(corpus, side)) < length:
             raise InputError(f"corpus {source}: its {side} text is shorter than one window of {length} tokens")
     scores, cached = load_importance(teacher, windows(corpus.train, length)[:samples], cache)
-    return Shared(teacher, corpus, scores, cached)
+    return Shared(teacher, corpus, load_targets(teacher, corpus, length, cache), scores, cached)
 
 
 @lru_cache(maxsize=1)

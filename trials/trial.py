@@ -150,7 +150,7 @@ def _train(spec: TrialSpec, common: Shared, identity: str, report: Report) -> Tr
         recipe.seed,
         identity,
     )
-    outcome = distill(student, common.teacher, common.corpus, settings, directory, report)
+    outcome = distill(student, common.targets, common.corpus, settings, directory, report)
     _save_student(student, directory / STUDENT)
     result = _result(spec, common.teacher.shape, outcome)
     document = {"identity": identity, "rungs": [asdict(rung) for rung in outcome.rungs], "result": result.to_dict()}

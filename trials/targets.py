@@ -1,0 +1,77 @@
+"""The teacher's targets for the training text, computed once and read by every trial."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from trials.cache import Cache, digest
+from trials.corpus import Corpus, windows
+from trials.families import family_of
+from trials.precision import autocast, training_precision
+from trials.teacher import Teacher
+
+# Above this the teacher reads each batch itself: 65,536 tokens of mini take 64 MiB, 10M of gpt2-medium 20 to 40 GB.
+LIMIT_BYTES = 2 * 2**30
+BATCH_TOKENS = {"cpu": 2048, "cuda": 32768}
+
+log = logging.getLogger(__name__)
+
+
+class Targets:
+    """What the student is to imitate: the teacher's final hidden states, from which its head makes the logits.
+
+    Hidden states are exact and V / H times smaller than logits. ``stored`` (windows, length, H) is indexed like
+    the windows of the training text; None means that the teacher reads every batch anew.
+    """
+
+    def __init__(self, teacher: Teacher, stored: NDArray[np.float32] | NDArray[np.int16] | None = None) -> None:
+        self.teacher, self.stored = teacher, stored
+        self.family = family_of(teacher.model.config)
+
+    def head(self) -> Tensor:
+        """The teacher's output projection (V, H)."""
+        return self.family.output_weight(self.teacher.model)
+
+    @torch.no_grad()
+    def hidden(self, places: NDArray[np.int64], tokens: Tensor) -> Tensor:
+        """The teacher's states (n * length, H) for windows number ``places`` (n,), whose ``tokens`` are (n, length)."""
+        if self.stored is None:
+            return self.family.backbone(self.teacher.model, tokens).flatten(0, 1)
+        states = torch.from_numpy(self.stored[places])
+        if states.dtype is torch.int16:  # numpy has no bfloat16
+            states = states.view(torch.bfloat16)
+        return states.to(tokens.device).flatten(0, 1)
+
+
+def load_targets(teacher: Teacher, corpus: Corpus, length: int, cache: Cache) -> Targets:
+    """Targets for ``corpus.train`` in windows of ``length``: from the cache, or computed, unless over the limit."""
+    device = teacher.model.device.type
+    dtype, _ = training_precision(device)
+    text = windows(corpus.train, length)
+    if text.size * teacher.shape.hidden * dtype.itemsize > LIMIT_BYTES:
+        return Targets(teacher)
+    key = digest(teacher.fingerprint, str(dtype), length, corpus.fingerprint)
+    folder = cache.build("targets", key, lambda empty: _write(empty, teacher, text, dtype))
+    return Targets(teacher, np.load(folder / "hidden.npy", mmap_mode="r"))
+
+
+def _write(folder: Path, teacher: Teacher, text: NDArray[np.integer], dtype: torch.dtype) -> None:
+    log.info("computing the teacher's targets for %s tokens", f"{text.size:,}")
+    online, device = Targets(teacher), teacher.model.device
+    batch = max(1, BATCH_TOKENS[device.type] // text.shape[1])
+    stored = np.int16 if dtype is torch.bfloat16 else np.float32
+    shape = (*text.shape, teacher.shape.hidden)
+    array = np.lib.format.open_memmap(folder / "hidden.npy", mode="w+", dtype=stored, shape=shape)
+    for start in range(0, len(text), batch):
+        part = text[start : start + batch]
+        with autocast(device.type):
+            states = online.hidden(np.empty(0, np.int64), torch.from_numpy(part.astype(np.int64)).to(device))
+        states = states.to(dtype).cpu().reshape(*part.shape, -1)
+        array[start : start + batch] = (states.view(torch.int16) if stored is np.int16 else states).numpy()
+    array.flush()
