@@ -10,7 +10,7 @@ from typing import Any
 
 import psutil
 
-from nas.scheduler import rungs
+from nas.scheduler import REDUCTION, rungs
 from nas.settings import SearchSettings
 from search_spaces.architecture import Architecture
 from search_spaces.budget import Budget, parse_budget
@@ -19,6 +19,7 @@ from search_spaces.files import load_space
 from search_spaces.shape import ModelShape
 from search_spaces.space import SearchSpace
 from trials.cache import digest
+from trials.estimate import estimate_seconds
 from trials.teacher import read_shape, resolve_model
 from trials.trial import Recipe
 
@@ -197,6 +198,23 @@ def _study_name(settings: SearchSettings, facts: dict[str, Any]) -> str:
     return f"{model[:40]}-{budget}-{digest(repr(sorted(facts.items())))[:6]}"
 
 
+def expected_tokens(plan: Plan) -> int:
+    """Distillation tokens of the whole search: each rung halves the trials where ``asha`` schedules them."""
+    starts = (0, *plan.recipe.rungs[:-1])
+    halving = plan.settings.scheduler == "asha"
+    stretches = zip(starts, plan.recipe.rungs, strict=True)
+    going = (math.ceil(plan.trials / REDUCTION**place) if halving else plan.trials for place in range(len(starts)))
+    return sum(trials * (end - start) for trials, (start, end) in zip(going, stretches, strict=True))
+
+
+def estimated_seconds(plan: Plan) -> float:
+    """How long the trials will take on this machine, from FLOPs and a short measurement of its speed."""
+    candidate = plan.target.feasible[len(plan.target.feasible) // 2]
+    whole_trial = estimate_seconds(plan.target.shape, candidate, plan.recipe, plan.resources.device)
+    at_a_time = plan.resources.workers if plan.resources.gpus else 1  # trials on a CPU share what is measured
+    return whole_trial * expected_tokens(plan) / plan.recipe.tokens / at_a_time
+
+
 def summary(plan: Plan) -> list[tuple[str, str]]:
     """What the plan says, as (what, value) lines for a person."""
     target, recipe, resources = plan.target, plan.recipe, plan.resources
@@ -211,6 +229,7 @@ def summary(plan: Plan) -> list[tuple[str, str]]:
         ("band", f"{target.budget}: {len(target.feasible)} architectures"),
         ("trials", f"{plan.trials} by {plan.settings.sampler}, {resources.workers} at a time with {each} each"),
         ("tokens", f"{recipe.tokens:,} a trial from {recipe.corpus}; {plan.settings.scheduler} compares at {compared}"),
+        ("in all", f"about {expected_tokens(plan):,} tokens"),
         ("steps", f"{steps}, learning rate {recipe.learning_rate:g}"),
         ("study", f"{plan.study} in {plan.storage}"),
         ("output", str(plan.folder)),

@@ -32,7 +32,9 @@ from nas.searcher import FAILURE, FINAL, LOSS, METRICS, TOKENS, Notify, StudySch
 from nas.settings import SearchSettings
 from nas.study import Candidate, SearchStudy
 from search_spaces.errors import InputError
-from trials.trial import Preparation, TrialSpec, prepare, run_trial
+from trials.importance import ImportanceScores
+from trials.preparation import Preparation, Recipe, prepare, shared
+from trials.trial import TrialSpec, run_trial
 
 WORKER_DEATHS = 2  # a trial whose worker or node died is tried again this often, from its last checkpoint
 OBJECT_STORE_BYTES = 100 * 2**20  # results are a few numbers; the default would be 30 % of the memory
@@ -80,20 +82,26 @@ def _machine() -> Machine:
     return Machine(sum(cpus), float(total.get("GPU", 0)), int(total.get("memory", 0)), smallest)
 
 
-def prepare_remotely(plan: Plan) -> Preparation:
+def prepare_remotely(plan: Plan) -> tuple[Preparation, ImportanceScores]:
     """Teacher, tokens and importance scores, made (or found) where trials run, before the first of them starts.
 
     Raises InputError for what is wrong with model, corpus or the shared folder.
     """
-    task = ray.remote(prepare).options(**_options(plan.resources), max_retries=WORKER_DEATHS)
+    task = ray.remote(_prepare).options(**_options(plan.resources), max_retries=WORKER_DEATHS)
     try:
-        preparation: Preparation = ray.get(task.remote(plan.recipe, str(plan.cache), plan.resources.device))
+        prepared: tuple[Preparation, ImportanceScores] = ray.get(
+            task.remote(plan.recipe, str(plan.cache), plan.resources.device)
+        )
     except RayTaskError as error:
         if isinstance(error.cause, InputError):
             raise error.cause from None
         raise
     _check_shared(plan.output)
-    return preparation
+    return prepared
+
+
+def _prepare(recipe: Recipe, cache: str, device: str) -> tuple[Preparation, ImportanceScores]:
+    return prepare(recipe, cache, device), shared(recipe, cache, device).scores
 
 
 def _options(resources: Resources) -> dict[str, Any]:

@@ -12,7 +12,6 @@ from ray.tune.search import Searcher
 
 from nas.scheduler import promotes
 from nas.study import Candidate, SearchStudy
-from search_spaces.architecture import Architecture
 
 # Keys of a result beside the metrics of a rung; they tell how a trial ended.
 FINAL, FAILURE, TOKENS, LOSS = "final", "failure", "tokens", "val_loss"
@@ -20,7 +19,14 @@ FINAL, FAILURE, TOKENS, LOSS = "final", "failure", "tokens", "val_loss"
 Notify = Callable[[int], None]
 
 
-class StudySearcher(Searcher):
+class _Disposable:
+    """Tune pickles its searcher and scheduler into a snapshot; ours is never read, the study is the state."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
+
+
+class StudySearcher(_Disposable, Searcher):
     """Asks the study for candidates and tells it how they ended. Holds nothing that the study does not know.
 
     ``describe`` turns a candidate into the configuration of a Tune trial; ``notify`` hears the number of every
@@ -65,7 +71,7 @@ class StudySearcher(Searcher):
         raise NotImplementedError("continue a search by opening its study again")
 
 
-class StudyScheduler(FIFOScheduler):
+class StudyScheduler(_Disposable, FIFOScheduler):
     """Reports every rung to the study, and with ``halving`` stops trials that are not among the best there.
 
     The losses that a trial is measured against come from the study, so a search that was cut off stops the same
@@ -80,16 +86,23 @@ class StudyScheduler(FIFOScheduler):
         """Note the rung; decide whether the trial goes on."""
         if FINAL in result or FAILURE in result:
             return str(TrialScheduler.CONTINUE)
-        tokens, loss = int(result[TOKENS]), float(result[LOSS])
-        known = not self.study.report(trial.config["number"], tokens, loss)
+        number, tokens, loss = trial.config["number"], int(result[TOKENS]), float(result[LOSS])
+        known = not self.study.report(number, tokens, loss)
         if known:  # a worker that was restarted repeats what it had reported
             return str(TrialScheduler.CONTINUE)
-        self.notify(trial.config["number"])
-        if not math.isfinite(loss):
-            return str(TrialScheduler.STOP)
-        compared = self.halving and 0 < tokens < self.last
-        goes_on = not compared or promotes(loss, self.study.losses_at(tokens))
+        self.notify(number)
+        goes_on = math.isfinite(loss) and (tokens in (0, self.last) or self._promoted(number, tokens, loss))
         return str(TrialScheduler.CONTINUE if goes_on else TrialScheduler.STOP)
+
+    def _promoted(self, number: int, tokens: int, loss: float) -> bool:
+        """Whether the trial is among the best of its rung, or the best there of those that load without our code.
+
+        The second keeps the comparison of stock and custom shapes possible: without it a search may end with no
+        stock candidate that went its whole way.
+        """
+        if not self.halving or promotes(loss, self.study.losses_at(tokens)):
+            return True
+        return self.study.is_stock(number) and loss <= min(self.study.losses_at(tokens, stock_only=True))
 
 
 METRICS = (
@@ -106,8 +119,3 @@ METRICS = (
 def metrics_of(result: Mapping[str, Any]) -> dict[str, float]:
     """The measured numbers of a result, without what Tune adds to it."""
     return {name: float(result[name]) for name in METRICS if name in result}
-
-
-def architecture_of(config: Mapping[str, Any]) -> Architecture:
-    """The architecture that a Tune configuration describes."""
-    return Architecture.from_dict(config["architecture"])

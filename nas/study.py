@@ -120,17 +120,22 @@ class SearchStudy:
         self._asked[number].report(loss, tokens)
         return True
 
-    def losses_at(self, tokens: int) -> list[float]:
-        """The losses of all architectures that reached the rung ``tokens``, one for each architecture."""
+    def losses_at(self, tokens: int, *, stock_only: bool = False) -> list[float]:
+        """The finite losses of all architectures that reached the rung ``tokens``, one for each architecture."""
+        latest = {
+            _architecture(one.params): one.intermediate_values[tokens]
+            for one in self._trials()
+            if tokens in one.intermediate_values
+        }
         return [
             loss
-            for loss in {
-                tuple(one.params.items()): one.intermediate_values[tokens]
-                for one in self._trials()
-                if tokens in one.intermediate_values
-            }.values()
-            if math.isfinite(loss)
+            for architecture, loss in latest.items()
+            if math.isfinite(loss) and (not stock_only or self.space.shape.is_stock(architecture))
         ]
+
+    def is_stock(self, number: int) -> bool:
+        """Whether the candidate under ``number`` loads with a plain ``from_pretrained``."""
+        return self.space.shape.is_stock(_architecture(self._asked[number].params))
 
     def complete(self, number: int, loss: float, metrics: Mapping[str, float]) -> None:
         """The trial went its whole way; a loss that is not finite makes it a failure."""

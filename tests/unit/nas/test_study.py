@@ -181,6 +181,21 @@ def test_searcher_and_scheduler_tell_each_ending() -> None:
     assert set(heard) == set(records)
 
 
+def test_the_best_stock_candidate_of_a_rung_always_goes_on() -> None:
+    study = make_study(sampler="exhaustive")
+    scheduler = StudyScheduler(study, lambda _: None, last=64, halving=True)
+    decisions: dict[bool, list[str]] = {True: [], False: []}
+    for loss in range(1, len(FEASIBLE) + 1):  # each worse than all before: only the first of a kind goes on
+        candidate = study.ask()
+        assert candidate is not None
+        stock = SHAPE.is_stock(candidate.architecture)
+        result = {"tokens": 16, "val_loss": float(loss)}
+        decisions[stock].append(scheduler.on_trial_result(None, FakeTrial(candidate.number), result))
+    assert decisions[False][0] == "CONTINUE"
+    assert decisions[True][0] == "CONTINUE"
+    assert set(decisions[False][1:] + decisions[True][1:]) == {"STOP"}
+
+
 def test_without_halving_every_trial_goes_its_whole_way() -> None:
     study = make_study()
     scheduler = StudyScheduler(study, lambda _: None, last=64, halving=False)

@@ -1,0 +1,114 @@
+"""The command: ``python -m nas.search --budget 260M``."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+
+from rich.console import Console
+from rich.table import Table
+
+from nas.errors import NothingFeasibleError
+from nas.settings import SearchSettings, parse_arguments
+from search_spaces.errors import InputError
+
+if TYPE_CHECKING:  # torch, Ray and transformers take seconds to import: not before the settings are right
+    from nas.pipeline import Outcome
+    from nas.plan import Plan
+
+DONE, WRONG_INPUT, NOTHING_FEASIBLE, INTERRUPTED = 0, 2, 3, 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns its exit code."""
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    console = Console(stderr="--json" in given, highlight=False, soft_wrap=True)
+    try:
+        settings, dry_run, as_json = parse_arguments(given)
+        if dry_run:
+            return _dry_run(settings, console)
+        return _search(settings, console, as_json, command(given))
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return WRONG_INPUT
+    except NothingFeasibleError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return NOTHING_FEASIBLE
+    except KeyboardInterrupt:
+        print(f"interrupted; to continue: {command(given)}", file=sys.stderr)
+        return INTERRUPTED
+
+
+def command(arguments: Sequence[str]) -> str:
+    """The command line that starts, or continues, this search."""
+    return shlex.join(["python", "-m", "nas.search", *arguments])
+
+
+def _search(settings: SearchSettings, console: Console, as_json: bool, started_by: str) -> int:
+    from nas.pipeline import conduct, document
+    from nas.plan import make_plan, resolve_target
+    from nas.runner import ray_session
+
+    target = resolve_target(settings)
+    with ray_session(settings) as machine:
+        plan = make_plan(settings, target, machine)
+        _print_plan(plan, console)
+        outcome = conduct(plan, console, started_by)
+    _print_outcome(outcome, console)
+    if as_json:
+        print(json.dumps(document(outcome), indent=2))
+    return DONE
+
+
+def _dry_run(settings: SearchSettings, console: Console) -> int:
+    from nas.plan import Machine, estimated_seconds, make_plan, resolve_target
+    from nas.progress import clock
+
+    plan = make_plan(settings, resolve_target(settings), Machine.local())
+    _print_plan(plan, console)
+    seconds = estimated_seconds(plan)
+    console.print(f"estimated time on this machine: {clock(seconds)}; nothing was started (--dry-run)")
+    return DONE
+
+
+def _print_plan(plan: Plan, console: Console) -> None:
+    from nas.plan import summary
+
+    table = Table(box=None, show_header=False, pad_edge=False)
+    for what, value in summary(plan):
+        table.add_row(f"[bold]{what}[/bold]", value)
+    console.print(table)
+
+
+def _print_outcome(outcome: Outcome, console: Console) -> None:
+    from nas.report import terminal_table
+    from nas.tracking import tracking_uri, ui_command
+
+    shape, winner = outcome.plan.target.shape, outcome.winner
+    teacher = shape.parameters(shape.full)
+    console.print()
+    console.print(terminal_table(outcome.records, teacher, title=f"study {outcome.plan.study}"))
+    console.print()
+    share = f"{winner.parameters:,} parameters, {winner.parameters / teacher:.1%} of the teacher"
+    losses = f"validation loss {winner.val_loss:.4f}, the teacher's {outcome.preparation.teacher_loss:.4f}"
+    console.print(f"[bold]best[/bold]        {winner.architecture.key}: {share}; {losses}")
+    console.print(f"            {outcome.winner_path}")
+    if outcome.stock and outcome.stock != winner:
+        key, loss = outcome.stock.architecture.key, outcome.stock.val_loss
+        console.print(f"[bold]best stock[/bold]  {key}: loads without code of ours; validation loss {loss:.4f}")
+        console.print(f"            {outcome.stock_path}")
+    trust = "" if winner.stock else ", trust_remote_code=True"
+    console.print(f'load it:    AutoModelForCausalLM.from_pretrained("{outcome.winner_path}"{trust})')
+    console.print(f"see it:     {ui_command(tracking_uri(outcome.plan.output))}")
+    console.print(f"report:     {outcome.plan.folder / 'report'}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,115 @@
+"""What a search tells MLflow, and when: the parent run, every change of a trial, tables, plots and the winner."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+
+from nas.plan import Plan, summary
+from nas.records import TrialRecord
+from nas.selection import counts
+from nas.study import SearchStudy
+from nas.tracking import (
+    Artifacts,
+    ModelExported,
+    SearchFinished,
+    SearchStarted,
+    Tracker,
+    TrialChanged,
+    code_version,
+    tracking_uri,
+)
+from trials.trial import Preparation
+
+if TYPE_CHECKING:
+    from nas.pipeline import Outcome
+
+CLOSE_SECONDS = {"done": 30.0, "broken off": 2.0}  # how long the end of a search waits for a slow server
+
+
+class Teller:
+    """The tracking of one run of the command; a context manager that leaves nothing undelivered unsaid."""
+
+    def __init__(self, plan: Plan, study: SearchStudy, console: Console) -> None:
+        self.plan, self.console = plan, console
+        self.uid = _uid(study)
+        self.uri = tracking_uri(plan.output)
+        self.tracker = Tracker(self.uri, plan.settings.experiment, plan.folder / "outbox", plan.output / "mlartifacts")
+        self._ended = False
+
+    def __enter__(self) -> Teller:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if not self._ended:
+            status = "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED"
+            self.tracker.put(SearchFinished(self.uid, status=status))
+        left = self.tracker.close(CLOSE_SECONDS["done" if error is None else "broken off"])
+        if left:
+            why = f" ({self.tracker.problem})" if self.tracker.problem else ""
+            self.console.print(
+                f"MLflow: {left} records not delivered yet{why}; the next run of this study delivers them"
+            )
+        if self.tracker.rejected:
+            self.console.print(f"MLflow refused {self.tracker.rejected} records: see {self.plan.folder / 'outbox'}")
+
+    def started(self, preparation: Preparation, command: str) -> None:
+        """Open the parent run: settings, teacher, corpus, code and command."""
+        recipe = {name: value for name, value in self.plan.recipe.to_dict().items() if name != "seed"}
+        settings = {**self.plan.settings.model_dump(exclude_none=True), **recipe}
+        self.tracker.put(SearchStarted(self.uid, settings, self._tags(preparation, command), name=self.plan.study))
+
+    def _tags(self, preparation: Preparation, command: str) -> Mapping[str, str]:
+        return {
+            "teacher": f"{self.plan.settings.model} ({preparation.fingerprint})",
+            "teacher_loss": f"{preparation.teacher_loss:.4f}",
+            "corpus": f"{preparation.corpus} ({preparation.corpus_fingerprint})",
+            "budget": str(self.plan.target.budget),
+            "command": command,
+            **{f"plan.{what}": value for what, value in summary(self.plan)},
+            **code_version(),
+        }
+
+    def files(self, paths: list[Path], where: str) -> None:
+        """Files for the parent run."""
+        self.tracker.put(Artifacts(self.uid, tuple(str(path) for path in paths), where))
+
+    def changed(self, records: list[TrialRecord], number: int) -> None:
+        """A trial has started, reached a rung, or ended."""
+        for record in records:
+            if record.number == number:
+                self.tracker.put(TrialChanged(self.uid, record))
+
+    def finished(self, outcome: Outcome) -> None:
+        """The winner's checkpoint, and the end of the parent run."""
+        name = f"{self.plan.study}"
+        self.tracker.put(ModelExported(self.uid, name, str(outcome.winner_path), outcome.winner.architecture.key))
+        self.tracker.put(SearchFinished(self.uid, metrics=_metrics(outcome)))
+        self._ended = True
+
+
+def _metrics(outcome: Outcome) -> dict[str, float]:
+    states = {f"trials_{state.lower()}": float(count) for state, count in counts(outcome.records).items()}
+    stock: dict[str, Any] = {"best_stock_val_loss": outcome.stock.val_loss} if outcome.stock else {}
+    return {
+        "best_val_loss": float(outcome.winner.val_loss or 0.0),
+        "best_parameters": float(outcome.winner.parameters),
+        "teacher_val_loss": outcome.preparation.teacher_loss,
+        "seconds": outcome.seconds,
+        **stock,
+        **states,
+    }
+
+
+def _uid(study: SearchStudy) -> str:
+    """A name of this very study: another folder may hold one of the same name, on the same MLflow server."""
+    if study.recall("uid") is None:
+        study.remember("uid", f"{study.name}-{uuid.uuid4().hex[:12]}")
+    return str(study.recall("uid"))

@@ -1,0 +1,95 @@
+"""Plans: what is derived from teacher and machine, and what names a study."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nas.plan import Machine, Plan, expected_tokens, make_plan, resolve_target, summary, trial_bytes
+from nas.settings import load_settings
+from search_spaces.errors import InputError
+
+LAPTOP = Machine(cpus=2, gpus=0.0, memory=20 * 2**30, node_cpus=2)
+SERVER = Machine(cpus=64, gpus=4.0, memory=500 * 2**30, node_cpus=16)
+
+
+def make(folder: Path, machine: Machine = LAPTOP, **flags: Any) -> Plan:
+    given = {"model": str(folder), "budget": "60%", "tolerance": "0.1", "corpus": "text.txt", **flags}
+    settings = load_settings({name: str(value) for name, value in given.items()}, None, {})
+    return make_plan(settings, resolve_target(settings), machine)
+
+
+def test_target_holds_the_band(tiny_teacher_folder: Path) -> None:
+    target = make(tiny_teacher_folder).target
+    assert target.feasible
+    assert all(target.shape.parameters(one) in target.budget for one in target.feasible)
+
+
+def test_recipe_fits_the_teacher_and_whole_steps(tiny_teacher_folder: Path) -> None:
+    recipe = make(tiny_teacher_folder).recipe
+    assert recipe.sequence_length == 64  # the teacher's positions, not the default of 256
+    assert recipe.tokens % recipe.batch_tokens == 0
+    with pytest.raises(InputError, match="--sequence-length 65: the teacher has 64 positions"):
+        make(tiny_teacher_folder, sequence_length=65)
+
+
+def test_resources_use_the_whole_machine_and_no_more(tiny_teacher_folder: Path) -> None:
+    laptop = make(tiny_teacher_folder).resources
+    assert (laptop.workers, laptop.cpus, laptop.device) == (2, 1, "cpu")
+    assert make(tiny_teacher_folder, workers=1).resources.cpus == 2
+    server = make(tiny_teacher_folder, SERVER).resources
+    assert (server.workers, server.gpus, server.device) == (4, 1.0, "cuda")
+    assert make(tiny_teacher_folder, SERVER, gpus_per_trial=0.5).resources.workers == 8
+    assert make(tiny_teacher_folder, SERVER, gpus_per_trial=0).resources.device == "cpu"
+    for wrong in ({"gpus_per_trial": 1}, {"cpus_per_trial": 3}):
+        with pytest.raises(InputError, match="give at most that"):
+            make(tiny_teacher_folder, **wrong)
+
+
+def test_memory_limits_the_workers(tiny_teacher_folder: Path) -> None:
+    need = trial_bytes(make(tiny_teacher_folder).target)
+    tight = Machine(cpus=16, gpus=0.0, memory=int(need * 3.5), node_cpus=16)
+    resources = make(tiny_teacher_folder, tight).resources
+    assert (resources.workers, resources.cpus) == (3, 5)
+
+
+def test_default_name_changes_with_what_makes_losses_incomparable_and_with_nothing_else(
+    tiny_teacher_folder: Path,
+) -> None:
+    name = make(tiny_teacher_folder).study
+    assert make(tiny_teacher_folder, trials=99, sampler="random", workers=1, output="elsewhere").study == name
+    changes: list[dict[str, Any]] = [
+        {"seed": 1},
+        {"tokens_per_trial": 4096},
+        {"learning_rate": 1e-5},
+        {"tolerance": "0.2"},
+        {"scheduler": "none"},
+        {"space": "depth", "tolerance": "0.3"},
+        {"corpus": "other.txt"},
+    ]
+    names = {make(tiny_teacher_folder, **change).study for change in changes}
+    assert len(names) == len(changes)
+    assert name not in names
+    assert make(tiny_teacher_folder, study="mine").study == "mine"
+
+
+def test_halving_is_planned(tiny_teacher_folder: Path) -> None:
+    plan = make(tiny_teacher_folder, trials=8, tokens_per_trial=4096, batch_tokens=64)
+    assert plan.recipe.rungs == (1024, 2048, 4096)
+    assert expected_tokens(plan) == 8 * 1024 + 4 * 1024 + 2 * 2048
+    whole = make(tiny_teacher_folder, trials=8, tokens_per_trial=4096, batch_tokens=64, scheduler="none")
+    assert expected_tokens(whole) == 8 * 4096
+
+
+def test_no_more_trials_than_the_band_holds(tiny_teacher_folder: Path) -> None:
+    plan = make(tiny_teacher_folder, trials=10_000)
+    assert plan.trials == len(plan.target.feasible)
+    assert make(tiny_teacher_folder, trials=1, sampler="exhaustive").trials == plan.trials
+
+
+def test_summary_says_what_will_be_done(tiny_teacher_folder: Path) -> None:
+    text = "\n".join(f"{what} {value}" for what, value in summary(make(tiny_teacher_folder)))
+    for part in ("75,408 parameters", "architectures", "16 by tpe", "2 at a time", "learning rate", "studies.db"):
+        assert part in text
