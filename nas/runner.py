@@ -37,6 +37,7 @@ from trials.preparation import Preparation, Recipe, prepare, shared
 from trials.trial import TrialSpec, run_trial
 
 WORKER_DEATHS = 2  # a trial whose worker or node died is tried again this often, from its last checkpoint
+THREAD_SECONDS = "600"
 OBJECT_STORE_BYTES = 100 * 2**20  # results are a few numbers; the default would be 30 % of the memory
 
 
@@ -178,6 +179,8 @@ def trial_spec(plan: Plan, candidate: Candidate) -> TrialSpec:
 
 def _trainable(config: dict[str, Any]) -> None:
     """What runs in a worker: one trial, its rungs reported as they come."""
+    # Read when the actor is reused: a stopped trial must get the time to let go, or Tune gives the next one up.
+    os.environ["TUNE_FUNCTION_THREAD_TIMEOUT_S"] = THREAD_SECONDS
 
     def report(tokens: int, metrics: dict[str, float]) -> None:
         tune.report({**metrics, TOKENS: tokens})

@@ -23,13 +23,14 @@ if TYPE_CHECKING:  # torch, Ray and transformers take seconds to import: not bef
     from nas.pipeline import Outcome
     from nas.plan import Plan
 
+PIPED_WIDTH = 120
 DONE, WRONG_INPUT, NOTHING_FEASIBLE, INTERRUPTED = 0, 2, 3, 130
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns its exit code."""
     given = sys.argv[1:] if arguments is None else list(arguments)
-    console = Console(stderr="--json" in given, highlight=False, soft_wrap=True)
+    console = _console(stderr="--json" in given)
     try:
         settings, dry_run, as_json = parse_arguments(given)
         if dry_run:
@@ -44,6 +45,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"interrupted; to continue: {command(given)}", file=sys.stderr)
         return INTERRUPTED
+
+
+def _console(stderr: bool) -> Console:
+    """Wide enough for the table where nothing says how wide the output is: in a log, a pipe, a cluster's job."""
+    console = Console(stderr=stderr, highlight=False)
+    return (
+        console
+        if console.is_terminal or "COLUMNS" in os.environ
+        else Console(stderr=stderr, highlight=False, width=PIPED_WIDTH)
+    )
 
 
 def command(arguments: Sequence[str]) -> str:
