@@ -28,7 +28,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from nas.errors import classify
 from nas.plan import Machine, Plan, Resources
-from nas.searcher import FAILURE, FINAL, LOSS, METRICS, TOKENS, Notify, StudyScheduler, StudySearcher
+from nas.searcher import FAILURE, FINAL, LOSS, METRICS, RETRIED, TOKENS, Notify, StudyScheduler, StudySearcher
 from nas.settings import SearchSettings
 from nas.study import Candidate, SearchStudy
 from search_spaces.errors import InputError
@@ -190,6 +190,7 @@ def _trainable(config: dict[str, Any]) -> None:
     except Exception as error:
         failure = classify(error)
         if failure.retry:
+            tune.report({RETRIED: failure.reason})
             raise
         logging.getLogger(__name__).exception("trial %s failed", config["number"])
         tune.report({FAILURE: failure.reason})

@@ -14,7 +14,7 @@ from nas.scheduler import promotes
 from nas.study import Candidate, SearchStudy
 
 # Keys of a result beside the metrics of a rung; they tell how a trial ended.
-FINAL, FAILURE, TOKENS, LOSS = "final", "failure", "tokens", "val_loss"
+FINAL, FAILURE, RETRIED, TOKENS, LOSS = "final", "failure", "retried", "tokens", "val_loss"
 
 Notify = Callable[[int], None]
 
@@ -51,7 +51,7 @@ class StudySearcher(_Disposable, Searcher):
         """Tell the study how the trial ended: complete, stopped early, or failed and why."""
         number, last = self._numbers.pop(trial_id), result or {}
         if error or not last:
-            self.study.fail(number, "its worker died, each time it was tried again")
+            self.study.fail(number, "given up: its worker died, or its surroundings failed, each time it was tried")
         elif FAILURE in last:
             self.study.fail(number, last[FAILURE])
         elif not math.isfinite(last[LOSS]):
@@ -84,7 +84,9 @@ class StudyScheduler(_Disposable, FIFOScheduler):
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         """Note the rung; decide whether the trial goes on."""
-        if FINAL in result or FAILURE in result:
+        if RETRIED in result:
+            self.study.note(trial.config["number"], result[RETRIED])
+        if {FINAL, FAILURE, RETRIED} & result.keys():
             return str(TrialScheduler.CONTINUE)
         number, tokens, loss = trial.config["number"], int(result[TOKENS]), float(result[LOSS])
         known = not self.study.report(number, tokens, loss)

@@ -153,10 +153,15 @@ class SearchStudy:
         trial.set_user_attr("reason", "stopped early: not among the best at its rung")
         self._study.tell(trial, state=TrialState.PRUNED)
 
+    def note(self, number: int, problem: str) -> None:
+        """Keep what went wrong in an attempt that is tried again, to be said if the trial fails in the end."""
+        self._asked[number].set_user_attr("problem", problem)
+
     def fail(self, number: int, reason: str) -> None:
         """The trial has no result, for ``reason``."""
         trial = self._asked.pop(number)
-        trial.set_user_attr("reason", reason)
+        problem = trial.user_attrs.get("problem")
+        trial.set_user_attr("reason", f"{reason} (last: {problem})" if problem else reason)
         self._study.tell(trial, state=TrialState.FAIL)
 
     def records(self) -> list[TrialRecord]:

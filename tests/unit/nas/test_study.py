@@ -10,7 +10,7 @@ import pytest
 from nas.candidates import informed
 from nas.sampler import INNER
 from nas.scheduler import promotes, rungs
-from nas.searcher import FAILURE, FINAL, StudyScheduler, StudySearcher
+from nas.searcher import FAILURE, FINAL, RETRIED, StudyScheduler, StudySearcher
 from nas.study import SearchStudy
 from search_spaces.architecture import Architecture
 from search_spaces.budget import parse_budget
@@ -160,6 +160,7 @@ def test_searcher_and_scheduler_tell_each_ending() -> None:
     searcher.on_trial_complete("slow", {"tokens": 16, "val_loss": 5.0})
     searcher.on_trial_complete("good", {"tokens": 64, "val_loss": 3.0, FINAL: True, "seconds": 1, "pid": 7})
     searcher.on_trial_complete("broken", {FAILURE: "NonFiniteLoss: step 3"})
+    scheduler.on_trial_result(None, trials["lost"], {RETRIED: "OSError: share is gone"})
     searcher.on_trial_complete("lost", None, error=True)
     searcher.on_trial_complete("nan", {"tokens": 16, "val_loss": math.nan})
 
@@ -177,6 +178,7 @@ def test_searcher_and_scheduler_tell_each_ending() -> None:
     assert by_name["slow"].curve == ((0, 1.0), (16, 5.0))
     assert by_name["broken"].reason == "NonFiniteLoss: step 3"
     assert "worker died" in str(by_name["lost"].reason)
+    assert "OSError: share is gone" in str(by_name["lost"].reason)
     assert "nan after 16 tokens" in str(by_name["nan"].reason)
     assert set(heard) == set(records)
 
