@@ -124,17 +124,20 @@ def _check_shared(output: Path) -> None:
             )
 
 
-def run_trials(plan: Plan, study: SearchStudy, notify: Notify) -> None:
+def run_trials(
+    plan: Plan, study: SearchStudy, notify: Notify, trainable: Callable[[dict[str, Any]], None] | None = None
+) -> None:
     """Run what is left of the plan: ask, train, tell, until the study holds all its trials.
 
     Each call is a new Tune run; what an earlier one left unfinished has been queued again by the study.
+    ``trainable`` takes the place of a real trial where the orchestration itself is measured.
     """
     left = plan.trials - study.finished()
     if left <= 0:
         return
     disposable = plan.folder / "tune"
     tuner = tune.Tuner(
-        tune.with_resources(_trainable, {"cpu": plan.resources.cpus, "gpu": plan.resources.gpus}),
+        tune.with_resources(trainable or _trainable, {"cpu": plan.resources.cpus, "gpu": plan.resources.gpus}),
         tune_config=tune.TuneConfig(
             search_alg=StudySearcher(study, _describer(plan), notify),
             scheduler=StudyScheduler(study, notify, last=plan.recipe.tokens, halving=plan.settings.scheduler == "asha"),

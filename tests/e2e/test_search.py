@@ -1,0 +1,156 @@
+"""The real command line, in a subprocess, on a teacher of 75,408 parameters: real Ray, Optuna and MLflow."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mlflow import MlflowClient
+from transformers import AutoModelForCausalLM
+
+ROOT = Path(__file__).parents[2]
+TRIALS = 4
+SENTENCE = "prune the teacher keep a head drop a layer train the student on tokens search again"
+WORDS = SENTENCE.split()
+
+
+def run(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
+    """``python -m nas.search`` with the arguments, from the project's folder."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("NAS_", "MLFLOW_", "RAY_"))}
+    return subprocess.run(
+        [sys.executable, "-m", "nas.search", *map(str, arguments)],
+        cwd=ROOT,
+        env={**clean, "HF_HUB_OFFLINE": "1", **environment},
+        capture_output=True,
+        text=True,
+        timeout=900,
+    )
+
+
+@pytest.fixture(scope="module")
+def small(tiny_teacher_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> list[object]:
+    """The settings of a search that takes seconds."""
+    text = tmp_path_factory.mktemp("text") / "corpus.txt"
+    text.write_text("\n\n".join(" ".join(WORDS[i % 7 :] + WORDS[: i % 11]) for i in range(400)))
+    sizes = ["--tokens-per-trial", 2048, "--sequence-length", 64, "--batch-tokens", 256, "--validation-tokens", 1024]
+    model = ["--model", tiny_teacher_folder, "--corpus", text, "--calibration-samples", 8, "--tolerance", 0.1]
+    return [*model, *sizes, "--trials", TRIALS, "--workers", 1]
+
+
+@pytest.fixture(scope="module")
+def first(small: list[object], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any], str]:
+    """The output folder, the result document and the log of one search."""
+    output = tmp_path_factory.mktemp("first")
+    done = run(*small, "--budget", "60%", "--output", output, "--json")
+    assert done.returncode == 0, done.stderr
+    return output, json.loads(done.stdout), done.stderr
+
+
+def what_was_found(result: dict[str, Any]) -> dict[str, Any]:
+    best = {name: result["best"][name] for name in ("architecture", "params", "val_loss", "stock")}
+    return {"best": best, "trials": result["trials"], "study": result["study"], "teacher": result["teacher"]}
+
+
+def test_result_document(first: tuple[Path, dict[str, Any], str]) -> None:
+    output, result, log = first
+    assert result["budget"]["minimum"] <= result["best"]["params"] <= result["budget"]["maximum"]
+    assert result["trials"]["FAIL"] == result["trials"]["RUNNING"] == 0
+    assert result["trials"]["COMPLETE"] >= 1
+    assert sum(result["trials"].values()) == TRIALS
+    assert result["best"]["path"] == str(output / result["study"] / "best")
+    for line in ("importance scores computed", "mlflow ui --backend-store-uri", "from_pretrained("):
+        assert line in log
+
+
+def test_export_is_the_model_that_was_counted(first: tuple[Path, dict[str, Any], str]) -> None:
+    _, result, _ = first
+    best = result["best"]
+    model = AutoModelForCausalLM.from_pretrained(best["path"], trust_remote_code=not best["stock"])
+    assert sum(weight.numel() for weight in model.parameters()) == best["params"]
+
+
+def test_every_trial_is_in_mlflow(first: tuple[Path, dict[str, Any], str]) -> None:
+    output, result, _ = first
+    client = MlflowClient(f"sqlite:///{output / 'mlflow.db'}")
+    (experiment,) = client.search_experiments(filter_string="name = 'nas'")
+    runs = client.search_runs([experiment.experiment_id])
+    (parent,) = (one for one in runs if "mlflow.parentRunId" not in one.data.tags)
+    children = [one for one in runs if one.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
+    assert len(runs) == 1 + len(children) == 1 + TRIALS
+    assert parent.info.status == "FINISHED"
+    assert parent.data.metrics["best_val_loss"] == pytest.approx(result["best"]["val_loss"])
+    files = {one.path for one in client.list_artifacts(parent.info.run_id, "report")}
+    assert {"report/importance.png", "report/results.md", "report/losses.png"} <= files
+    assert client.get_model_version_by_alias(result["study"], "best").run_id == parent.info.run_id
+
+
+def test_the_same_command_continues_the_study(small: list[object], first: tuple[Path, dict[str, Any], str]) -> None:
+    output, result, _ = first
+    again = run(*small, "--budget", "60%", "--output", output, "--json")
+    assert again.returncode == 0, again.stderr
+    assert what_was_found(json.loads(again.stdout)) == what_was_found(result)
+    assert f"{TRIALS} of {TRIALS} trials are done already" in again.stderr
+    assert "importance scores found in the cache" in again.stderr
+
+
+def test_the_same_seed_finds_the_same(
+    small: list[object], first: tuple[Path, dict[str, Any], str], tmp_path: Path
+) -> None:
+    output, result, _ = first
+    other = run(*small, "--budget", "60%", "--output", tmp_path, "--json")
+    assert other.returncode == 0, other.stderr
+    assert what_was_found(json.loads(other.stdout)) == what_was_found(result)
+    tables = [(folder / result["study"] / "report" / "results.csv").read_text() for folder in (output, tmp_path)]
+    kept = [[line.split(",")[:13] for line in table.splitlines()] for table in tables]
+    assert kept[0] == kept[1]  # all columns but those that hold seconds
+
+
+def test_nothing_that_finishes_is_exit_code_3_with_the_reason(small: list[object], tmp_path: Path) -> None:
+    (tmp_path / "doomed").mkdir()
+    (tmp_path / "doomed" / "trials").write_text("a file where every trial wants its folder")
+    done = run(*small, "--budget", "60%", "--output", tmp_path, "--study", "doomed", "--trials", 1)
+    assert done.returncode == 3, done.stderr
+    assert "none of 1 trials completed" in done.stderr
+    assert "NotADirectoryError" in done.stderr
+
+
+def test_dry_run_starts_nothing(small: list[object], tmp_path: Path) -> None:
+    output = tmp_path / "nothing"
+    done = run(*small, "--budget", "60%", "--output", output, "--dry-run")
+    assert done.returncode == 0, done.stderr
+    for part in ("band", "architectures", "tokens", "estimated time"):
+        assert part in done.stdout
+    assert not output.exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["--budget", "abc"], "budget 'abc'"),
+        (["--budget", "10G"], "nearest feasible budget"),
+        (["--budget", "60%", "--space", "nowhere.yaml"], "nowhere.yaml"),
+        (["--budget", "60%", "--trials", "none"], "--trials 'none'"),
+    ],
+)
+def test_wrong_input_is_one_line_and_exit_code_2(
+    small: list[object], tmp_path: Path, arguments: list[str], named: str
+) -> None:
+    output = tmp_path / "nothing"
+    done = run(*small, *arguments, "--output", output)
+    assert done.returncode == 2
+    assert named in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert not output.exists()
+
+
+def test_hub_out_of_reach_is_one_line_that_names_the_ways_on(tmp_path: Path) -> None:
+    offline = {"HF_HUB_OFFLINE": "0", "HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path)}
+    done = run("--budget", "260M", "--output", tmp_path / "nothing", **offline)
+    assert done.returncode == 2
+    assert "--model mini" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
