@@ -1,0 +1,81 @@
+"""The README.md that travels with an exported checkpoint."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from math import exp
+
+from search_spaces.architecture import Architecture
+
+TEMPLATE = """---
+library_name: transformers
+pipeline_tag: text-generation
+tags: [pruned, distilled]
+---
+
+# {name}
+
+A language model of {parameters:,} parameters ({share:.1%} of its teacher), cut from `{teacher}` by importance and
+retrained by knowledge distillation. Its architecture was found by a search with a budget of {budget}.
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+model = AutoModelForCausalLM.from_pretrained("./{name}"{trust})
+tokenizer = AutoTokenizer.from_pretrained("./{name}"{trust})
+```
+
+{loading}
+
+| | this model | teacher |
+|---|---|---|
+| parameters | {parameters:,} | {teacher_parameters:,} |
+| validation loss, nats a token | {val_loss:.4f} | {teacher_loss:.4f} |
+| validation perplexity | {perplexity:.2f} | {teacher_perplexity:.2f} |
+
+- Architecture: `{architecture}`
+- Distilled on {tokens:,} tokens; text: {corpus}
+- Made by `{command}`
+- Loaded again in a fresh process, without the project that made it; largest difference between logits: {difference:.1e}
+- `manifest.json` holds the size and the sha256 of every file. No test set was read to choose this model.
+"""
+STOCK = "It is of a class that transformers ships and needs no code of its own."
+CUSTOM = (
+    "Its layers differ from what transformers' own class can express, so the folder carries one modelling file, "
+    "`{module}.py`, which `trust_remote_code=True` lets transformers run. Read it first: it is short."
+)
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """What is said of an exported student.
+
+    ``teacher`` and ``corpus`` are as a reader would find them, ``budget`` and ``command`` as they were given.
+    Losses are mean nats per token on validation text; ``tokens`` is what the student was distilled on.
+    """
+
+    teacher: str
+    teacher_parameters: int
+    teacher_loss: float
+    budget: str
+    architecture: Architecture
+    parameters: int
+    tokens: int
+    val_loss: float
+    corpus: str
+    command: str
+
+    def render(self, name: str, module: str | None, difference: float) -> str:
+        """The text for a folder ``name``; ``module`` is the modelling file it carries, None for a stock class."""
+        values = {key: value for key, value in vars(self).items() if key != "architecture"}
+        return TEMPLATE.format(
+            **values,
+            name=name,
+            architecture=json.dumps(self.architecture.to_dict()),
+            share=self.parameters / self.teacher_parameters,
+            perplexity=exp(self.val_loss),
+            teacher_perplexity=exp(self.teacher_loss),
+            trust=", trust_remote_code=True" if module else "",
+            loading=CUSTOM.format(module=module) if module else STOCK,
+            difference=difference,
+        )
