@@ -1,51 +1,69 @@
-"""How long a trial will take: its FLOPs against a short measurement of this machine."""
+"""How long a trial will take, from its FLOPs and a measurement of this machine that takes under a second."""
 
 from __future__ import annotations
 
 import time
+from functools import lru_cache
 
 import torch
 
 from search_spaces.architecture import Architecture
 from search_spaces.shape import ModelShape
+from trials.precision import training_precision
 from trials.preparation import Recipe
+from trials.targets import are_stored
 
-PROBE_SECONDS = 0.4
-PROBE_SIZE = {"cpu": 512, "cuda": 4096}
-EFFICIENCY = 0.5  # of the matrix products' speed; the rest goes into attention, norms, optimizer and copies
-BACKWARD = 2  # forward passes that a backward pass costs
-
-
-def trial_flops(shape: ModelShape, architecture: Architecture, recipe: Recipe) -> int:
-    """FLOPs of one full trial: the teacher's forward, the student's training steps, and its evaluations."""
-    teacher = shape.flops_per_token(shape.full, recipe.sequence_length)
-    student = shape.flops_per_token(architecture, recipe.sequence_length)
-    readings = (1 + len(recipe.rungs)) * recipe.validation_tokens
-    return recipe.tokens * (teacher + (1 + BACKWARD) * student) + readings * student
+PROBE_SECONDS = 0.3
+PROBE_TOKENS = {"cpu": 1024, "cuda": 16384}
+# Share of a bare matrix product's speed that a trial reaches: softmax, norms, attention, the optimizer take the rest.
+EFFICIENCY = {"cpu": 0.55, "cuda": 0.35}
 
 
 def estimate_seconds(shape: ModelShape, architecture: Architecture, recipe: Recipe, device: str) -> float:
-    """Seconds of one full trial that has the whole of ``device`` to itself; right to a factor of about two."""
-    return trial_flops(shape, architecture, recipe) / (EFFICIENCY * matmul_flops(device))
+    """Seconds for a full trial of ``architecture`` on this machine's ``device``, alone on it; right within about 2x.
 
-
-@torch.inference_mode()
-def matmul_flops(device: str) -> float:
-    """FLOP/s of square matrix products on ``device``: float32 on a CPU, bfloat16 on CUDA; takes under a second.
-
-    The fastest of many counts: what slows the others is somebody else's work, and will pass.
+    Without what is done once for all trials: corpus, importance scores, the teacher's targets.
     """
-    size = PROBE_SIZE[device]
-    left = torch.randn(size, size, device=device, dtype=torch.bfloat16 if device == "cuda" else torch.float32)
-    right = torch.randn_like(left)
-    times, ends = [float("inf")], time.perf_counter() + PROBE_SECONDS
-    while (started := time.perf_counter()) < ends:
-        left @ right
-        _finish(device)
-        times.append(time.perf_counter() - started)
-    return 2 * size**3 / min(times)
+    work = training_flops(shape, architecture, recipe, device) + evaluation_flops(shape, architecture, recipe)
+    return work / (EFFICIENCY[device] * _flops_per_second(shape.hidden, device))
 
 
-def _finish(device: str) -> None:
-    if device == "cuda":
-        torch.cuda.synchronize()
+def training_flops(shape: ModelShape, architecture: Architecture, recipe: Recipe, device: str) -> int:
+    """FLOPs of all training steps: the student forward and backward (twice a forward), and the teacher.
+
+    Of the teacher only the output projection is left when its hidden states are stored.
+    """
+    length = recipe.sequence_length
+    teacher = shape.flops_per_token(shape.full, length)
+    if are_stored(shape, recipe.tokens, device):
+        teacher = 2 * shape.vocab * shape.hidden
+    return recipe.tokens * (3 * shape.flops_per_token(architecture, length) + teacher)
+
+
+def evaluation_flops(shape: ModelShape, architecture: Architecture, recipe: Recipe) -> int:
+    """FLOPs of reading the validation text before training and at every rung."""
+    readings = len(recipe.rungs) + 1
+    return readings * recipe.validation_tokens * shape.flops_per_token(architecture, recipe.sequence_length)
+
+
+@lru_cache(maxsize=8)
+def _flops_per_second(hidden: int, device: str) -> float:
+    """Speed of the matrix product of an MLP of this width, in the format of training, after a warm-up."""
+    dtype, _ = training_precision(device)
+    tokens = torch.ones(PROBE_TOKENS[device], hidden, dtype=dtype, device=device)
+    matrix = torch.ones(hidden, 4 * hidden, dtype=dtype, device=device)
+    _products(tokens, matrix, 1)
+    count, seconds = 1, _products(tokens, matrix, 1)
+    while seconds < PROBE_SECONDS / 2:
+        count *= 2
+        seconds = _products(tokens, matrix, count)
+    return count * 2 * tokens.shape[0] * matrix.numel() / seconds
+
+
+def _products(tokens: torch.Tensor, matrix: torch.Tensor, count: int) -> float:
+    """Seconds that ``count`` products take."""
+    started = time.perf_counter()
+    for _ in range(count):
+        product = tokens @ matrix
+    float(product[0, 0])  # on CUDA, wait until it is there
+    return time.perf_counter() - started

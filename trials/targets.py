@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from search_spaces.shape import ModelShape
 from trials.cache import Cache, digest
 from trials.corpus import Corpus, windows
 from trials.families import family_of
@@ -54,11 +55,17 @@ def load_targets(teacher: Teacher, corpus: Corpus, length: int, cache: Cache) ->
     device = teacher.model.device.type
     dtype, _ = training_precision(device)
     text = windows(corpus.train, length)
-    if text.size * teacher.shape.hidden * dtype.itemsize > LIMIT_BYTES:
+    if not are_stored(teacher.shape, text.size, device):
         return Targets(teacher)
     key = digest(teacher.fingerprint, str(dtype), length, corpus.fingerprint)
     folder = cache.build("targets", key, lambda empty: _write(empty, teacher, text, dtype))
     return Targets(teacher, np.load(folder / "hidden.npy", mmap_mode="r"))
+
+
+def are_stored(shape: ModelShape, tokens: int, device: str) -> bool:
+    """Whether the hidden states of ``tokens`` tokens are few enough to be kept."""
+    dtype, _ = training_precision(device)
+    return tokens * shape.hidden * dtype.itemsize <= LIMIT_BYTES
 
 
 def _write(folder: Path, teacher: Teacher, text: NDArray[np.integer], dtype: torch.dtype) -> None:

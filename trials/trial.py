@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import json
 import logging
 import resource
@@ -118,8 +117,9 @@ def run_trial(spec: TrialSpec, report: Report) -> TrialResult:
         return finished
     try:
         return _train(spec, common, identity, report)
-    finally:
-        _free(spec.device)
+    finally:  # the student is gone with the frame above; its memory goes back to the other trials on the device
+        if spec.device == "cuda":
+            torch.cuda.empty_cache()
 
 
 def load_student(spec: TrialSpec) -> PreTrainedModel:
@@ -214,10 +214,3 @@ def _peak_memory(device: str) -> int:
         return torch.cuda.max_memory_allocated()
     unit = 1 if sys.platform == "darwin" else 1024  # getrusage counts in KiB, except on macOS
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
-def _free(device: str) -> None:
-    """Give back what the trial held, so that the process can run the next one."""
-    gc.collect()
-    if device == "cuda":
-        torch.cuda.empty_cache()

@@ -1,0 +1,74 @@
+"""The estimate follows the work; the measured speed is a positive number."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from conftest import make_gpt2
+from torch.utils.flop_counter import FlopCounterMode
+
+from search_spaces.architecture import Architecture
+from search_spaces.shape import ModelShape
+from trials import estimate
+from trials.estimate import estimate_seconds, evaluation_flops, training_flops
+from trials.families import FAMILIES
+from trials.kl import chunked_kl
+from trials.preparation import Recipe
+
+MEDIUM = ModelShape("gpt2", 24, 1024, 16, 64, 4096, 50257, 1024, True)
+RECIPE = Recipe("model", "corpus", 65536, (32768, 65536), 16384, 256, 1024, 1e-3, 64, 0)
+
+
+@pytest.fixture(autouse=True)
+def one_gigaflop_per_second(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if "measured" not in request.node.name:
+        monkeypatch.setattr(estimate, "_flops_per_second", lambda *_: 1e9)
+
+
+def seconds(architecture: Architecture, recipe: Recipe = RECIPE) -> float:
+    return estimate_seconds(MEDIUM, architecture, recipe, "cpu")
+
+
+def test_twice_the_work_takes_twice_as_long() -> None:
+    twice = replace(RECIPE, tokens=131072, rungs=(65536, 131072), validation_tokens=32768)
+    assert seconds(MEDIUM.full, twice) == pytest.approx(2 * seconds(MEDIUM.full))
+
+
+def test_every_axis_and_every_reading_counts() -> None:
+    smaller = [
+        Architecture.uniform(*sizes)
+        for sizes in ((12, 1024, 16, 4096), (24, 512, 16, 4096), (24, 1024, 8, 4096), (24, 1024, 16, 2048))
+    ]
+    assert all(seconds(one) < seconds(MEDIUM.full) for one in smaller)
+    assert seconds(MEDIUM.full, replace(RECIPE, rungs=(65536,))) < seconds(MEDIUM.full)
+
+
+def test_stored_targets_spare_the_teacher_all_but_its_head(monkeypatch: pytest.MonkeyPatch) -> None:
+    stored = training_flops(MEDIUM, MEDIUM.full, RECIPE, "cpu")
+    monkeypatch.setattr("trials.targets.LIMIT_BYTES", 0)
+    head = 2 * MEDIUM.vocab * MEDIUM.hidden
+    spared = RECIPE.tokens * (MEDIUM.flops_per_token(MEDIUM.full, 256) - head)
+    assert training_flops(MEDIUM, MEDIUM.full, RECIPE, "cpu") - stored == spared
+
+
+def test_flops_are_what_a_step_and_a_reading_do() -> None:
+    """Counted by torch on a real model, with attention as the plain products that it can count."""
+    model, family = make_gpt2().requires_grad_(True), FAMILIES["gpt2"]
+    model.set_attn_implementation("eager")
+    shape, tokens = family.shape(model.config), torch.arange(64).reshape(2, 32)
+    recipe = replace(RECIPE, tokens=64, rungs=(64,), validation_tokens=64, sequence_length=32, batch_tokens=32)
+    with FlopCounterMode(display=False) as counter:
+        hidden, weight = family.backbone(model, tokens).flatten(0, 1), family.output_weight(model)
+        chunked_kl(hidden, weight, hidden.detach(), weight.detach(), 64).backward()
+    step = counter.get_total_flops()
+    assert training_flops(shape, shape.full, recipe, "cpu") == step
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(tokens)
+    assert evaluation_flops(shape, shape.full, recipe) == 2 * counter.get_total_flops()
+
+
+def test_measured_speed_is_a_speed() -> None:
+    estimate._flops_per_second.cache_clear()
+    assert 1e7 < estimate._flops_per_second(64, "cpu") < 1e15
