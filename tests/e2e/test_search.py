@@ -13,6 +13,8 @@ import pytest
 from mlflow import MlflowClient
 from transformers import AutoModelForCausalLM
 
+from nas.search import main
+
 ROOT = Path(__file__).parents[2]
 TRIALS = 4
 SENTENCE = "prune the teacher keep a head drop a layer train the student on tokens search again"
@@ -119,12 +121,12 @@ def test_nothing_that_finishes_is_exit_code_3_with_the_reason(small: list[object
     assert "NotADirectoryError" in done.stderr
 
 
-def test_dry_run_starts_nothing(small: list[object], tmp_path: Path) -> None:
+def test_dry_run_starts_nothing(small: list[object], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = tmp_path / "nothing"
-    done = run(*small, "--budget", "60%", "--output", output, "--dry-run")
-    assert done.returncode == 0, done.stderr
+    assert main([*map(str, small), "--budget", "60%", "--output", str(output), "--dry-run"]) == 0
+    printed = capsys.readouterr().out
     for part in ("band", "architectures", "tokens", "estimated time"):
-        assert part in done.stdout
+        assert part in printed
     assert not output.exists()
 
 
@@ -138,13 +140,14 @@ def test_dry_run_starts_nothing(small: list[object], tmp_path: Path) -> None:
     ],
 )
 def test_wrong_input_is_one_line_and_exit_code_2(
-    small: list[object], tmp_path: Path, arguments: list[str], named: str
+    small: list[object], tmp_path: Path, arguments: list[str], named: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = tmp_path / "nothing"
-    done = run(*small, *arguments, "--output", output)
-    assert done.returncode == 2
-    assert named in done.stderr
-    assert len(done.stderr.strip().splitlines()) == 1
+    assert main([*map(str, small), *arguments, "--output", str(output)]) == 2
+    printed = capsys.readouterr()
+    assert named in printed.err
+    assert len(printed.err.strip().splitlines()) == 1
+    assert not printed.out
     assert not output.exists()
 
 
