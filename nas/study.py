@@ -21,6 +21,7 @@ from nas.records import TrialRecord
 from nas.sampler import FeasibleSampler, distributions, sizes_of
 from search_spaces.architecture import Architecture
 from search_spaces.errors import InputError
+from search_spaces.shape import ModelShape
 from search_spaces.space import AXES, SearchSpace
 
 INTERRUPTED = "interrupted"  # the driver went away: queued again, not counted as a failure
@@ -198,6 +199,12 @@ def _architecture(params: Mapping[str, Any]) -> Architecture:
     return Architecture.uniform(*(int(params[axis]) for axis in AXES))
 
 
+def _costs(architecture: Architecture, shape: ModelShape) -> dict[str, float]:
+    """What the architecture costs in use: forward FLOPs a token at full context, bf16 key/value cache a token."""
+    flops = shape.flops_per_token(architecture, shape.positions)
+    return {"flops_per_token": float(flops), "kv_cache_bytes_per_token": float(shape.kv_cache_bytes(architecture))}
+
+
 def _record(trial: FrozenTrial, space: SearchSpace) -> TrialRecord:
     architecture = _architecture(trial.params)
     complete = trial.state is TrialState.COMPLETE
@@ -210,7 +217,7 @@ def _record(trial: FrozenTrial, space: SearchSpace) -> TrialRecord:
         reason=trial.user_attrs.get("reason"),
         val_loss=trial.value if complete else None,
         curve=tuple(sorted(trial.intermediate_values.items())),
-        metrics=trial.user_attrs.get("metrics", {}),
+        metrics={**_costs(architecture, space.shape), **trial.user_attrs.get("metrics", {})},
         origin=trial.user_attrs.get("origin", "sampler"),
         started=trial.datetime_start.timestamp() if trial.datetime_start else None,
         ended=trial.datetime_complete.timestamp() if trial.datetime_complete else None,
