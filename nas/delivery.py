@@ -64,15 +64,22 @@ class MlflowDelivery:
         """
         if isinstance(event, (Artifacts, ModelExported)) and not files.is_dir():
             raise RejectedError("its files are gone")
+        known = bool(self._runs)
+        try:
+            self._attempt(event, files)
+        except RejectedError:
+            if not known:
+                raise
+            self._runs.clear()  # a run that was known may have been deleted: look for it again
+            self._attempt(event, files)
+
+    def _attempt(self, event: Event, files: Path) -> None:
         try:
             self._handlers[type(event)](event, files)
         except (MlflowException, HTTPError) as error:
-            known, self._runs = bool(self._runs), {}
-            if not _is_permanent(error):
-                raise
-            if not known:
+            if _is_permanent(error):
                 raise RejectedError(_one_line(error)) from error
-            self.deliver(event, files)  # a run that we knew may have been deleted: look for it again
+            raise
 
     def _find_experiment(self, name: str, artifact_root: Path | None) -> str:
         found = self.client.get_experiment_by_name(name)
@@ -117,29 +124,25 @@ class MlflowDelivery:
     def _model_exported(self, event: ModelExported, files: Path) -> None:
         run = self._run(event.study, None, event.study, None)
         name, content = re.sub(r"[/:]+", "-", event.name), _content(files)
+        own = {CONTENT: content, STUDY: event.study}
         self._ensure_model(name)
-        version = self._version(name, content)
-        if version is None:  # a folder of its own: what an earlier version points to is never overwritten
-            folder = f"model/{content[:12]}"
+        if self._version(name, own) is None:
+            folder = f"model/{content[:12]}"  # of its own: what an earlier version points to is never overwritten
             with patient_uploads():
                 self.client.log_artifacts(run, str(files), folder)
             source = f"{self.client.get_run(run).info.artifact_uri}/{folder}"
-            tags = {CONTENT: content, STUDY: event.study}
-            self.client.create_model_version(
-                name, source, run, tags, description=event.description or None, await_creation_for=0
-            )
-            version = self._version(name, content)
-        self.client.set_registered_model_alias(name, BEST, version)
+            note = event.description or None
+            self.client.create_model_version(name, source, run, own, description=note, await_creation_for=0)
+        self.client.set_registered_model_alias(name, BEST, self._version(name, own))
 
     def _ensure_model(self, name: str) -> None:
         if not self.client.search_registered_models(f"name = '{name}'"):
             self.client.create_registered_model(name)
 
-    def _version(self, name: str, content: str) -> str | None:
-        """The version that holds ``content``; of several, made by a request that was given up, the first stays."""
-        found = [
-            one for one in self.client.search_model_versions(f"name = '{name}'") if one.tags.get(CONTENT) == content
-        ]
+    def _version(self, name: str, own: Mapping[str, str]) -> str | None:
+        """The version with the tags ``own``; of several, made by a request that was given up, the first stays."""
+        versions = self.client.search_model_versions(f"name = '{name}'")
+        found = [one for one in versions if own.items() <= one.tags.items()]
         first, *extra = sorted(found, key=lambda one: int(one.version)) or [None]
         for one in extra:
             self.client.delete_model_version(name, one.version)

@@ -113,7 +113,7 @@ class Column:
 COLUMNS = (
     Column("rank", "right", 4, lambda row: str(row.rank or "")),
     Column("trial", "right", 5, lambda row: str(row.trial)),
-    Column("architecture", "left", 24, lambda row: row.architecture),
+    Column("architecture", "left", 21, lambda row: row.architecture),
     Column("parameters", "right", 13, lambda row: f"{row.parameters:,}"),
     Column("share", "right", 6, lambda row: f"{row.share:.1%}"),
     Column("zero-shot", "right", 9, lambda row: _number(row.zero_shot_loss, 3)),
