@@ -51,7 +51,7 @@ class DistillSettings:
     learning_rate: float
     seed: int
     identity: str
-    checkpoint_seconds: float = 120.0
+    checkpoint_seconds: float = 300.0
 
     @property
     def steps(self) -> int:
