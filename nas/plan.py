@@ -179,8 +179,8 @@ def _recipe(settings: SearchSettings, shape: ModelShape, defaults: Defaults) -> 
     batch = math.ceil((settings.batch_tokens or defaults.batch) / sequence) * sequence
     steps = rungs(settings.tokens_per_trial or defaults.tokens, batch)
     return Recipe(
-        model=settings.model,
-        corpus=settings.corpus or ("stdlib" if settings.model == "mini" else "wikitext-103"),
+        model=_absolute(settings.model),
+        corpus=_absolute(settings.corpus or ("stdlib" if settings.model == "mini" else "wikitext-103")),
         tokens=steps[-1],
         rungs=steps,
         validation_tokens=settings.validation_tokens or defaults.validation,
@@ -190,6 +190,14 @@ def _recipe(settings: SearchSettings, shape: ModelShape, defaults: Defaults) -> 
         calibration_samples=settings.calibration_samples or defaults.calibration,
         seed=settings.seed,
     )
+
+
+def _absolute(source: str) -> str:
+    """A path for workers, whose current folder is another; names of the hub and of what we ship are left alone."""
+    if source in ("mini", "stdlib"):
+        return source
+    path = Path(source).expanduser()
+    return str(path.resolve()) if path.exists() else source
 
 
 def _study_name(settings: SearchSettings, facts: dict[str, Any]) -> str:

@@ -35,6 +35,18 @@ def test_recipe_fits_the_teacher_and_whole_steps(tiny_teacher_folder: Path) -> N
         make(tiny_teacher_folder, sequence_length=65)
 
 
+def test_workers_get_absolute_paths(tiny_teacher_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tiny_teacher_folder)
+    Path("text.txt").write_text("text")
+    try:
+        recipe = make(Path(".")).recipe
+    finally:
+        Path("text.txt").unlink()
+    assert recipe.model == str(tiny_teacher_folder)
+    assert recipe.corpus == str(tiny_teacher_folder / "text.txt")
+    assert make(tiny_teacher_folder, corpus="org/name").recipe.corpus == "org/name"
+
+
 def test_resources_use_the_whole_machine_and_no_more(tiny_teacher_folder: Path) -> None:
     laptop = make(tiny_teacher_folder).resources
     assert (laptop.workers, laptop.cpus, laptop.device) == (2, 1, "cpu")
