@@ -12,10 +12,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from trials.corpus import encode
-from trials.stdlib_text import read_stdlib_text
+from trials.stdlib_text import validation_documents
 
 BATCH = 16
 
@@ -28,25 +28,30 @@ def held_out_report(folder: Path) -> dict[str, Any]:
     """
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    texts = [document.text for document in read_stdlib_text().validation]
+    texts = [document.text for document in validation_documents()]
     content = "".join(texts).encode()
-    documents = encode(tokenizer, texts)
-    nats = total_nats(model, documents, model.config.n_positions, tokenizer.eos_token_id)
-    tokens = [token for document in documents for token in document]
+    tokens = [token for document in encode(tokenizer, texts) for token in document]
+    model_bits = held_out_bits(model, tokenizer, texts)
     bits = {
-        "model": nats / math.log(2),
+        "model": model_bits,
         "unigram, tokens": entropy_bits(tokens),
         "unigram, bytes": entropy_bits(content),
         "gzip -9": 8.0 * len(gzip.compress(content, compresslevel=9)),
         "xz -9e": 8.0 * len(lzma.compress(content, preset=9 | lzma.PRESET_EXTREME)),
     }
     return {
-        "held-out documents": len(documents),
+        "held-out documents": len(texts),
         "held-out bytes": len(content),
         "held-out tokens": len(tokens),
-        "nats per token": round(nats / len(tokens), 4),
+        "nats per token": round(model_bits * math.log(2) / len(tokens), 4),
         "bits per byte": {name: round(value / len(content), 4) for name, value in bits.items()},
     }
+
+
+def held_out_bits(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> float:
+    """Bits that the model needs for all of the texts."""
+    documents = encode(tokenizer, texts)
+    return total_nats(model, documents, model.config.n_positions, tokenizer.eos_token_id) / math.log(2)
 
 
 @torch.no_grad()

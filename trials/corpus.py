@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from search_spaces.errors import InputError
 from trials.cache import Cache, digest
 from trials.hub_text import ALIASES, from_hub, is_hub_name
-from trials.stdlib_text import read_stdlib_text, stdlib_identity
+from trials.stdlib_text import stdlib_identity, training_documents, validation_documents
 from trials.text_source import SUFFIXES, TextSource, from_path
 
 FORMAT = 1  # part of the cache key: raise it when the same text and tokenizer give other tokens
@@ -81,7 +81,7 @@ def load_corpus(
     (``wikitext-103``, ``org/name``, ``org/name:config``). Raises InputError when it cannot be read or is empty.
     """
     text = open_source(source)
-    key = digest(FORMAT, text.identity, tokenizer_identity(tokenizer), train_tokens, validation_tokens)
+    key = digest(FORMAT, text.name, text.identity, tokenizer_identity(tokenizer), train_tokens, validation_tokens)
     limits = {"train": train_tokens, "validation": validation_tokens}
     folder = cache.build("corpus", key, lambda empty: _write(empty, text, tokenizer, limits))
     return read_corpus(folder)
@@ -96,7 +96,7 @@ def read_corpus(folder: Path) -> Corpus:
 def open_source(source: str) -> TextSource:
     """The text that ``source`` names; what is on this machine comes before the hub. Raises InputError."""
     if source == "stdlib":
-        return TextSource("stdlib", stdlib_identity(), lambda: _stdlib("train"), lambda: _stdlib("validation"))
+        return _stdlib()
     path = Path(source).expanduser()
     if path.exists() or path.suffix in SUFFIXES or source.startswith((".", "~", "/")):
         return from_path(path)
@@ -125,8 +125,13 @@ def tokenizer_identity(tokenizer: PreTrainedTokenizerBase) -> str:
     return digest(json.dumps(rules, sort_keys=True), str(tokenizer.eos_token_id))
 
 
-def _stdlib(side: str) -> Iterator[str]:
-    return (document.text for document in getattr(read_stdlib_text(), side))
+def _stdlib() -> TextSource:
+    return TextSource(
+        name="stdlib",
+        identity=stdlib_identity(),
+        train=lambda: (document.text for document in training_documents()),
+        validation=lambda: (document.text for document in validation_documents()),
+    )
 
 
 def _write(folder: Path, text: TextSource, tokenizer: PreTrainedTokenizerBase, limits: dict[str, int]) -> None:

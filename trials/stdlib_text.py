@@ -46,32 +46,24 @@ class Document:
     text: str
 
 
-@dataclass(frozen=True)
-class StdlibText:
-    """The two sides of the corpus; no file has documents on both."""
-
-    train: tuple[Document, ...]
-    validation: tuple[Document, ...]
-
-
-def read_stdlib_text(root: Path | None = None) -> StdlibText:
-    """Read the corpus of the running interpreter, or the sources below `root` with this interpreter's topics.
+def training_documents(root: Path | None = None) -> Iterator[Document]:
+    """All but the held-out files, and the topics, of the running interpreter or with the sources below ``root``.
 
     The split is by file, so a module's docstrings and its source are on the same side; topics are one file, and train.
-    The order is a fixed shuffle, so that a prefix of either side is a sample of the whole of it.
+    The order is a fixed shuffle, so that the first documents are a sample of all, and files are read as it gets there.
     A file which cannot be decoded in the encoding it declares, or which this Python cannot parse, is left out.
     """
-    root = root or Path(sysconfig.get_path("stdlib"))
-    train, validation = list(topic_documents()), list[Document]()
-    for path in source_files(root):
-        side = validation if is_validation(path) else train
-        side.extend(module_documents(root, path))
-    return StdlibText(tuple(sorted(train, key=_shuffled)), tuple(sorted(validation, key=_shuffled)))
+    return _documents(root or _stdlib(), validation=False)
+
+
+def validation_documents(root: Path | None = None) -> Iterator[Document]:
+    """The held-out files, about 5 % of the bytes; otherwise as `training_documents`."""
+    return _documents(root or _stdlib(), validation=True)
 
 
 def stdlib_identity() -> str:
-    """Differs whenever `read_stdlib_text` of the running interpreter gives other documents; reads, parses nothing."""
-    root = Path(sysconfig.get_path("stdlib"))
+    """Differs whenever the documents of the running interpreter do; reads the files without parsing them."""
+    root = _stdlib()
     hashed = hashlib.sha256(f"stdlib {SPLIT_SALT} {VALIDATION_SHARE} {platform.python_version()}".encode())
     for path in [*source_files(root), PurePosixPath("pydoc_data/topics.py")]:
         hashed.update(path.as_posix().encode())
@@ -100,14 +92,13 @@ def module_name(path: PurePosixPath) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-def topic_documents() -> Iterator[Document]:
-    """The entries of `pydoc_data.topics`; none where an installation leaves that module out."""
+def topic_documents() -> dict[str, Document]:
+    """The entries of `pydoc_data.topics` by name; none where an installation leaves that module out."""
     try:
         from pydoc_data.topics import topics
     except ImportError:
-        return
-    for name in sorted(topics):
-        yield Document("topic", name, topics[name].strip() + "\n")
+        return {}
+    return {name: Document("topic", name, text.strip() + "\n") for name, text in topics.items()}
 
 
 def module_documents(root: Path, path: PurePosixPath) -> Iterator[Document]:
@@ -164,5 +155,24 @@ def _left_out(path: PurePosixPath) -> bool:
     )
 
 
-def _shuffled(document: Document) -> str:
-    return hashlib.sha256(f"{document.kind}:{document.origin}".encode()).hexdigest()
+def _documents(root: Path, validation: bool) -> Iterator[Document]:
+    topics = {} if validation else topic_documents()
+    files = {path.as_posix(): path for path in source_files(root) if is_validation(path) == validation}
+    modules = [(kind, origin) for kind in ("docstrings", "source") for origin in files]
+    read: dict[str, dict[str, Document]] = {}
+    for kind, origin in sorted([("topic", name) for name in topics] + modules, key=_shuffled):
+        if kind == "topic":
+            yield topics[origin]
+            continue
+        if origin not in read:
+            read[origin] = {document.kind: document for document in module_documents(root, files[origin])}
+        if kind in read[origin]:
+            yield read[origin].pop(kind)
+
+
+def _shuffled(place: tuple[str, str]) -> str:
+    return hashlib.sha256(":".join(place).encode()).hexdigest()
+
+
+def _stdlib() -> Path:
+    return Path(sysconfig.get_path("stdlib"))
