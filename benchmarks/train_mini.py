@@ -22,21 +22,26 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from benchmarks.mini_evaluation import held_out_report
-from benchmarks.muon import Muon
+from benchmarks.mini_model import (
+    CONTEXT,
+    PEAK_RATE,
+    SHALLOW_LAYERS,
+    new_model,
+    new_optimizers,
+    train_tokenizer,
+    write_checkpoint,
+)
 from trials.corpus import BatchOrder, encode, windows
 from trials.stdlib_text import training_documents, validation_documents
 
-END_OF_TEXT = "<|endoftext|>"
-CONTEXT = 256
 SAVE_EVERY = 100
 LOG_EVERY = 20
-PEAK_RATE, LAST_RATE, WARMUP_STEPS = 3e-3, 1e-4, 50
+LAST_RATE, WARMUP_STEPS = 1e-4, 50
 DECAY_SHARE = 0.4
-SHALLOW_LAYERS, SHALLOW_STEPS = 2, 300
+SHALLOW_STEPS = 300
 PROBE_WINDOWS = 48
 REPLICAS = 2  # on the CPU, one thread each
 
@@ -76,7 +81,8 @@ def train(output: Path, steps: int, batch: int, seed: int) -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.set_num_threads(1)
     texts = [document.text for document in training_documents()]
-    tokenizer = load_or_train_tokenizer(output, texts)
+    interrupted = training_state(output).exists()
+    tokenizer = AutoTokenizer.from_pretrained(output) if interrupted else train_tokenizer(texts)
     train_windows = pack(tokenizer, texts)
     held_out = pack(tokenizer, [document.text for document in validation_documents()])
     probe = torch.from_numpy(held_out[:PROBE_WINDOWS]).to(device)
@@ -184,54 +190,6 @@ def resume(output: Path, device: torch.device, seed: int) -> Progress:
     return progress
 
 
-def new_model(seed: int) -> GPT2LMHeadModel:
-    """A model whose upper layers add nothing until they are trained: their output projections are zero.
-
-    So the first steps are those of a model of SHALLOW_LAYERS, which learns as much a token for a third of the time.
-    """
-    torch.manual_seed(seed)
-    model = GPT2LMHeadModel(mini_config())
-    for block in model.transformer.h[SHALLOW_LAYERS:]:
-        torch.nn.init.zeros_(block.attn.c_proj.weight)
-        torch.nn.init.zeros_(block.mlp.c_proj.weight)
-    return model
-
-
-def new_optimizers(model: GPT2LMHeadModel) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices of the layers, AdamW for embeddings, biases and norms."""
-    matrices = [parameter for parameter in model.transformer.h.parameters() if parameter.dim() > 1]
-    vectors = [parameter for parameter in model.parameters() if parameter.dim() <= 1]
-    embeddings = [model.transformer.wte.weight, model.transformer.wpe.weight]
-    groups = [{"params": embeddings, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}]
-    adam = torch.optim.AdamW(groups, lr=PEAK_RATE, betas=(0.9, 0.95), fused=True)
-    return [Muon(matrices, lr=PEAK_RATE), adam]
-
-
-def mini_config() -> GPT2Config:
-    """7.4M parameters: in half precision the folder stays below 16 MB."""
-    shape = {"n_layer": 8, "n_embd": 256, "n_head": 8, "n_inner": 1024, "n_positions": CONTEXT, "vocab_size": 4096}
-    dropout = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
-    # GPT-2's own activation as one kernel: "gelu_new" is the same function in eight steps, and a seventh of the time.
-    activation = {"activation_function": "gelu_pytorch_tanh"}
-    return GPT2Config(**shape, **dropout, **activation, bos_token_id=0, eos_token_id=0, tie_word_embeddings=True)
-
-
-def load_or_train_tokenizer(output: Path, texts: list[str]) -> PreTrainedTokenizerFast:
-    """The tokenizer of an interrupted run, or a byte-level BPE of 4096 entries trained on `texts`."""
-    if training_state(output).exists():
-        return AutoTokenizer.from_pretrained(output)
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
-    trainer = trainers.BpeTrainer(
-        vocab_size=4096, special_tokens=[END_OF_TEXT], initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
-    )
-    tokenizer.train_from_iterator(texts, trainer)
-    special = {"bos_token": END_OF_TEXT, "eos_token": END_OF_TEXT, "unk_token": END_OF_TEXT}
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=CONTEXT, **special)
-
-
 def pack(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> npt.NDArray[np.int64]:
     """Documents, each closed by the end-of-text token, as int64 windows (n, CONTEXT)."""
     tokens = [token for ids in encode(tokenizer, texts) for token in [*ids, tokenizer.eos_token_id]]
@@ -253,17 +211,6 @@ def save(progress: Progress, tokenizer: PreTrainedTokenizerFast, output: Path) -
     state = {"model": progress.model.state_dict(), "optimizers": optimizers}
     torch.save(state | {"step": progress.step, "seconds": progress.seconds}, f"{training_state(output)}.partial")
     os.replace(f"{training_state(output)}.partial", training_state(output))
-
-
-def write_checkpoint(model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
-    """Weights in float16 to halve the file; the configuration asks for float32, so they are widened at loading."""
-    half = GPT2LMHeadModel(model.config).half()
-    half.load_state_dict(model.state_dict())
-    half.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    config = json.loads((folder / "config.json").read_text())
-    config["dtype"] = "float32"
-    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
 
 
 def training_state(output: Path) -> Path:
