@@ -95,9 +95,9 @@ def _only_driver(plan: Plan) -> Iterator[None]:
 
 
 def _prepared(preparation: Preparation) -> str:
-    scores = "found in the cache" if preparation.importance_cached else f"computed in {preparation.seconds:.0f} s"
+    scores = "found in the cache" if preparation.importance_cached else "computed"
     loss = f"teacher's validation loss {preparation.teacher_loss:.4f}"
-    return f"importance scores {scores}; text: {preparation.corpus}; {loss}"
+    return f"importance scores {scores}; text: {preparation.corpus}; {loss}; prepared in {preparation.seconds:.0f} s"
 
 
 def _run(plan: Plan, study: SearchStudy, teller: Teller, console: Console) -> None:
