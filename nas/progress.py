@@ -71,9 +71,10 @@ class Progress:
     def _line(self, record: TrialRecord) -> str:
         left = self.seconds_left()
         rest = f", about {clock(left)} left" if left else ""
-        name = f"trial {record.number + 1}/{self.plan.trials} {record.architecture.key}"
-        elapsed = clock(time.monotonic() - self.started)
-        return f"[{elapsed}] {name}: {_what(record, self.plan.recipe.tokens)}{rest}"
+        ended = sum(one.state != "RUNNING" for one in self.records)
+        so_far = f"[{clock(time.monotonic() - self.started)}, {ended}/{self.plan.trials} done]"
+        what = _what(record, self.plan.recipe.tokens)
+        return f"{so_far} trial {record.number} {record.architecture.key}: {what}{rest}"
 
     def _table(self) -> RenderableType:
         table = Table(box=None, pad_edge=False, header_style="bold")
@@ -85,7 +86,7 @@ class Progress:
             loss = f"{one.curve[-1][1]:.4f}" if one.curve else "-"
             style = "bold cyan" if one.state == "RUNNING" else "dim" if one.state == "PRUNED" else ""
             table.add_row(
-                str(one.number + 1), one.architecture.key, f"{self._trained(one):,}", loss, _state(one), style=style
+                str(one.number), one.architecture.key, f"{self._trained(one):,}", loss, _state(one), style=style
             )
         return Group(table, self._summary(len(ended)))
 

@@ -1,0 +1,76 @@
+"""What a search shows while it runs."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from nas.plan import Machine, Plan, make_plan, resolve_target
+from nas.progress import Progress, clock
+from nas.records import TrialRecord
+from nas.settings import load_settings
+
+
+@pytest.fixture
+def plan(tiny_teacher_folder: Path) -> Plan:
+    flags = {"model": str(tiny_teacher_folder), "budget": "60%", "tolerance": "0.1", "trials": "4"}
+    settings = load_settings({**flags, "corpus": "stdlib", "tokens_per_trial": "4096"}, None, {})
+    return make_plan(settings, resolve_target(settings), Machine(2, 0.0, 2**34, 2))
+
+
+def record(plan: Plan, number: int, state: str, *curve: tuple[int, float]) -> TrialRecord:
+    architecture = plan.target.feasible[number]
+    loss = curve[-1][1] if state == "COMPLETE" else None
+    return TrialRecord(number, architecture, 42_000, False, state, "out of luck", loss, curve)
+
+
+def test_plain_lines_say_what_changed(plan: Plan) -> None:
+    text = io.StringIO()
+    progress = Progress(Console(file=text, width=200), plan)
+    with progress.shown():
+        progress.update([record(plan, 0, "RUNNING")], 0)
+        progress.update([record(plan, 0, "RUNNING", (0, 9.0), (1024, 5.0))], 0)
+        progress.update([record(plan, 0, "COMPLETE", (0, 9.0), (4096, 4.0))], 0)
+        progress.update([record(plan, 0, "COMPLETE", (0, 9.0), (4096, 4.0)), record(plan, 1, "FAIL")], 1)
+    lines = text.getvalue().splitlines()
+    key = plan.target.feasible[0].key
+    assert f"0/4 done] trial 0 {key}: started (42,000 parameters" in lines[0]
+    assert "val loss 5.0000 after 1,024 of 4,096 tokens" in lines[1]
+    assert "1/4 done]" in lines[2]
+    assert "complete" in lines[2]
+    assert "failed: out of luck" in lines[3]
+
+
+def test_time_left_is_known_once_a_trial_has_ended_and_is_nothing_at_the_end(plan: Plan) -> None:
+    progress = Progress(Console(file=io.StringIO()), plan)
+    progress.update([record(plan, 0, "RUNNING")], 0)
+    assert progress.seconds_left() is None
+    progress.started -= 60
+    progress.update([record(plan, 0, "COMPLETE", (4096, 4.0))], 0)
+    assert progress.seconds_left() == pytest.approx(180, rel=0.01)  # one of four took a minute
+    everything = [record(plan, number, "COMPLETE", (4096, 4.0)) for number in range(4)]
+    progress.update(everything, 3)
+    assert progress.seconds_left() == 0
+
+
+def test_live_table_shows_every_state(plan: Plan) -> None:
+    text = io.StringIO()
+    progress = Progress(Console(file=text, width=120, force_terminal=True), plan)
+    records = [
+        record(plan, 0, "COMPLETE", (4096, 4.0)),
+        record(plan, 1, "PRUNED", (1024, 6.0)),
+        record(plan, 2, "RUNNING"),
+    ]
+    with progress.shown():
+        progress.update(records, 2)
+    shown = text.getvalue()
+    for part in ("4.0000", "stopped early", "running", "2 of 4 trials", "best 4.0000"):
+        assert part in shown
+
+
+@pytest.mark.parametrize(("seconds", "shown"), [(0, "0:00"), (61, "1:01"), (3_725, "1:02:05")])
+def test_clock(seconds: int, shown: str) -> None:
+    assert clock(seconds) == shown
