@@ -177,7 +177,10 @@ def without_password(uri: str) -> str:
 
 def code_version() -> dict[str, str]:
     """Tags that say which code ran: the package's version and, in a checkout, the commit."""
-    version = importlib.metadata.version("llm-nas")
+    try:
+        version = importlib.metadata.version("llm-nas")
+    except importlib.metadata.PackageNotFoundError:  # run from a folder, such as the working directory of a Ray job
+        version = "not installed"
     here = Path(__file__).resolve()
     if _git("ls-files", "--error-unmatch", here.name) is None:  # an installation, perhaps inside another repository
         return {"code": f"llm-nas {version}"}

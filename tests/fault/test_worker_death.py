@@ -1,0 +1,139 @@
+"""Two nodes share a search; a worker that is killed, and a node that goes away, cost a trial no result."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import pytest
+from ray.cluster_utils import Cluster
+from small_search import arguments, write_text
+
+from nas import runner
+from nas.pipeline import open_study
+from nas.plan import make_plan, resolve_target
+from nas.records import TrialRecord
+from nas.searcher import TOKENS, StudyScheduler
+from nas.settings import parse_arguments
+from nas.study import Candidate
+from trials.trial import TrialSpec, run_trial
+
+HEAD, OTHER = "127.0.0.2", "127.0.0.3"  # addresses of their own, so that results tell the nodes apart
+NODE = {"num_cpus": 1, "object_store_memory": 80 * 2**20}
+QUIET = {"include_dashboard": False, "dashboard_agent_listen_port": 0}  # its usual port may be taken by another Ray
+SOON = {"health_check_period_ms": 1000, "health_check_failure_threshold": 3}  # a lost node is missed after seconds
+TRIAL = 16_384  # tokens
+FIRST_RUNG = TRIAL // 4
+
+Result = dict[str, Any]
+decide = StudyScheduler.on_trial_result
+Heard = Callable[[Result], None]
+
+
+@dataclass
+class Search:
+    """What one search left: its records and specifications, and the results as they came from the workers."""
+
+    records: list[TrialRecord]
+    specs: list[TrialSpec]
+    results: list[Result] = field(default_factory=list)
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    """Two nodes with one CPU each."""
+    with pytest.MonkeyPatch.context() as patch, TemporaryDirectory(prefix="ray") as folder:
+        patch.setenv("RAY_TMPDIR", folder)  # sockets need short paths, and no other Ray is to take this one for its own
+        patch.setenv("RAY_AUTH_MODE", "disabled")  # on loopback, for as long as this file takes
+        head = {
+            "node_ip_address": HEAD,
+            "include_dashboard": False,
+            "dashboard_agent_listen_port": 0,
+            "_system_config": SOON,
+        }
+        made = Cluster(initialize_head=True, head_node_args={**NODE, **head})
+        made.add_node(**NODE, node_ip_address=OTHER)
+        made.wait_for_nodes()
+        yield made
+        made.shutdown()
+
+
+def search(address: str, teacher: Path, folder: Path, heard: Heard, **changes: Any) -> Search:
+    """Run a search on the cluster at `address`; `heard` is called with every result, before its worker may go on."""
+    results: list[Result] = []
+
+    def listen(scheduler: StudyScheduler, tune_controller: Any, trial: Any, result: Result) -> str:
+        results.append(result)
+        heard(result)
+        return decide(scheduler, tune_controller, trial, result)
+
+    common = {"address": address, "scheduler": "none", "tokens_per_trial": TRIAL}
+    flags = arguments(teacher, write_text(folder), folder / "out", "shared", **common, **changes)
+    settings, _, _ = parse_arguments(flags)
+    with pytest.MonkeyPatch.context() as patch, runner.ray_session(settings) as machine:
+        patch.setattr(StudyScheduler, "on_trial_result", listen)
+        plan = make_plan(settings, resolve_target(settings), machine)
+        study = open_study(plan, runner.prepare_remotely(plan)[0])
+        runner.run_trials(plan, study, lambda number: None)
+    specs = [runner.trial_spec(plan, Candidate(one.number, one.architecture)) for one in study.records()]
+    return Search(study.records(), specs, results)
+
+
+def curve_of(spec: TrialSpec, directory: Path) -> tuple[tuple[int, float], ...]:
+    """The losses of the same trial when nothing happens to it, trained here, in one thread."""
+    undisturbed = TrialSpec(spec.recipe, spec.architecture, str(directory), spec.cache)
+    return run_trial(undisturbed, lambda tokens, metrics: None).curve
+
+
+@pytest.fixture(scope="module")
+def wounded(cluster: Cluster, tiny_teacher_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Search:
+    """A search on both nodes; one worker is killed right after the first rung of its trial."""
+    killed: list[int] = []
+
+    def kill_once(result: Result) -> None:
+        if result.get(TOKENS) == FIRST_RUNG and not killed:
+            killed.append(result["pid"])
+            os.kill(result["pid"], signal.SIGKILL)
+
+    done = search(cluster.address, tiny_teacher_folder, tmp_path_factory.mktemp("wounded"), kill_once, trials=4)
+    assert killed
+    return done
+
+
+def test_two_nodes_share_one_search(wounded: Search) -> None:
+    ended = [one for one in wounded.results if one.get(TOKENS) == TRIAL]
+    assert {one["node_ip"] for one in ended} == {HEAD, OTHER}
+
+
+def test_each_architecture_is_tried_once(wounded: Search) -> None:
+    assert [one.state for one in wounded.records] == ["COMPLETE"] * 4
+    assert len({one.architecture for one in wounded.records}) == 4
+
+
+def test_killed_worker_costs_nothing_but_time(wounded: Search, tmp_path: Path) -> None:
+    assert sorted(one.metrics["resumed_from"] for one in wounded.records) == [0, 0, 0, FIRST_RUNG]
+    for record, spec in zip(wounded.records, wounded.specs, strict=True):
+        if record.metrics["resumed_from"]:
+            assert record.curve == curve_of(spec, tmp_path)
+
+
+def test_lost_node_costs_nothing_but_time(cluster: Cluster, tiny_teacher_folder: Path, tmp_path: Path) -> None:
+    lost: list[str] = []
+
+    def lose_once(result: Result) -> None:
+        if result.get(TOKENS) == FIRST_RUNG and result["node_ip"] == OTHER and not lost:
+            lost.append(result["node_ip"])
+            (node,) = cluster.worker_nodes
+            cluster.remove_node(node, allow_graceful=False)
+
+    done = search(cluster.address, tiny_teacher_folder, tmp_path, lose_once, trials=2)
+    assert lost
+    assert [one.state for one in done.records] == ["COMPLETE"] * 2
+    assert sorted(one.metrics["resumed_from"] for one in done.records) == [0, FIRST_RUNG]
+    for record, spec in zip(done.records, done.specs, strict=True):
+        assert record.curve == curve_of(spec, tmp_path / record.architecture.key)
