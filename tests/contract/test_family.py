@@ -274,10 +274,12 @@ def test_backbone_does_not_see_padding(case: Case, axis: str, side: str) -> None
         torch.testing.assert_close(found, case.family.backbone(student, tokens), rtol=0, atol=1e-5)
 
 
-def test_architecture_larger_than_the_teacher_is_refused(case: Case) -> None:
+@pytest.mark.parametrize("axis", ["depth", "hidden", "heads", "mlp"])
+def test_architecture_larger_than_the_teacher_is_refused(case: Case, axis: str) -> None:
     full = case.shape.full
-    larger = Architecture.uniform(full.depth, full.hidden + 1, full.heads[0], full.mlp[0])
-    with pytest.raises(InputError, match=f"hidden {full.hidden + 1} exceeds the teacher's {full.hidden}"):
+    sizes = {"depth": full.depth, "hidden": full.hidden, "heads": full.heads[0], "mlp": full.mlp[0]}
+    larger = Architecture.uniform(**{**sizes, axis: sizes[axis] + 1})
+    with pytest.raises(InputError, match=f"{axis} {sizes[axis] + 1} exceeds the teacher's {sizes[axis]}"):
         prune(case.teacher, case.scores, larger)
 
 

@@ -47,7 +47,8 @@ def test_a_smaller_choice_is_part_of_a_larger_one(scores: list[int]) -> None:
 
 
 def test_of_equal_scores_the_earlier_stays() -> None:
-    assert choose(scores_of([1, 2, 1, 1]), Architecture.uniform(1, 3, 1, 1)).hidden.tolist() == [0, 1, 2]
+    scores = scores_of([1.0] * 500 + [2.0] + [1.0] * 500)  # enough that a sort which is not stable shows
+    assert choose(scores, Architecture.uniform(1, 301, 1, 1)).hidden.tolist() == [*range(300), 500]
 
 
 def test_heads_and_neurons_are_chosen_by_the_scores_of_their_own_layer() -> None:
