@@ -22,7 +22,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import torch
-from transformers import AutoTokenizer, GPT2LMHeadModel, PreTrainedTokenizerFast
+from tokenizers import Tokenizer
+from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from benchmarks.mini_evaluation import held_out_report
 from benchmarks.mini_model import (
@@ -32,6 +33,7 @@ from benchmarks.mini_model import (
     new_model,
     new_optimizers,
     train_tokenizer,
+    wrapped,
     write_checkpoint,
 )
 from trials.corpus import BatchOrder, encode, windows
@@ -81,8 +83,8 @@ def train(output: Path, steps: int, batch: int, seed: int) -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.set_num_threads(1)
     texts = [document.text for document in training_documents()]
-    interrupted = training_state(output).exists()
-    tokenizer = AutoTokenizer.from_pretrained(output) if interrupted else train_tokenizer(texts)
+    known = output / "tokenizer.json"
+    tokenizer = wrapped(Tokenizer.from_file(str(known))) if training_state(output).exists() else train_tokenizer(texts)
     train_windows = pack(tokenizer, texts)
     held_out = pack(tokenizer, [document.text for document in validation_documents()])
     probe = torch.from_numpy(held_out[:PROBE_WINDOWS]).to(device)
