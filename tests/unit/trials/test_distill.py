@@ -6,6 +6,7 @@ import math
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from transformers import GPT2LMHeadModel
 
 from trials import distill as distillation
 from trials.distill import NonFiniteLoss, distill, learning_rate, make_optimizer
+from trials.kl import chunked_kl
 from trials.targets import Targets
 
 
@@ -41,6 +43,22 @@ def test_every_architecture_sees_the_same_windows_in_the_same_order(tmp_path: Pa
     distill(student(), third, CORPUS, replace(SETTINGS, seed=1), tmp_path / "third", Readings())
     assert one.places == other.places != third.places
     assert sorted(place for batch in one.places for place in batch) == list(range(40))  # one epoch: every window once
+
+
+def test_reported_kl_is_the_mean_over_the_steps_since_the_rung_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps: list[float] = []
+
+    def recorded(*arguments: Any) -> Tensor:
+        loss = chunked_kl(*arguments)
+        steps.append(float(loss.detach()))
+        return loss
+
+    monkeypatch.setattr(distillation, "chunked_kl", recorded)
+    _, first, second = distill(student(), Targets(TEACHER), CORPUS, SETTINGS, tmp_path, Readings()).rungs
+    assert first.metrics["kl"] == pytest.approx(np.mean(steps[:3]))
+    assert second.metrics["kl"] == pytest.approx(np.mean(steps[3:]))
 
 
 @pytest.mark.parametrize("micro_tokens", [16, 48])
