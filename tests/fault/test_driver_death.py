@@ -1,0 +1,161 @@
+"""One study through the death of its driver and through Ctrl-C, continued each time by the same command."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import threading
+from collections import Counter
+from pathlib import Path
+
+import psutil
+import pytest
+from optuna.trial import FrozenTrial, TrialState
+from small_search import arguments, clean_environment, sizes, trials_in, write_text
+
+from nas.study import INTERRUPTED
+
+STUDY, TRIALS, TOKENS = "mortal", 4, 65_536
+FIRST_RUNG = TOKENS // 4
+COMPLETE = re.compile(r"of 65,536 tokens, complete")
+IN_THE_MIDDLE = re.compile(r"after 16,384 of")
+ENDED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
+
+
+class Driver:
+    """The command in ``folder``, in a session of its own as a terminal would start it, read line by line."""
+
+    def __init__(self, command: list[str], folder: Path) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, *command[1:]],
+            cwd=folder,
+            env=clean_environment(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+        self.lines: list[str] = []
+        self.limit = threading.Timer(400, self.process.kill)  # what hangs is to fail here, not to hang the tests
+        self.limit.start()
+
+    def wait_for(self, pattern: re.Pattern[str]) -> None:
+        """Read until a line matches."""
+        assert self.process.stdout
+        for line in self.process.stdout:
+            self.lines.append(line)
+            if pattern.search(line):
+                return
+        pytest.fail(f"ended before {pattern.pattern!r}:\n{''.join(self.lines)}")
+
+    def signal(self, number: int) -> list[psutil.Process]:
+        """Send a signal to the process group, as Ctrl-C does. Returns all processes that it had started by then."""
+        family = psutil.Process(self.process.pid).children(recursive=True)
+        os.killpg(self.process.pid, number)
+        return family
+
+    def finish(self, timeout: float) -> int:
+        """The exit code."""
+        rest, _ = self.process.communicate(timeout=timeout)
+        self.lines.append(rest)
+        self.limit.cancel()
+        return self.process.returncode
+
+
+@pytest.fixture(scope="module")
+def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("mortal")
+
+
+@pytest.fixture(scope="module")
+def command(output: Path, tiny_teacher_folder: Path) -> list[str]:
+    changes = {"trials": TRIALS, "tokens_per_trial": TOKENS, "workers": 1, "scheduler": "none"}
+    teacher, text = (Path(os.path.relpath(path, output)) for path in (tiny_teacher_folder, write_text(output)))
+    return ["python", "-m", "nas.search", *arguments(teacher, text, Path(), STUDY, **changes)]
+
+
+@pytest.fixture(scope="module")
+def killed(command: list[str], output: Path) -> list[FrozenTrial]:
+    """The study as SIGKILL left it, in the middle of the second trial."""
+    driver = Driver(command, output)
+    driver.wait_for(COMPLETE)
+    driver.wait_for(IN_THE_MIDDLE)
+    family = driver.signal(signal.SIGKILL)
+    assert driver.finish(timeout=60) == -signal.SIGKILL
+    _, orphans = psutil.wait_procs(family, timeout=20)  # Ray's processes notice that their driver is gone
+    for process in orphans:
+        process.kill()
+    return trials_in(output, STUDY)
+
+
+@pytest.fixture(scope="module")
+def interrupted(command: list[str], output: Path, killed: list[FrozenTrial]) -> tuple[int, str, list[psutil.Process]]:
+    """Exit code and output of the second run, ended by Ctrl-C in the middle of a trial, and what outlived it."""
+    driver = Driver(command, output)
+    driver.wait_for(COMPLETE)
+    driver.wait_for(IN_THE_MIDDLE)
+    family = driver.signal(signal.SIGINT)
+    code = driver.finish(timeout=60)
+    return code, "".join(driver.lines), psutil.wait_procs(family, timeout=20)[1]
+
+
+@pytest.fixture(scope="module")
+def finished(interrupted: tuple[int, str, list[psutil.Process]], output: Path) -> list[FrozenTrial]:
+    """The study in the end, after the command that the second run printed."""
+    (line,) = re.findall(r"interrupted; to continue: (.*)", interrupted[1])
+    driver = Driver(shlex.split(line), output)
+    code = driver.finish(timeout=400)
+    assert code == 0, "".join(driver.lines)
+    return trials_in(output, STUDY)
+
+
+def counted(trials: list[FrozenTrial]) -> list[FrozenTrial]:
+    """Trials that came to an end of their own."""
+    return [one for one in trials if one.state in ENDED and one.user_attrs.get("reason") != INTERRUPTED]
+
+
+def test_kill_left_a_trial_running(killed: list[FrozenTrial]) -> None:
+    assert [one.state for one in killed].count(TrialState.RUNNING) == 1
+    assert len(counted(killed)) == 1
+
+
+def test_interrupt_ends_with_130_and_the_command(
+    interrupted: tuple[int, str, list[psutil.Process]], command: list[str]
+) -> None:
+    code, text, _ = interrupted
+    assert code == 130
+    assert f"interrupted; to continue: {shlex.join(command)}\n" in text
+    assert "Traceback" not in text
+
+
+def test_interrupt_leaves_nothing_running(interrupted: tuple[int, str, list[psutil.Process]]) -> None:
+    assert interrupted[2] == []
+
+
+def test_each_architecture_is_finished_once(finished: list[FrozenTrial]) -> None:
+    assert Counter(one.state for one in finished if one.state not in ENDED) == {}
+    assert [one.state for one in counted(finished)] == [TrialState.COMPLETE] * TRIALS
+    assert len({sizes(one) for one in counted(finished)}) == TRIALS
+
+
+def test_finished_trials_are_not_run_again(killed: list[FrozenTrial], finished: list[FrozenTrial]) -> None:
+    for before in counted(killed):
+        assert finished[before.number] == before
+        assert [sizes(one) for one in finished].count(sizes(before)) == 1
+
+
+def test_unfinished_trials_go_on_from_their_checkpoints(finished: list[FrozenTrial]) -> None:
+    broken = [sizes(one) for one in finished if one.user_attrs.get("reason") == INTERRUPTED]
+    assert len(broken) == 2  # by the kill and by Ctrl-C; of one architecture, or of two
+    assert {sizes(one) for one in counted(finished)} >= set(broken)
+    for one in counted(finished):
+        assert (one.user_attrs["metrics"]["resumed_from"] >= FIRST_RUNG) == (sizes(one) in broken)
+
+
+def test_informed_candidates_are_queued_once(finished: list[FrozenTrial]) -> None:
+    origins = Counter(one.user_attrs["origin"] for one in counted(finished))
+    assert origins == {"depth-only": 1, "width-only": 1, "balanced": 1, "tpe": 1}
