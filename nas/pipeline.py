@@ -54,6 +54,7 @@ def conduct(plan: Plan, console: Console, command: str) -> Outcome:
     """
     started = time.monotonic()
     with _only_driver(plan):
+        console.print("preparing teacher, text, importance scores and targets ...")
         preparation, scores = prepare_remotely(plan)
         console.print(_prepared(preparation))
         study = open_study(plan, preparation)
