@@ -100,8 +100,8 @@ def axes(shape: ModelShape) -> dict[str, Architecture]:
 AXES = tuple(axes(ModelShape("", 3, 48, 4, 12, 96, 1, 1, True)))
 
 
-def random_architecture(shape: ModelShape, random_: random.Random) -> Architecture:
-    depth, hidden = random_.randint(1, shape.layers), random_.randint(1, shape.hidden)
+def random_architecture(shape: ModelShape, random_: random.Random, narrowest: int = 1) -> Architecture:
+    depth, hidden = random_.randint(1, shape.layers), random_.randint(narrowest, shape.hidden)
     if random_.random() < 0.3:
         heads = random_.randint(1, shape.heads)
         hidden = min(heads * shape.head_dim, shape.hidden) if random_.random() < 0.5 else hidden
@@ -138,7 +138,8 @@ def test_pruned_equals_masked_teacher_for_any_architecture_and_scores(random_: r
                 for name in ("layers", "hidden", "heads", "mlp")
             }
         )
-        architecture = random_architecture(case.shape, random_)
+        # LayerNorm over two or three channels magnifies float32's rounding beyond any tolerance worth having.
+        architecture = random_architecture(case.shape, random_, narrowest=8)
         expected = case.masked_logits(case.teacher, case.tokens(seed=seed), choose(scores, architecture))
         found = logits(case, prune(case.teacher, scores, architecture), case.tokens(seed=seed))
         torch.testing.assert_close(found.double(), expected, rtol=0, atol=1e-5)
