@@ -127,7 +127,7 @@ def test_pruned_equals_masked_teacher(case: Case, axis: str) -> None:
     torch.testing.assert_close(logits(case, student, case.tokens()).double(), expected, rtol=0, atol=1e-5)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25, deadline=None, derandomize=True)
 @given(random_=st.randoms(use_true_random=False), seed=st.integers(0, 1000))
 def test_pruned_equals_masked_teacher_for_any_architecture_and_scores(random_: random.Random, seed: int) -> None:
     for case in map(shared_case, CASES):
