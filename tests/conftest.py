@@ -10,9 +10,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
+settings.register_profile("shared machine", deadline=None)  # an example is not wrong because a neighbour is busy
+settings.load_profile("shared machine")
 torch.set_num_threads(1)  # on models this small, threads that wait for each other cost up to 30 times the work
 
 VOCAB = 320  # 256 bytes, <|endoftext|> and a few merges
