@@ -45,6 +45,8 @@ def test_half_precision_is_widened_on_a_cpu(folder: Path, tiny_gpt2: GPT2LMHeadM
         folder / "model.safetensors",
         metadata={"format": "pt"},
     )
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "dtype": str(dtype).removeprefix("torch.")}))
     model = load_teacher(folder, "cpu").model
     assert {weight.dtype for weight in model.parameters()} == {torch.float32}
     assert torch.equal(model.transformer.wte.weight, tiny_gpt2.transformer.wte.weight.to(dtype).float())
@@ -207,6 +209,15 @@ def test_hub(tmp_path: Path, tiny_teacher_folder: Path) -> None:
 
 def test_hub_switched_off() -> None:
     assert os.environ["HF_HUB_OFFLINE"] == "1"  # by conftest.py
+    with pytest.raises(InputError) as caught:
+        resolve_model("no/model")
+    assert_names_ways_on(str(caught.value), "no/model")
+
+
+def test_incomplete_snapshot_is_not_taken_for_a_model(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Clients before 2.0 return what an interrupted download left."""
+    (folder / "model.safetensors").unlink()
+    monkeypatch.setattr("trials.teacher.snapshot_download", lambda *_, **__: str(folder))
     with pytest.raises(InputError) as caught:
         resolve_model("no/model")
     assert_names_ways_on(str(caught.value), "no/model")
