@@ -106,8 +106,8 @@ def wounded(cluster: Cluster, tiny_teacher_folder: Path, tmp_path_factory: pytes
 
 
 def test_two_nodes_share_one_search(wounded: Search) -> None:
-    ended = [one for one in wounded.results if one.get(TOKENS) == TRIAL]
-    assert {one["node_ip"] for one in ended} == {HEAD, OTHER}
+    # Two at a time, one CPU each: whatever the pace of the nodes, the first two trials start on different ones.
+    assert {one["node_ip"] for one in wounded.results} == {HEAD, OTHER}
 
 
 def test_each_architecture_is_tried_once(wounded: Search) -> None:
