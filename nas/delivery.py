@@ -25,15 +25,15 @@ from requests import HTTPError
 from nas.environment import patient_uploads
 from nas.events import Artifacts, Event, ModelExported, SearchFinished, SearchStarted, TrialChanged
 from nas.outbox import RejectedError
-from nas.records import TrialRecord
+from nas.runs import STATUS, facts, milliseconds, note, points, run_name, sizes
 
 STUDY, TRIAL, CONTENT = "nas.study", "nas.trial", "nas.sha256"
-STATUS = {"COMPLETE": "FINISHED", "PRUNED": "KILLED", "FAIL": "FAILED"}
 INTERRUPTED = "the search ended before the trial did; it is tried again under another number"
 PERMANENT_CODES = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_ALREADY_EXISTS")
 PERMANENT_STATUSES = (400, 413, 422)
 BEST = "best"
 EXPERIMENT_KIND, TRAINING = "mlflow.experimentKind", "custom_model_development"  # the pages open on runs, not on chats
+LONGEST = 6000  # characters of a parameter
 MODEL_FILES = ("*.safetensors", "config.json")
 
 
@@ -80,6 +80,8 @@ class MlflowDelivery:
             if _is_permanent(error):
                 raise RejectedError(_one_line(error)) from error
             raise
+        except (ArithmeticError, TypeError) as error:  # the event's own fault, whoever it is sent to
+            raise RejectedError(_one_line(error)) from error
 
     def _find_experiment(self, name: str, artifact_root: Path | None) -> str:
         found = self.client.get_experiment_by_name(name)
@@ -91,13 +93,17 @@ class MlflowDelivery:
         return str(found.experiment_id)
 
     def _search_started(self, event: SearchStarted, files: Path) -> None:
-        tags = {**event.tags, "mlflow.source.name": "python -m nas.search", "mlflow.note.content": _note(event)}
+        tags = {**event.tags, "mlflow.source.name": "python -m nas.search", "mlflow.note.content": note(event)}
         run = self._run(event.study, None, event.name or event.study, event.started)
         self._settle(event.study)
-        known = self.client.get_run(run).data.params
-        settings = {key: str(value) for key, value in event.settings.items() if value is not None}
-        changed = {f"changed.{key}": value for key, value in settings.items() if known.get(key, value) != value}
-        new = {key: value for key, value in settings.items() if key not in known}
+        known = self.client.get_run(run).data
+        settings = {key: str(value)[:LONGEST] for key, value in event.settings.items() if value is not None}
+        new = {key: value for key, value in settings.items() if key not in known.params}
+        changed = {  # a parameter never changes in MLflow: its latest value is a tag
+            f"changed.{key}": value
+            for key, value in settings.items()
+            if known.params.get(key, value) != value or f"changed.{key}" in known.tags
+        }
         self._log(run, params=new, tags={**tags, **changed})
         self.client.update_run(run, status="RUNNING")
 
@@ -106,9 +112,9 @@ class MlflowDelivery:
         parent = self._run(event.study, None, event.study, record.started)
         tags = {"mlflow.parentRunId": parent, "mlflow.source.name": "nas trial"}
         run = self._run(event.study, record.number, run_name(record), record.started, tags)
-        self._log(run, points(record), _sizes(record), _facts(record))
+        self._log(run, points(record), sizes(record), facts(record))
         if record.state in STATUS:
-            self.client.set_terminated(run, STATUS[record.state], _ms(record.ended))
+            self.client.set_terminated(run, STATUS[record.state], milliseconds(record.ended))
 
     def _artifacts(self, event: Artifacts, files: Path) -> None:
         run = self._run(event.study, None, event.study, None)
@@ -119,7 +125,7 @@ class MlflowDelivery:
         run = self._run(event.study, None, event.study, None)
         self._settle(event.study)
         self._log(run, [(name, value, round(event.ended * 1000), 0) for name, value in event.metrics.items()])
-        self.client.set_terminated(run, event.status, _ms(event.ended))
+        self.client.set_terminated(run, event.status, milliseconds(event.ended))
 
     def _model_exported(self, event: ModelExported, files: Path) -> None:
         run = self._run(event.study, None, event.study, None)
@@ -131,8 +137,8 @@ class MlflowDelivery:
             with patient_uploads():
                 self.client.log_artifacts(run, str(files), folder)
             source = f"{self.client.get_run(run).info.artifact_uri}/{folder}"
-            note = event.description or None
-            self.client.create_model_version(name, source, run, own, description=note, await_creation_for=0)
+            text = event.description or None
+            self.client.create_model_version(name, source, run, own, description=text, await_creation_for=0)
         self.client.set_registered_model_alias(name, BEST, self._version(name, own))
 
     def _ensure_model(self, name: str) -> None:
@@ -162,7 +168,7 @@ class MlflowDelivery:
             found = self._only(self._search(f"tags.`{STUDY}` = '{study}' and tags.`{TRIAL}` = '{place}'"))
             if found is None:
                 own = {STUDY: study, TRIAL: place, "mlflow.user": getpass.getuser(), **(tags or {})}
-                found = self.client.create_run(self.experiment, _ms(started), own, name)
+                found = self.client.create_run(self.experiment, milliseconds(started), own, name)
             self._runs[study, trial] = str(found.info.run_id)
         return self._runs[study, trial]
 
@@ -209,47 +215,6 @@ class MlflowDelivery:
         )
 
 
-def run_name(record: TrialRecord) -> str:
-    """The name of a trial's run, ``trial-003 d8-h208-a6-m768``."""
-    return f"trial-{record.number:03d} {record.architecture.key}"
-
-
-def points(record: TrialRecord) -> list[tuple[str, float, int, int]]:
-    """Metric points of a trial: (key, value, timestamp in ms, step), the step being tokens distilled.
-
-    The loss of every rung is ``val_loss``; what is known at the end, ``final_val_loss`` of a COMPLETE trial
-    included, stands at the last rung. No clock was read at the rungs, so their timestamps count milliseconds from
-    the start: the same in every snapshot, which keeps a repeated point from being a second one.
-    """
-    start = _ms(record.started) or 0
-    last = record.curve[-1][0] if record.curve else 0
-    rungs = [("val_loss", loss, start + place, tokens) for place, (tokens, loss) in enumerate(record.curve)]
-    known = {"parameters": float(record.parameters)}
-    if record.state in STATUS:
-        known.update((key, value) for key, value in record.metrics.items() if key != "val_loss")
-    if record.val_loss is not None:
-        known.update(final_val_loss=record.val_loss, perplexity=math.exp(record.val_loss))
-    return rungs + [(key, value, start, last if key != "parameters" else 0) for key, value in known.items()]
-
-
-def _sizes(record: TrialRecord) -> dict[str, Any]:
-    return record.architecture.to_dict()
-
-
-def _facts(record: TrialRecord) -> dict[str, str]:
-    facts = {"architecture": record.architecture.key, "stock": str(record.stock).lower(), "origin": record.origin}
-    if record.state in STATUS:
-        facts["state"] = record.state
-    if record.reason:
-        facts["reason"] = facts["mlflow.note.content"] = record.reason
-    return facts
-
-
-def _note(event: SearchStarted) -> str:
-    shown = {key: value for key, value in event.tags.items() if not key.startswith("mlflow.")}
-    return "\n".join(f"- **{key}**: {value}" for key, value in shown.items())
-
-
 def _fullness(run: Any) -> tuple[int, str]:
     return len(run.data.params) + len(run.data.metrics), str(run.info.run_id)
 
@@ -273,10 +238,6 @@ def _is_permanent(error: MlflowException | HTTPError) -> bool:
 
 def _one_line(error: Exception) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split())[:500]
-
-
-def _ms(seconds: float | None) -> int | None:
-    return None if seconds is None else round(seconds * 1000)
 
 
 @contextmanager

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Literal
@@ -13,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from nas.records import TrialRecord
-from nas.selection import best_stock, last_reading, listing, ranking
+from nas.selection import best_stock, last_reading, listing, perplexity, ranking
 
 WIDTH = 110  # characters of the terminal's table at most
 STATES = {"COMPLETE": "complete", "PRUNED": "stopped early", "FAIL": "failed", "RUNNING": "running"}
@@ -151,7 +150,7 @@ def _row(record: TrialRecord, rank: int | None, teacher_parameters: int) -> Row:
         share=record.parameters / teacher_parameters,
         zero_shot_loss=record.curve[0][1] if record.curve and record.curve[0][0] == 0 else None,
         val_loss=loss,
-        perplexity=_perplexity(loss),
+        perplexity=None if loss is None else perplexity(loss),
         tokens=tokens,
         seconds=record.ended - record.started if ended else None,  # type: ignore[operator]
         state=STATES.get(record.state, record.state.lower()),
@@ -163,10 +162,6 @@ def _row(record: TrialRecord, rank: int | None, teacher_parameters: int) -> Row:
 
 def _sizes(sizes: tuple[int, ...]) -> str:
     return str(sizes[0]) if len(set(sizes)) == 1 else " ".join(map(str, sizes))
-
-
-def _perplexity(loss: float | None) -> float | None:
-    return None if loss is None else math.exp(loss) if loss < 100 else math.inf
 
 
 def _result(row: Row, *, best_stock: bool) -> str:

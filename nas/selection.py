@@ -6,6 +6,7 @@ Losses of trials that were stopped early were read at fewer tokens and are never
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
@@ -56,6 +57,11 @@ def listing(records: Sequence[TrialRecord]) -> list[TrialRecord]:
 def last_reading(record: TrialRecord) -> tuple[int, float] | None:
     """(tokens, validation loss) of the last rung that the trial reached, or None when it reached none."""
     return record.curve[-1] if record.curve else None
+
+
+def perplexity(loss: float) -> float:
+    """Of a loss in nats per token; infinite where that is all a float can say."""
+    return math.exp(loss) if loss < 700 else math.inf
 
 
 def _judged(record: TrialRecord) -> bool:

@@ -41,6 +41,7 @@ __all__ = [
     "ui_command",
 ]
 
+SERVERS = ("http://", "https://", "databricks")
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0  # seconds between attempts, doubling
 CLOSING_PAUSE = 0.25  # between attempts while somebody waits for the end
 IDLE_PAUSE = 2.0  # until the outbox is looked at again for what other processes added
@@ -52,8 +53,8 @@ log = logging.getLogger(__name__)
 class Tracker:
     """Delivers events to MLflow in the background.
 
-    ``artifact_root`` is where the artifacts of a new experiment go; it is used with stores in SQLite only, a server
-    knows its own place. ``problem`` is what keeps events waiting, in one line, or None. Raises InputError when
+    ``artifact_root`` is where the artifacts of a new experiment go when ``uri`` is a database; a server knows its own
+    place. ``problem`` is what keeps events waiting, in one line, or None. Raises InputError when
     ``uri`` is a plain folder, which MLflow has given up.
     """
 
@@ -65,7 +66,7 @@ class Tracker:
             )
         set_defaults()
         self.uri, self.experiment = uri, experiment
-        self.artifact_root = artifact_root if uri.startswith("sqlite:") else None
+        self.artifact_root = None if uri.startswith(SERVERS) else artifact_root
         self.outbox = Outbox(outbox)
         self.problem: str | None = None
         self.lost = 0
