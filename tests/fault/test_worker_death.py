@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +12,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
+from ray._private.state import actors
 from ray.cluster_utils import Cluster
 from small_search import arguments, write_text
 
@@ -68,6 +70,8 @@ def search(address: str, teacher: Path, folder: Path, heard: Heard, **changes: A
     results: list[Result] = []
 
     def listen(scheduler: StudyScheduler, tune_controller: Any, trial: Any, result: Result) -> str:
+        if not results:
+            wait_for_workers(2)
         results.append(result)
         heard(result)
         return decide(scheduler, tune_controller, trial, result)
@@ -82,6 +86,16 @@ def search(address: str, teacher: Path, folder: Path, heard: Heard, **changes: A
         runner.run_trials(plan, study, lambda number: None)
     specs = [runner.trial_spec(plan, Candidate(one.number, one.architecture)) for one in study.records()]
     return Search(study.records(), specs, results)
+
+
+def wait_for_workers(count: int) -> None:
+    """Wait until as many nodes have a worker that is ready: a quick one is not to finish the trials of all."""
+    for _ in range(600):
+        ready = {one["Address"]["NodeID"] for one in actors().values() if one["State"] == "ALIVE"}
+        if len(ready) == count:
+            return
+        time.sleep(0.2)
+    pytest.fail(f"only {len(ready)} of {count} nodes have a worker")
 
 
 def curve_of(spec: TrialSpec, directory: Path) -> tuple[tuple[int, float], ...]:
