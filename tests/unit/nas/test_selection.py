@@ -51,6 +51,12 @@ def test_no_complete_trial_is_better_than_the_winner(records: list[TrialRecord])
     assert winner.architecture.key == min(one.architecture.key for one in smallest)
 
 
+def test_a_tie_in_loss_and_size_goes_to_the_first_key_whichever_trial_came_first() -> None:
+    late, early = (Architecture.uniform(depth, 8, 1, 8) for depth in (2, 1))
+    tied = [record(number, architecture=one, parameters=7, val_loss=1.0) for number, one in enumerate((late, early))]
+    assert best(tied) == tied[1]
+
+
 @given(trials())
 def test_a_low_loss_of_a_trial_that_did_not_complete_never_wins(records: list[TrialRecord]) -> None:
     tempting = [
