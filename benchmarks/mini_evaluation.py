@@ -45,6 +45,7 @@ def held_out_report(folder: Path) -> dict[str, Any]:
         "held-out tokens": len(tokens),
         "nats per token": round(model_bits * math.log(2) / len(tokens), 4),
         "bits per byte": {name: round(value / len(content), 4) for name, value in bits.items()},
+        "nats per token more without layer": [round(nats, 3) for nats in layer_damage(model, tokens)],
     }
 
 
@@ -52,6 +53,26 @@ def held_out_bits(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, te
     """Bits that the model needs for all of the texts."""
     documents = encode(tokenizer, texts)
     return total_nats(model, documents, model.config.n_positions, tokenizer.eos_token_id) / math.log(2)
+
+
+@torch.no_grad()
+def layer_damage(model: PreTrainedModel, tokens: list[int], windows: int = 32) -> list[float]:
+    """How much the mean loss grows, in nats per token, when one layer after another is left out.
+
+    On the first ``windows`` windows of the model's positions, each read on its own.
+    """
+    length = model.config.n_positions
+    text = torch.tensor(tokens[: windows * length]).view(-1, length)
+    layers = list(model.transformer.h)
+
+    def loss(kept: list[torch.nn.Module]) -> float:
+        model.transformer.h = torch.nn.ModuleList(kept)
+        return float(model(input_ids=text, labels=text, use_cache=False).loss)
+
+    whole = loss(layers)
+    damage = [loss(layers[:place] + layers[place + 1 :]) - whole for place in range(len(layers))]
+    model.transformer.h = torch.nn.ModuleList(layers)
+    return damage
 
 
 @torch.no_grad()

@@ -29,7 +29,6 @@ from benchmarks.mini_evaluation import held_out_report
 from benchmarks.mini_model import (
     CONTEXT,
     PEAK_RATE,
-    SHALLOW_LAYERS,
     new_model,
     new_optimizers,
     train_tokenizer,
@@ -39,11 +38,10 @@ from benchmarks.mini_model import (
 from trials.corpus import BatchOrder, encode, windows
 from trials.stdlib_text import training_documents, validation_documents
 
-SAVE_EVERY = 100
+SAVE_EVERY = 200
 LOG_EVERY = 20
 LAST_RATE, WARMUP_STEPS = 1e-4, 50
 DECAY_SHARE = 0.4
-SHALLOW_STEPS = 300
 PROBE_WINDOWS = 48
 REPLICAS = 2  # on the CPU, one thread each
 
@@ -72,8 +70,8 @@ def parse_arguments() -> argparse.Namespace:
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--output", type=Path, help="train, and write the checkpoint to this folder")
     what.add_argument("--evaluate", type=Path, help="print the held-out figures of this checkpoint folder")
-    parser.add_argument("--steps", type=int, default=840, help="optimizer steps in all (default: 840)")
-    parser.add_argument("--batch", type=int, default=8, help=f"windows of {CONTEXT} tokens a step (default: 8)")
+    parser.add_argument("--steps", type=int, default=2200, help="optimizer steps in all (default: 2200)")
+    parser.add_argument("--batch", type=int, default=16, help=f"windows of {CONTEXT} tokens a step (default: 16)")
     parser.add_argument("--seed", type=int, default=0)
     return parser.parse_args()
 
@@ -81,7 +79,6 @@ def parse_arguments() -> argparse.Namespace:
 def train(output: Path, steps: int, batch: int, seed: int) -> None:
     """Train for `steps` steps of `batch` windows, or what is left of them after an interruption."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    torch.set_num_threads(1)
     texts = [document.text for document in training_documents()]
     known = output / "tokenizer.json"
     tokenizer = wrapped(Tokenizer.from_file(str(known))) if training_state(output).exists() else train_tokenizer(texts)
@@ -92,11 +89,9 @@ def train(output: Path, steps: int, batch: int, seed: int) -> None:
     progress = resume(output, device, seed)
     parameters = sum(parameter.numel() for parameter in progress.model.parameters())
     print(f"{parameters:,} parameters, {train_windows.size:,} training tokens, from step {progress.step}", flush=True)
-    replicas: list[GPT2LMHeadModel] = []
+    replicas = replicate(progress.model)
     while progress.step < steps:
         started = time.perf_counter()
-        if not replicas or progress.step == SHALLOW_STEPS:
-            replicas = replicate(progress.model, progress.step < SHALLOW_STEPS)
         set_rate(progress, learning_rate(progress.step, steps))
         batch_windows = torch.from_numpy(train_windows[order.indices(progress.step)]).to(device)
         loss = train_step(progress, replicas, batch_windows)
@@ -130,20 +125,19 @@ def train_step(progress: Progress, replicas: list[GPT2LMHeadModel], batch: torch
 
 
 def backward(model: GPT2LMHeadModel, windows_of_tokens: torch.Tensor) -> float:
+    torch.set_num_threads(1)  # of this thread; the optimizers' step has them all
     with autocast(windows_of_tokens.device):
         loss = model(input_ids=windows_of_tokens, labels=windows_of_tokens).loss
     loss.backward()
     return float(loss.detach())
 
 
-def replicate(model: GPT2LMHeadModel, shallow: bool) -> list[GPT2LMHeadModel]:
-    """Copies which share the model's weights and have gradients of their own; of its first layers only, if shallow."""
+def replicate(model: GPT2LMHeadModel) -> list[GPT2LMHeadModel]:
+    """Copies which share the model's weights and have gradients of their own."""
     replicas = [copy.deepcopy(model) for _ in range(REPLICAS if model.device.type == "cpu" else 1)]
     for replica in replicas:
         for parameter, own in zip(replica.parameters(), model.parameters(), strict=True):
             parameter.data = own.data
-        if shallow:
-            replica.transformer.h = replica.transformer.h[:SHALLOW_LAYERS]
     return replicas
 
 

@@ -1,4 +1,4 @@
-"""The script that trains mini: its two depths are one model, and a stopped run goes on as if it had not been."""
+"""The script that trains mini: its replicas take one step together, and a stopped run goes on as if it had not been."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.mini_model import SHALLOW_LAYERS, new_model, new_optimizers, train_tokenizer
+from benchmarks.mini_model import new_model, new_optimizers, train_tokenizer
 from benchmarks.muon import orthogonal
 from benchmarks.train_mini import Progress, learning_rate, replicate, resume, save, train_step
 
@@ -20,20 +20,12 @@ def progress() -> Progress:
     return Progress(model, new_optimizers(model))
 
 
-def test_the_upper_layers_add_nothing_until_they_are_trained(progress: Progress) -> None:
-    shallow, whole = (replicate(progress.model, only_first)[0].eval() for only_first in (True, False))
-    assert (len(shallow.transformer.h), len(whole.transformer.h)) == (SHALLOW_LAYERS, 8)
-    assert torch.equal(shallow(BATCH).logits, whole(BATCH).logits)
-    train_step(progress, replicate(progress.model, shallow=False), BATCH)
-    assert not torch.equal(shallow(BATCH).logits, whole(BATCH).logits)
-
-
 def test_replicas_together_take_the_step_of_one(progress: Progress) -> None:
     other = Progress(new_model(seed=0), [])
     other.optimizers = new_optimizers(other.model)
     losses = [
-        train_step(progress, replicate(progress.model, shallow=True), BATCH),
-        train_step(other, replicate(other.model, shallow=True)[:1], BATCH),
+        train_step(progress, replicate(progress.model), BATCH),
+        train_step(other, replicate(other.model)[:1], BATCH),
     ]
     assert losses[0] == pytest.approx(losses[1], rel=1e-6)
     for one, two in zip(progress.model.parameters(), other.model.parameters(), strict=True):
@@ -41,10 +33,10 @@ def test_replicas_together_take_the_step_of_one(progress: Progress) -> None:
 
 
 def test_a_stopped_run_goes_on_bit_for_bit(progress: Progress, tmp_path: Path) -> None:
-    train_step(progress, replicate(progress.model, shallow=True), BATCH)
+    train_step(progress, replicate(progress.model), BATCH)
     save(progress, train_tokenizer(["some text"]), tmp_path / "model")
     continued = resume(tmp_path / "model", torch.device("cpu"), seed=7)
-    losses = [train_step(run, replicate(run.model, shallow=False), BATCH) for run in (progress, continued)]
+    losses = [train_step(run, replicate(run.model), BATCH) for run in (progress, continued)]
     assert losses[0] == losses[1]
     weights = [run.model.state_dict() for run in (progress, continued)]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
