@@ -39,6 +39,9 @@ from trials.trial import TrialSpec, run_trial
 
 WORKER_DEATHS = 2  # a trial whose worker or node died is tried again this often, from its last checkpoint
 THREAD_SECONDS = "600"
+# What Tune sets for its actors, set for the preparing task too: only then does Ray go on in the same process, in which
+# torch is imported and teacher, text and scores are loaded.
+WORKER_ENVIRONMENT = {"PL_DISABLE_FORK": "1", "RAY_CHDIR_TO_TRIAL_DIR": "0"}
 OBJECT_STORE_BYTES = 100 * 2**20  # results are a few numbers; the default would be 30 % of the memory
 
 
@@ -55,6 +58,7 @@ def ray_session(settings: SearchSettings) -> Iterator[Machine]:
     try:
         ray.init(
             address=address,
+            runtime_env={"env_vars": WORKER_ENVIRONMENT},
             log_to_driver=False,
             logging_level=logging.ERROR,
             **(own if address == "local" else {}),

@@ -7,6 +7,7 @@ import os
 import shlex
 import sys
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
@@ -109,16 +110,17 @@ def _print_outcome(outcome: Outcome, console: Console) -> None:
     console.print()
     share = f"{winner.parameters:,} parameters, {winner.parameters / teacher:.1%} of the teacher"
     losses = f"validation loss {winner.val_loss:.4f}, the teacher's {outcome.preparation.teacher_loss:.4f}"
-    console.print(f"[bold]best[/bold]        {winner.architecture.key}: {share}; {losses}")
-    console.print(f"            {outcome.winner_path}")
+    say = partial(console.print, soft_wrap=True)  # a path or a command is not to be broken
+    say(f"[bold]best[/bold]        {winner.architecture.key}: {share}; {losses}")
+    say(f"            {outcome.winner_path}")
     if outcome.stock and outcome.stock != winner:
         key, loss = outcome.stock.architecture.key, outcome.stock.val_loss
-        console.print(f"[bold]best stock[/bold]  {key}: loads without code of ours; validation loss {loss:.4f}")
-        console.print(f"            {outcome.stock_path}")
+        say(f"[bold]best stock[/bold]  {key}: loads without code of ours; validation loss {loss:.4f}")
+        say(f"            {outcome.stock_path}")
     trust = "" if winner.stock else ", trust_remote_code=True"
-    console.print(f'load it:    AutoModelForCausalLM.from_pretrained("{outcome.winner_path}"{trust})')
-    console.print(f"see it:     {ui_command(tracking_uri(outcome.plan.output))}")
-    console.print(f"report:     {outcome.plan.folder / 'report'}")
+    say(f'load it:    AutoModelForCausalLM.from_pretrained("{outcome.winner_path}"{trust})')
+    say(f"see it:     {ui_command(tracking_uri(outcome.plan.output))}")
+    say(f"report:     {outcome.plan.folder / 'report'}")
 
 
 if __name__ == "__main__":

@@ -148,6 +148,8 @@ def test_lost_node_costs_nothing_but_time(cluster: Cluster, tiny_teacher_folder:
     done = search(cluster.address, tiny_teacher_folder, tmp_path, lose_once, trials=2)
     assert lost
     assert [one.state for one in done.records] == ["COMPLETE"] * 2
-    assert sorted(one.metrics["resumed_from"] for one in done.records) == [0, FIRST_RUNG]
+    undisturbed, resumed = sorted(one.metrics["resumed_from"] for one in done.records)
+    assert undisturbed == 0
+    assert resumed >= FIRST_RUNG  # a quick worker reaches the next rung before its node is gone
     for record, spec in zip(done.records, done.specs, strict=True):
         assert record.curve == curve_of(spec, tmp_path / record.architecture.key)

@@ -22,6 +22,7 @@ from transformers import GPT2LMHeadModel
 from trials import distill as distillation
 from trials.distill import NonFiniteLoss, distill, learning_rate, make_optimizer
 from trials.kl import chunked_kl
+from trials.precision import training_precision
 from trials.targets import Targets
 
 
@@ -71,9 +72,10 @@ def test_micro_batches_change_nothing_but_rounding(
     watched, readings = Watched(TEACHER), Readings()
     distill(student(), watched, CORPUS, SETTINGS, tmp_path, readings)
     assert {len(places) for places in watched.places} <= {micro_tokens // 16, 4 % (micro_tokens // 16)}
+    rounding = 1e-4 if training_precision("cpu")[0] is torch.float32 else 2e-3
     for (_, one), (_, other) in zip(readings, uninterrupted()[1], strict=True):
-        assert one["val_loss"] == pytest.approx(other["val_loss"], rel=1e-4)
-        assert one.get("kl") == (other.get("kl") and pytest.approx(other["kl"], rel=1e-4))
+        assert one["val_loss"] == pytest.approx(other["val_loss"], rel=rounding)
+        assert one.get("kl") == (other.get("kl") and pytest.approx(other["kl"], rel=rounding))
 
 
 def test_micro_batches_are_halved_when_memory_does_not_do(
