@@ -20,10 +20,10 @@ PASSAGE = "keep the qzj"
 LAST = " qzj"
 
 
-def sure_of(tokenizer: PreTrainedTokenizerFast, passage: str, last: str) -> GPT2LMHeadModel:
+def sure_of(tokenizer: PreTrainedTokenizerFast, passage: str, last: str, weight: float = 10.0) -> GPT2LMHeadModel:
     tokens = tokenizer(passage)["input_ids"]
     length = len(tokenizer(last)["input_ids"])
-    return certain_gpt2(pairwise(tokens[-length - 1 :]))
+    return certain_gpt2(pairwise(tokens[-length - 1 :]), weight)
 
 
 def readings(model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerFast, *passages: str) -> tuple[Reading, Reading]:
@@ -37,6 +37,12 @@ def test_certainty_is_full_accuracy_and_a_perplexity_of_one(tiny_tokenizer: PreT
     assert (perplexity.metric, perplexity.value) == ("last-word perplexity", pytest.approx(1.0))
     assert accuracy.documents == perplexity.words == 1
     assert accuracy.tokens == len(tiny_tokenizer(LAST)["input_ids"]) > 1
+
+
+def test_the_likeliest_word_is_right_without_certainty(tiny_tokenizer: PreTrainedTokenizerFast) -> None:
+    accuracy, perplexity = readings(sure_of(tiny_tokenizer, PASSAGE, LAST, weight=0.2), tiny_tokenizer, PASSAGE)
+    assert accuracy.value == 1
+    assert perplexity.value > 100
 
 
 def test_half_of_the_passages_right_is_half(tiny_tokenizer: PreTrainedTokenizerFast) -> None:

@@ -73,6 +73,21 @@ def test_logits_are_never_held_for_more_than_a_chunk(monkeypatch: pytest.MonkeyP
     assert sum(rows[2:]) == sum(window.predicted for window in windows)
 
 
+@pytest.mark.parametrize("limit", [1, 64, 100])
+def test_batches_are_bounded_padding_included(
+    model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch, limit: int
+) -> None:
+    """One window alone may exceed the bound; a model whose logits are its own is always read window by window."""
+    monkeypatch.setitem(evaluate.BATCH_TOKENS, "cpu", limit)
+    shapes: list[torch.Size] = []
+    model.get_input_embeddings().register_forward_hook(lambda _, inputs, __: shapes.append(inputs[0].shape))
+    score(model, some_windows())
+    limit = 1 if model.config.model_type == "gemma2" else limit
+    batches = [shape for shape in shapes if shape != (1, 8)]  # the probe
+    assert all(shape.numel() <= limit or (len(shape) == 2 and shape[0] == 1) for shape in batches)
+    assert any(shape[0] > 1 for shape in batches) == (limit > 1)
+
+
 def test_advance_is_told_of_every_token(tiny_gpt2: GPT2LMHeadModel) -> None:
     read: list[int] = []
     windows = some_windows()
