@@ -156,7 +156,8 @@ def _about(model: PreTrainedModel) -> dict[str, Any]:
 def _device(device: str) -> str:
     import torch
 
-    return torch.cuda.get_device_name() if device == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    threads = torch.get_num_threads()
+    return torch.cuda.get_device_name() if device == "cuda" else f"CPU, {threads} thread{'s' * (threads != 1)}"
 
 
 @contextmanager

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -145,17 +145,23 @@ def _cache_bytes(model: PreTrainedModel, tokens: Tensor) -> int:
 
 def _read(model: PreTrainedModel, tokens: Tensor, cache: Any = None) -> tuple[Tensor, Any]:
     """A forward pass as in generation: the likeliest next tokens (B, 1), and the cache."""
-    accepted = inspect.signature(model.forward).parameters
-    name = "cache" if "cache" in accepted else "past_key_values"  # its name until transformers 5.23
-    last_only = {"logits_to_keep": 1} if "logits_to_keep" in accepted else {}
-    output = model(input_ids=tokens, use_cache=True, **{name: cache}, **last_only)
-    cache = getattr(output, name, None)
+    cache_name, last_only = _arguments(type(model).forward)
+    output = model(input_ids=tokens, use_cache=True, **{cache_name: cache}, **last_only)
+    cache = getattr(output, cache_name, None)
     if cache is None:
         raise InputError(
             f"model of type {model.config.model_type!r}: it keeps no key/value cache, so that generating cannot be "
             f"timed; leave {TASK} out of --tasks"
         )
     return output.logits[:, -1:].argmax(-1), cache
+
+
+@lru_cache
+def _arguments(forward: Callable[..., Any]) -> tuple[str, dict[str, int]]:
+    """What a model calls its cache, and how it is told to compute the logits of the last token alone."""
+    accepted = inspect.signature(forward).parameters
+    cache_name = "cache" if "cache" in accepted else "past_key_values"  # its name in older code
+    return cache_name, {"logits_to_keep": 1} if "logits_to_keep" in accepted else {}
 
 
 def _step_seconds(model: PreTrainedModel, prompt: Tensor, steps: int) -> list[float]:
