@@ -21,14 +21,13 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from nas.console import console_for
 from nas.readings_table import readings_table
 from search_spaces.errors import InputError
-from trials.evaluation_text import KNOWN, TextTask, text_task
+from trials.evaluation_text import EFFICIENCY, KNOWN, TextTask, text_task
 from trials.reading import Reading
 
 if TYPE_CHECKING:  # torch and transformers take seconds to import: not before the arguments are right
     from transformers import PreTrainedModel
 
 DONE, WRONG_INPUT, INTERRUPTED = 0, 2, 130
-EFFICIENCY = "efficiency"
 DEFAULT_TASKS = f"wikitext-2,ptb,lambada,{EFFICIENCY}"
 EPILOG = f"""\
 Tasks, separated by commas: {", ".join(KNOWN)} (from the hub), any of them from a file
@@ -91,13 +90,17 @@ def parse_arguments(arguments: Sequence[str]) -> Request:
         allow_abbrev=False,
     )
     parser.add_argument("model", metavar="MODEL", help="hub name, folder of a checkpoint, or mini")
-    parser.add_argument("--tasks", default=DEFAULT_TASKS, metavar="A,B=PATH,...", help=f"[{DEFAULT_TASKS}]")
+    parser.add_argument(
+        "--tasks", default=DEFAULT_TASKS, metavar="A,B=PATH,...", help=f"what to measure [{DEFAULT_TASKS}]"
+    )
     parser.add_argument("--length", type=int, metavar="N", help="tokens of a window [the positions, at most 2,048]")
     parser.add_argument(
         "--stride", type=int, metavar="N", help="tokens from window to window [512, or half the length]"
     )
     parser.add_argument("--batch", type=int, default=8, metavar="N", help="sequences at a time for throughput [8]")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="[float32; bfloat16 on a GPU]")
+    parser.add_argument(
+        "--dtype", choices=("float32", "bfloat16", "float16"), help="number format [float32; bfloat16 on a GPU]"
+    )
     parser.add_argument("--trust-remote-code", action="store_true", help="run the code that comes with the model")
     parser.add_argument("--json", action="store_true", help="one JSON document on stdout")
     given = parser.parse_args(arguments)

@@ -22,10 +22,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel
 
 from search_spaces.errors import InputError
+from trials.evaluation_text import EFFICIENCY
 from trials.reading import Reading
 from trials.teacher import weight_files
 
-TASK = "efficiency"
 COUNTED, TIMED, SAMPLED = "counted", "timed", "sampled"
 RSS_SECONDS = 0.002  # between two looks at the memory of the process
 
@@ -82,12 +82,12 @@ def counts(model: PreTrainedModel, path: Path, length: int) -> list[Reading]:
     flops, cache = _forward_flops(model, tokens) / length, _cache_bytes(model, tokens) / length
     files = [path] if path.is_file() else weight_files(path)
     return [
-        Reading(TASK, COUNTED, "parameters", total, "parameters"),
-        Reading(TASK, COUNTED, "embedding parameters", embedding, "parameters"),
-        Reading(TASK, COUNTED, "non-embedding parameters", total - embedding, "parameters"),
-        Reading(TASK, COUNTED, "checkpoint", sum(file.stat().st_size for file in files), "bytes"),
-        Reading(TASK, COUNTED, "forward pass", flops, "FLOPs per token", length=length),
-        Reading(TASK, COUNTED, "key/value cache", cache, "bytes per token", length=length),
+        Reading(EFFICIENCY, COUNTED, "parameters", total, "parameters"),
+        Reading(EFFICIENCY, COUNTED, "embedding parameters", embedding, "parameters"),
+        Reading(EFFICIENCY, COUNTED, "non-embedding parameters", total - embedding, "parameters"),
+        Reading(EFFICIENCY, COUNTED, "checkpoint", sum(file.stat().st_size for file in files), "bytes"),
+        Reading(EFFICIENCY, COUNTED, "forward pass", flops, "FLOPs per token", length=length),
+        Reading(EFFICIENCY, COUNTED, "key/value cache", cache, "bytes per token", length=length),
     ]
 
 
@@ -105,14 +105,16 @@ def timings(model: PreTrainedModel, workload: Workload) -> list[Reading]:
     def timed(metric: str, unit: str, seconds: list[float], figure: Callable[[float], float], size: int) -> Reading:
         at_median, at_p5 = figure(statistics.median(seconds)), figure(float(np.percentile(seconds, 5)))
         sizes = {"length": length, "batch": size, "warmup": warmup, "repeats": len(seconds)}
-        return Reading(TASK, TIMED, metric, at_median, unit, at_p5=at_p5, **sizes)
+        return Reading(EFFICIENCY, TIMED, metric, at_median, unit, at_p5=at_p5, **sizes)
 
     peak = _peak_memory(model, batch)
     return [
         timed("prefill latency", "ms", prompts, lambda seconds: 1e3 * seconds, 1),
         timed("generation latency", "ms per token", steps, lambda seconds: 1e3 * seconds, 1),
         timed("throughput", "tokens per second", batch_steps, lambda time: len(batch) / time, len(batch)),
-        Reading(TASK, SAMPLED, f"peak memory ({_memory_of(model)})", peak, "bytes", length=length, batch=len(batch)),
+        Reading(
+            EFFICIENCY, SAMPLED, f"peak memory ({_memory_of(model)})", peak, "bytes", length=length, batch=len(batch)
+        ),
     ]
 
 
@@ -151,7 +153,7 @@ def _read(model: PreTrainedModel, tokens: Tensor, cache: Any = None) -> tuple[Te
     if cache is None:
         raise InputError(
             f"model of type {model.config.model_type!r}: it keeps no key/value cache, so that generating cannot be "
-            f"timed; leave {TASK} out of --tasks"
+            f"timed; leave {EFFICIENCY} out of --tasks"
         )
     return output.logits[:, -1:].argmax(-1), cache
 

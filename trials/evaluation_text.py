@@ -12,6 +12,7 @@ from trials.hub_text import HubDataset, column, prepared
 from trials.text_source import read_rows, read_text
 from trials.wikitext import articles, detokenized, harness_words, hub_rows, joined
 
+EFFICIENCY = "efficiency"  # the one task that has no text
 ROWS = ".jsonl"
 NAME = re.compile(r"[\w.-]+")
 
@@ -56,10 +57,11 @@ def text_task(argument: str) -> TextTask:
     Raises InputError for a name that is not known and has no file, and for a file that is not there.
     """
     name, equals, path = argument.partition("=")
+    names = ", ".join([*KNOWN, EFFICIENCY])
     if not NAME.fullmatch(name) or (equals and not path):
-        raise InputError(f"task {argument!r}: give one of {', '.join(KNOWN)}, or any text as name=path")
+        raise InputError(f"task {argument!r}: give one of {names}, or any text as name=path")
     if not equals and name not in KNOWN:
-        raise InputError(f"task {name!r}: unknown; give one of {', '.join(KNOWN)}, or any text as {name}=path")
+        raise InputError(f"task {name!r}: unknown; give one of {names}, or any text as {name}=path")
     file = Path(path).expanduser() if equals else None
     if file and not file.is_file():
         raise InputError(f"task {name}: no such file: {path}; give a UTF-8 text, or a .jsonl with rows of text")
