@@ -44,6 +44,7 @@ def test_a_cut_off_file_keeps_its_end() -> None:
 
 
 @needs_the_split
+@pytest.mark.skipif(not GPT2_TOKENIZER.is_dir(), reason="GPT-2's tokenizer is not beside the checkout")
 def test_the_test_split_of_wikitext_2_is_287644_tokens_of_gpt2() -> None:
     rows = hub_rows(TEST_SPLIT.read_bytes().decode())
     assert len(rows) == 4358
