@@ -16,6 +16,7 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 from rich.console import Console
 from rich.table import Table
 
+from nas.console import console_for
 from nas.errors import NothingFeasibleError
 from nas.settings import SearchSettings, parse_arguments
 from search_spaces.errors import InputError
@@ -24,14 +25,13 @@ if TYPE_CHECKING:  # torch, Ray and transformers take seconds to import: not bef
     from nas.pipeline import Outcome
     from nas.plan import Plan
 
-PIPED_WIDTH = 120
 DONE, WRONG_INPUT, NOTHING_FEASIBLE, INTERRUPTED = 0, 2, 3, 130
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns its exit code."""
     given = sys.argv[1:] if arguments is None else list(arguments)
-    console = _console(stderr="--json" in given)
+    console = console_for(stderr="--json" in given)
     try:
         settings, dry_run, as_json = parse_arguments(given)
         if dry_run:
@@ -46,16 +46,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"interrupted; to continue: {command(given)}", file=sys.stderr)
         return INTERRUPTED
-
-
-def _console(stderr: bool) -> Console:
-    """Wide enough for the table where nothing says how wide the output is: in a log, a pipe, a cluster's job."""
-    console = Console(stderr=stderr, highlight=False)
-    return (
-        console
-        if console.is_terminal or "COLUMNS" in os.environ
-        else Console(stderr=stderr, highlight=False, width=PIPED_WIDTH)
-    )
 
 
 def command(arguments: Sequence[str]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -48,9 +49,10 @@ HUB_FILES = [
     "merges.txt",
     "special_tokens_map.json",
     "added_tokens.json",
+    "*.py",  # a model's own code, which nothing runs unless it is asked for
 ]
 PROBE_SECONDS = 5.0  # the hub answers in well under one; without a route its client would retry for 46
-WAYS_ON = "use --model mini, which needs no network, or --model ./folder with a checkpoint of your own"
+WAYS_ON = "take mini, which needs no network, or a checkpoint of your own, such as ./folder"
 
 
 @dataclass(frozen=True)
@@ -64,23 +66,25 @@ class Teacher:
     fingerprint: str
 
 
-def resolve_model(model: str) -> Path:
+def resolve_model(model: str, check: Callable[[Path], object] | None = None) -> Path:
     """The folder of ``model``: ``mini`` (in this package), a local folder, or a model id of the hub.
 
     A hub model that is already in the local hub cache needs no network; otherwise the hub is asked, for at most
-    `PROBE_SECONDS`, and the config is checked before the weights are fetched.
+    `PROBE_SECONDS`, and the config is checked before the weights are fetched. ``check`` looks at the config in a
+    folder and raises InputError; by default it asks for an architecture that can be pruned.
 
     Raises InputError when the folder lacks a file, the id is malformed or unknown, the hub cannot be reached, or
-    the architecture is not one that can be pruned.
+    the check fails.
     """
+    check = check or read_shape
     if model == "mini":
-        return _checked(MINI, model)
+        return _checked(MINI, model, check)
     folder = Path(model).expanduser()
     if folder.is_dir():
-        return _checked(folder.resolve(), model)
+        return _checked(folder.resolve(), model, check)
     if folder.exists() or model.startswith((".", "~", os.sep)):
         raise InputError(f"model {model!r}: not a folder; give a folder with a checkpoint, a hub id, or mini")
-    return _from_hub(model)
+    return _from_hub(model, check)
 
 
 def read_shape(path: Path) -> ModelShape:
@@ -95,15 +99,20 @@ def load_teacher(path: Path, device: str) -> Teacher:
     Raises InputError when weights are damaged or missing, or when the tokenizer has more entries than the model.
     """
     shape = read_shape(path)
-    tokenizer = _load_tokenizer(path)
-    if len(tokenizer) > shape.vocab:
-        raise InputError(
-            f"model {path}: its tokenizer has {len(tokenizer):,} entries and its embedding {shape.vocab:,}; "
-            "take the tokenizer that belongs to the model"
-        )
-    model = _load_model(path, torch.bfloat16 if device == "cuda" else torch.float32)
+    tokenizer = load_tokenizer(path)
+    check_vocabulary(path, tokenizer, shape.vocab)
+    model = load_weights(path, torch.bfloat16 if device == "cuda" else torch.float32)
     model.to(device).eval().requires_grad_(False)
     return Teacher(path, model, tokenizer, shape, fingerprint(path))
+
+
+def check_vocabulary(path: Path, tokenizer: PreTrainedTokenizerBase, vocabulary: int) -> None:
+    """Raise InputError when the tokenizer has more entries than the ``vocabulary`` rows of the embedding."""
+    if len(tokenizer) > vocabulary:
+        raise InputError(
+            f"model {path}: its tokenizer has {len(tokenizer):,} entries and its embedding {vocabulary:,}; "
+            "take the tokenizer that belongs to the model"
+        )
 
 
 def fingerprint(path: Path) -> str:
@@ -123,12 +132,12 @@ def weight_files(path: Path) -> list[Path]:
     return files if all(file.is_file() for file in files) else []
 
 
-def _checked(folder: Path, model: str) -> Path:
+def _checked(folder: Path, model: str, check: Callable[[Path], object]) -> Path:
     if lacking := _lacking(folder):
         raise InputError(
             f"model {model!r}: {folder} has no {lacking}; save it with save_pretrained, weights and tokenizer"
         )
-    read_shape(folder)
+    check(folder)
     return folder
 
 
@@ -142,23 +151,23 @@ def _lacking(folder: Path) -> str | None:
     return None
 
 
-def _from_hub(model: str) -> Path:
+def _from_hub(model: str, check: Callable[[Path], object]) -> Path:
     try:
         local = Path(snapshot_download(model, allow_patterns=HUB_FILES, local_files_only=True))
         if _lacking(local) is None:
-            return _checked(local, model)
+            return _checked(local, model, check)
     except HFValidationError as error:
         raise InputError(f"model {model!r}: neither a folder nor a hub id such as openai-community/gpt2") from error
     except LocalEntryNotFoundError:
         pass  # not in the local hub cache: the hub is asked
-    return _download(model)
+    return _download(model, check)
 
 
-def _download(model: str) -> Path:
+def _download(model: str, check: Callable[[Path], object]) -> Path:
     try:
         HfApi().model_info(model, timeout=PROBE_SECONDS)
-        read_shape(Path(snapshot_download(model, allow_patterns=["config.json"])))
-        return _checked(Path(snapshot_download(model, allow_patterns=HUB_FILES)), model)
+        check(Path(snapshot_download(model, allow_patterns=["config.json", "*.py"])))
+        return _checked(Path(snapshot_download(model, allow_patterns=HUB_FILES)), model, check)
     except GatedRepoError as error:
         raise InputError(f"model {model!r}: the hub asks for a login (`hf auth login`); or {WAYS_ON}") from error
     except RepositoryNotFoundError as error:
@@ -170,26 +179,31 @@ def _download(model: str) -> Path:
         ) from error
 
 
-def read_config(path: Path) -> PretrainedConfig:
-    """The configuration of the model in folder ``path``. Raises InputError when transformers does not know it."""
+def read_config(path: Path, own_code: bool = False) -> PretrainedConfig:
+    """The configuration of the model in folder ``path``; ``own_code`` lets code that comes with it run.
+
+    Raises InputError when transformers does not know it.
+    """
     try:
-        return AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+        return AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=own_code)
     except (OSError, ValueError, KeyError) as error:
         raise InputError(f"model {path}: its config.json cannot be used: {_first_line(error)}") from error
 
 
-def _load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
+def load_tokenizer(path: Path, own_code: bool = False) -> PreTrainedTokenizerBase:
+    """The tokenizer in folder ``path``. Raises InputError when there is none that can be used."""
     try:
-        return AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+        return AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=own_code)
     except (OSError, ValueError, KeyError) as error:
         raise InputError(f"model {path}: its tokenizer cannot be loaded: {_first_line(error)}") from error
 
 
-def _load_model(path: Path, dtype: torch.dtype) -> PreTrainedModel:
+def load_weights(path: Path, dtype: torch.dtype, own_code: bool = False) -> PreTrainedModel:
+    """The causal language model in folder ``path``, on the CPU. Raises InputError for damaged or missing weights."""
     transformers_logging.disable_progress_bar()  # one bar for every file, in every worker's log
     try:
         model, loading = AutoModelForCausalLM.from_pretrained(
-            path, dtype=dtype, attn_implementation="sdpa", local_files_only=True, output_loading_info=True
+            path, dtype=dtype, local_files_only=True, output_loading_info=True, trust_remote_code=own_code
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise InputError(f"model {path}: its weights cannot be loaded: {_first_line(error)}") from error

@@ -90,8 +90,10 @@ def _split_documents(path: Path) -> tuple[list[str], list[str]]:
 
 def read_documents(path: Path) -> Iterator[str]:
     """The documents of a file, without empty ones: groups of paragraphs of a .txt, ``text`` of each row of a .jsonl."""
-    text = _decoded(path)
-    yield from _rows(path, text) if path.suffix == ".jsonl" else _paragraph_groups(text)
+    if path.suffix == ".jsonl":
+        yield from (row for row in read_rows(path) if row.strip())
+    else:
+        yield from _paragraph_groups(read_text(path))
 
 
 def _paragraph_groups(text: str) -> Iterator[str]:
@@ -108,8 +110,9 @@ def _paragraph_groups(text: str) -> Iterator[str]:
         yield "\n\n".join(group) + "\n"
 
 
-def _rows(path: Path, text: str) -> Iterator[str]:
-    for number, line in enumerate(text.split("\n"), start=1):
+def read_rows(path: Path) -> Iterator[str]:
+    """``text`` of each row of a .jsonl, empty ones included. Raises InputError naming the line that has none."""
+    for number, line in enumerate(read_text(path).split("\n"), start=1):
         if not line.strip():
             continue
         try:
@@ -121,11 +124,11 @@ def _rows(path: Path, text: str) -> Iterator[str]:
         document = row.get("text") if isinstance(row, dict) else None
         if not isinstance(document, str):
             raise InputError(f'corpus {path}, line {number}: each line is an object with a string under "text"')
-        if document.strip():
-            yield document
+        yield document
 
 
-def _decoded(path: Path) -> str:
+def read_text(path: Path) -> str:
+    """The whole file, which must be UTF-8, with or without a mark at its start; InputError when it is not."""
     try:
         return path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:

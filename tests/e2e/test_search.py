@@ -155,5 +155,5 @@ def test_hub_out_of_reach_is_one_line_that_names_the_ways_on(tmp_path: Path) -> 
     offline = {"HF_HUB_OFFLINE": "0", "HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path)}
     done = run("--budget", "260M", "--output", tmp_path / "nothing", **offline)
     assert done.returncode == 2
-    assert "--model mini" in done.stderr
+    assert "take mini" in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1

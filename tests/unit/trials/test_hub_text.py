@@ -17,10 +17,20 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 ROWS = {"train": ["one", "", "two"], "validation": ["three"]}
 JSONL = {side: "".join(json.dumps({"text": text}) + "\n" for text in texts) for side, texts in ROWS.items()}
 NO_TEXT = '{"body": "a"}\n'
+WIKITEXT_README = """---
+configs:
+- config_name: wikitext-2-raw-v1
+  data_files: [{split: test, path: test.jsonl}]
+---
+"""
+WIKITEXT_ROWS = "".join(json.dumps({"text": row}) + "\n" for row in ("", " = A = \n", "", " One , two . \n"))
 REPOSITORIES = {
     "org/whole": {"README.md": "# Whole\n", "train.jsonl": JSONL["train"], "validation.jsonl": JSONL["validation"]},
     "org/train-only": {"README.md": "# Train\n", "train.jsonl": JSONL["train"]},
     "org/no-text": {"README.md": "# Body\n", "train.jsonl": NO_TEXT, "validation.jsonl": NO_TEXT},
+    "Salesforce/wikitext": {"README.md": WIKITEXT_README, "test.jsonl": WIKITEXT_ROWS},
+    "EleutherAI/lambada_openai": {"README.md": "# Lambada\n", "test.jsonl": '{"text": "a b"}\n'},
+    "ptb-text-only/ptb_text_only": {"README.md": "# PTB\n", "test.jsonl": '{"sentence": "c d"}\n{"sentence": "e"}\n'},
 }
 
 PROBE = """
@@ -31,6 +41,16 @@ for name in sys.argv[1:]:
     try:
         source = open_source(name)
         print(source.identity, list(source.train()), list(source.validation()))
+    except InputError as error:
+        print(error)
+"""
+OPEN_TEXT = """
+import sys
+from search_spaces.errors import InputError
+from trials.evaluation_text import open_text, text_task
+for name in sys.argv[1:]:
+    try:
+        print(open_text(text_task(name)))
     except InputError as error:
         print(error)
 """
@@ -97,12 +117,12 @@ def hub() -> Iterator[str]:
     server.shutdown()
 
 
-def ask(endpoint: str, home: Path, *sources: str, **more: str) -> list[str]:
+def ask(endpoint: str, home: Path, *sources: str, probe: str = PROBE, **more: str) -> list[str]:
     """A line for each source, from a fresh process: where the hub is, is read when its client is imported."""
     left_out = {"HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "HF_HUB_CACHE", "HF_DATASETS_CACHE"}
     environment = {name: value for name, value in os.environ.items() if name not in left_out}
     environment |= {"HF_ENDPOINT": endpoint, "HF_HOME": str(home), "NO_PROXY": "127.0.0.1", **more}
-    command = [sys.executable, "-c", PROBE, *sources]
+    command = [sys.executable, "-c", probe, *sources]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
@@ -133,3 +153,14 @@ def test_a_dataset_that_cannot_be_used_is_refused_in_one_line(hub: str, tmp_path
     }
     for line, (source, messages) in zip(ask(hub, tmp_path, *expected), expected.items(), strict=True):
         assert all(message in line for message in [source, *messages])
+
+
+def test_texts_to_judge_on_are_the_test_splits(hub: str, tmp_path: Path) -> None:
+    names = ["wikitext-2", "ptb", "lambada", "wikitext-103"]
+    wikitext, ptb, lambada, missing = ask(hub, tmp_path, *names, probe=OPEN_TEXT)
+    assert "stream='\\n\\n = A = \\n\\n\\n\\n\\n One , two . \\n'" in wikitext
+    assert "stream='c d e'" in ptb
+    assert "passages=('a b',)" in lambada
+    assert missing.startswith("task wikitext-103: cannot be loaded from the hub")
+    assert missing.endswith("give the text as a file: --tasks wikitext-103=./wiki.test.raw")
+    assert ask(NOBODY, tmp_path, *names[:3], probe=OPEN_TEXT) == [wikitext, ptb, lambada]

@@ -180,7 +180,7 @@ class Elsewhere:
 
 
 def assert_names_ways_on(message: str, model: str) -> None:
-    for words in (model, "out of reach", "--model mini", "--model ./folder"):
+    for words in (model, "out of reach", "take mini", "./folder"):
         assert words in message
 
 

@@ -1,0 +1,186 @@
+"""The command: ``python -m nas.evaluate MODEL``, any causal language model by the figures that others publish."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NoReturn
+
+os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from nas.console import console_for
+from nas.readings_table import readings_table
+from search_spaces.errors import InputError
+from trials.evaluation_text import EFFICIENCY, KNOWN, TextTask, text_task
+from trials.reading import Reading
+
+if TYPE_CHECKING:  # torch and transformers take seconds to import: not before the arguments are right
+    from transformers import PreTrainedModel
+
+DONE, WRONG_INPUT, INTERRUPTED = 0, 2, 130
+DEFAULT_TASKS = f"wikitext-2,ptb,lambada,{EFFICIENCY}"
+EPILOG = f"""\
+Tasks, separated by commas: {", ".join(KNOWN)} (from the hub), any of them from a file
+(wikitext-2=./wiki.test.raw), any text of yours (name=path, .jsonl rows or plain text), and {EFFICIENCY}.
+docs/evaluation.md says what each figure is, and who publishes it.
+Exit codes: 0 done, 2 wrong input, 130 interrupted."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What was asked for. ``tasks`` are in the order of the table; None among them stands for efficiency."""
+
+    model: str
+    tasks: tuple[TextTask | None, ...]
+    length: int | None
+    stride: int | None
+    batch: int
+    dtype: str | None
+    own_code: bool
+    as_json: bool
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns its exit code."""
+    try:
+        request = parse_arguments(sys.argv[1:] if arguments is None else arguments)
+        document = evaluate(request, console_for(stderr=True))
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return WRONG_INPUT
+    except KeyboardInterrupt:
+        print("interrupted; nothing was kept", file=sys.stderr)
+        return INTERRUPTED
+    if request.as_json:
+        print(json.dumps(document.to_dict(), indent=2, allow_nan=False))
+    else:
+        _print(document, console_for(stderr=False))
+    return DONE
+
+
+@dataclass(frozen=True)
+class Document:
+    """The result: what the model is, where it ran, and every reading."""
+
+    about: dict[str, Any]
+    readings: list[Reading]
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON form."""
+        return {**self.about, "readings": [reading.to_dict() for reading in self.readings]}
+
+
+def parse_arguments(arguments: Sequence[str]) -> Request:
+    """The request. Raises InputError for whatever can be known to be wrong before anything is loaded."""
+    parser = _Parser(
+        prog="python -m nas.evaluate",
+        description="Measure a causal language model: perplexities by the conventions of published tables, and costs.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("model", metavar="MODEL", help="hub name, folder of a checkpoint, or mini")
+    parser.add_argument(
+        "--tasks", default=DEFAULT_TASKS, metavar="A,B=PATH,...", help=f"what to measure [{DEFAULT_TASKS}]"
+    )
+    parser.add_argument("--length", type=int, metavar="N", help="tokens of a window [the positions, at most 2,048]")
+    parser.add_argument(
+        "--stride", type=int, metavar="N", help="tokens from window to window [512, or half the length]"
+    )
+    parser.add_argument("--batch", type=int, default=8, metavar="N", help="sequences at a time for throughput [8]")
+    parser.add_argument(
+        "--dtype", choices=("float32", "bfloat16", "float16"), help="number format [float32; bfloat16 on a GPU]"
+    )
+    parser.add_argument("--trust-remote-code", action="store_true", help="run the code that comes with the model")
+    parser.add_argument("--json", action="store_true", help="one JSON document on stdout")
+    given = parser.parse_args(arguments)
+    tasks = _tasks(given.tasks)
+    sizes = (given.length, given.stride, given.batch, given.dtype)
+    return Request(given.model, tasks, *sizes, given.trust_remote_code, given.json)
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message}; see {self.prog} --help")
+
+
+def _tasks(argument: str) -> tuple[TextTask | None, ...]:
+    names = [part.strip() for part in argument.split(",") if part.strip()]
+    tasks = tuple(None if name == EFFICIENCY else text_task(name) for name in names)
+    labels = [task.name if task else EFFICIENCY for task in tasks]
+    if not tasks or len(set(labels)) < len(labels) or any(task and task.name == EFFICIENCY for task in tasks):
+        raise InputError(f"--tasks {argument!r}: give at least one task, each once, and {EFFICIENCY} without a file")
+    return tasks
+
+
+def evaluate(request: Request, console: Console) -> Document:
+    """Load and measure; progress goes to ``console``. Raises InputError."""
+    started = time.perf_counter()
+    import torch
+
+    from trials.causal_lm import DEFAULT_DTYPES, load_causal_lm, resolve_causal_lm
+    from trials.efficiency import Workload, efficiency
+    from trials.evaluation import checked_length, checked_stride, evaluate_texts
+    from trials.evaluation_text import open_text
+
+    path = resolve_causal_lm(request.model, request.own_code)
+    texts = [open_text(task) for task in request.tasks if task]
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    dtype = request.dtype or DEFAULT_DTYPES[device]
+    model, tokenizer = load_causal_lm(path, device, dtype, request.own_code)
+    length = checked_length(model, request.length)
+    checked_stride(length, request.stride)
+    readings: list[Reading] = []
+    if None in request.tasks:  # before the texts, so that its memory is its own
+        with console.status("timing"):
+            readings += efficiency(model, path, Workload.within(length, request.batch))
+    with _progress(console) as progress:
+        readings += evaluate_texts(model, tokenizer, texts, length, request.stride, progress)
+    order = [task.name if task else EFFICIENCY for task in request.tasks]
+    readings.sort(key=lambda reading: order.index(reading.task))
+    about = {"model": request.model, "path": str(path), **_about(model), "device": _device(device), "dtype": dtype}
+    return Document({**about, "seconds": round(time.perf_counter() - started, 1)}, readings)
+
+
+def _about(model: PreTrainedModel) -> dict[str, Any]:
+    return {"class": type(model).__name__, "parameters": sum(weight.numel() for weight in model.parameters())}
+
+
+def _device(device: str) -> str:
+    import torch
+
+    threads = torch.get_num_threads()
+    return torch.cuda.get_device_name() if device == "cuda" else f"CPU, {threads} thread{'s' * (threads != 1)}"
+
+
+@contextmanager
+def _progress(console: Console) -> Iterator[Callable[[int, int], None]]:
+    """A bar with the tokens read and the time that is left; nothing where there is no terminal."""
+    columns = TextColumn("reading"), BarColumn(), TextColumn("{task.completed:,.0f} of {task.total:,.0f} tokens")
+    with Progress(
+        *columns, TimeRemainingColumn(), console=console, transient=True, disable=not console.is_terminal
+    ) as bar:
+        task = bar.add_task("reading", total=1)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def _print(document: Document, console: Console) -> None:
+    about = document.about
+    what = f"{about['class']}, {about['parameters']:,} parameters, {about['dtype']} on {about['device']}"
+    console.print(f"[bold]{about['model']}[/bold]: {what}\n")
+    console.print(readings_table(document.readings))
+    console.print(f"\n{about['seconds']} s; figures of different conventions cannot be compared: docs/evaluation.md")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
