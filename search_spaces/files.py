@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from importlib.resources import files
 from math import ceil
 from pathlib import Path
@@ -67,21 +68,26 @@ def load_space(source: str, shape: ModelShape) -> SearchSpace:
     given = _parse(name, text)
     default = _parse("default", _read("default")[1])
     if shape.group == 1 and given.kv_heads is not None and name not in PRESETS:
-        raise InputError(f"space {name}: key 'kv_heads': every head of this teacher has its own key/value head; omit it")
+        raise InputError(
+            f"space {name}: key 'kv_heads': every head of this teacher has its own key/value head; omit it"
+        )
     axes = {
-        axis: _sizes(name, axis, getattr(default if getattr(given, axis) is None else given, axis), getattr(shape, limit))
+        axis: _sizes(
+            name, axis, getattr(default if getattr(given, axis) is None else given, axis), getattr(shape, limit)
+        )
         for axis, limit in zip(AXES, ("layers", "hidden", "heads", "kv_heads", "mlp"), strict=True)
     }
-    return _checked(name, SearchSpace(shape, **_paired(axes, shape), stock_only=given.stock_only))
-
-
-def _paired(axes: dict[str, tuple[int, ...]], shape: ModelShape) -> dict[str, tuple[int, ...]]:
-    """Without the heads and kv_heads that fit no other; without kv_heads where every head has its own."""
     if shape.group == 1:
-        return {**axes, "kv_heads": ()}
-    pairs = SearchSpace(shape, **axes).head_pairs
-    heads, kv_heads = (tuple(sorted({pair[place] for pair in pairs})) for place in (0, 1))
-    return {**axes, "heads": heads, "kv_heads": kv_heads}
+        axes["kv_heads"] = ()
+    return _checked(name, _paired(SearchSpace(shape, stock_only=given.stock_only, **axes)))
+
+
+def _paired(space: SearchSpace) -> SearchSpace:
+    """Without the heads and kv_heads that fit no other."""
+    if not space.kv_heads:
+        return space
+    heads, kv_heads = (tuple(sorted({pair[place] for pair in space.head_pairs})) for place in (0, 1))
+    return replace(space, heads=heads, kv_heads=kv_heads)
 
 
 def _checked(name: str, space: SearchSpace) -> SearchSpace:

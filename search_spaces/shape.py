@@ -92,7 +92,7 @@ class ModelShape:
         return 2 * sum(architecture.kv_heads) * self.head_dim * dtype_bytes
 
     def is_stock(self, architecture: Architecture) -> bool:
-        """Whether a plain ``AutoModelForCausalLM.from_pretrained`` can hold it: one size for all layers, see ``stock``."""
+        """Whether a plain ``AutoModelForCausalLM.from_pretrained`` can hold it; it has one size for all layers."""
         hidden, heads = architecture.hidden, architecture.heads[0]
         rules = {"square": hidden == self.head_dim * heads, "divisible": hidden % heads == 0, "any": True}
         return architecture.is_uniform and rules[self.stock]

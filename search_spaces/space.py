@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import product
 
@@ -19,7 +19,8 @@ class SearchSpace:
     """All uniform architectures of a grid: one tuple of sizes, ascending, for each axis.
 
     ``kv_heads`` is empty for a teacher in which every head has its own key and value; for one with grouped-query
-    attention, heads and kv_heads combine where groups stay whole (see `head_pairs`). ``stock_only`` keeps the ones that load with a plain ``from_pretrained`` (see `ModelShape.is_stock`).
+    attention, heads and kv_heads combine where groups stay whole (see `head_pairs`). ``stock_only`` keeps the
+    architectures that load with a plain ``from_pretrained`` (see `ModelShape.is_stock`).
     """
 
     shape: ModelShape
@@ -28,7 +29,7 @@ class SearchSpace:
     heads: tuple[int, ...]
     mlp: tuple[int, ...]
     kv_heads: tuple[int, ...] = ()
-    stock_only: bool = False
+    stock_only: bool = field(default=False, kw_only=True)
 
     @property
     def axes(self) -> dict[str, tuple[int, ...]]:

@@ -71,9 +71,9 @@ def choose(
     def tensors(parts: Iterable[NDArray[np.int64]]) -> tuple[Tensor, ...]:
         return tuple(torch.from_numpy(part).to(device) for part in parts)
 
-    fixed = tensors([layers, _top(scores.hidden, architecture.hidden)])
+    kept_layers, hidden = tensors([layers, _top(scores.hidden, architecture.hidden)])
     heads, kv_heads = (tensors(pair[place] for pair in chosen) for place in (0, 1))
-    return Kept(*fixed, heads=heads, kv_heads=kv_heads, mlp=tensors(mlp))
+    return Kept(kept_layers, hidden, heads, kv_heads, tensors(mlp))
 
 
 def _top(values: NDArray[np.float32], count: int) -> NDArray[np.int64]:

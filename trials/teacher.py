@@ -32,10 +32,12 @@ from transformers.utils import logging as transformers_logging
 from search_spaces.errors import InputError
 from search_spaces.shape import ModelShape
 from trials.cache import digest
-from trials.durable import file_sha256
+from trials.durable import MANIFEST, damage, file_sha256
 from trials.families import family_of
+from trials.gguf import unpacked
 
 MINI = Path(__file__).parent / "mini"
+GGUF = ".gguf"
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "tokenizer.model")
 HUB_FILES = [
@@ -65,7 +67,7 @@ class Teacher:
 
 
 def resolve_model(model: str) -> Path:
-    """The folder of ``model``: ``mini`` (in this package), a local folder, or a model id of the hub.
+    """The folder of ``model``: ``mini`` (in this package), a local folder or GGUF file, or a model id of the hub.
 
     A hub model that is already in the local hub cache needs no network; otherwise the hub is asked, for at most
     `PROBE_SECONDS`, and the config is checked before the weights are fetched.
@@ -78,8 +80,11 @@ def resolve_model(model: str) -> Path:
     folder = Path(model).expanduser()
     if folder.is_dir():
         return _checked(folder.resolve(), model)
-    if folder.exists() or model.startswith((".", "~", os.sep)):
-        raise InputError(f"model {model!r}: not a folder; give a folder with a checkpoint, a hub id, or mini")
+    if folder.suffix == GGUF and folder.is_file():
+        return _checked(unpacked(folder.resolve()), model)
+    if folder.exists() or model.startswith((".", "~", os.sep)) or folder.suffix == GGUF:
+        ways = "give a folder with a checkpoint, a .gguf file, a hub id, or mini"
+        raise InputError(f"model {model!r}: not a folder; {ways}")
     return _from_hub(model)
 
 
@@ -92,8 +97,10 @@ def read_shape(path: Path) -> ModelShape:
 def load_teacher(path: Path, device: str) -> Teacher:
     """Load the checkpoint in folder ``path`` onto ``device`` ("cpu" in float32, "cuda" in bfloat16).
 
-    Raises InputError when weights are damaged or missing, or when the tokenizer has more entries than the model.
+    Raises InputError when weights are damaged, missing or tied though they differ, or when the tokenizer has more
+    entries than the model.
     """
+    _check_manifest(path)
     shape = read_shape(path)
     tokenizer = _load_tokenizer(path)
     if len(tokenizer) > shape.vocab:
@@ -195,7 +202,25 @@ def _load_model(path: Path, dtype: torch.dtype) -> PreTrainedModel:
         raise InputError(f"model {path}: its weights cannot be loaded: {_first_line(error)}") from error
     if missing := sorted(loading["missing_keys"]):
         raise InputError(f"model {path}: its weights lack {len(missing)} tensors, the first is {missing[0]}")
+    _check_tied(path, model)
     return model
+
+
+def _check_manifest(path: Path) -> None:
+    """A byte that flipped in a safetensors file loads without a word; what we exported can be checked."""
+    if (path / MANIFEST).is_file() and (problem := damage(path)):
+        raise InputError(f"model {path}: {problem}; export it again or copy it again")
+
+
+def _check_tied(path: Path, model: PreTrainedModel) -> None:
+    """transformers leaves an output projection untied when the weights differ, whatever the configuration says."""
+    if model.config.tie_word_embeddings and (
+        model.get_output_embeddings().weight is not model.get_input_embeddings().weight
+    ):
+        raise InputError(
+            f"model {path}: its weights hold an output projection of its own, but its config.json says "
+            "tie_word_embeddings: true; set that to false, or save the model with its weights tied"
+        )
 
 
 def _first_line(error: Exception) -> str:

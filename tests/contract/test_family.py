@@ -104,9 +104,7 @@ KNOWN_COUNTS: dict[str, tuple[PretrainedConfig, dict[Architecture, int]]] = {
         {Architecture.uniform(24, 896, 14, 4864, 2): 494_032_768},
     ),
     "qwen3": (  # Qwen3-0.6B
-        published(
-            "qwen3", 28, 1024, 16, 3072, 151_936, num_key_value_heads=8, head_dim=128, tie_word_embeddings=True
-        ),
+        published("qwen3", 28, 1024, 16, 3072, 151_936, num_key_value_heads=8, head_dim=128, tie_word_embeddings=True),
         {Architecture.uniform(28, 1024, 16, 3072, 8): 596_049_920},
     ),
     "gpt_neox": (published("gpt_neox", 6, 512, 8, 2048, 50_304), {Architecture.uniform(6, 512, 8, 2048): 70_426_624}),
@@ -342,7 +340,9 @@ def test_groups_stay_whole(case: Case) -> None:
 def test_architecture_larger_than_the_teacher_is_refused(case: Case, axis: str) -> None:
     full = case.shape.full
     sizes = {"depth": full.depth, "hidden": full.hidden, "heads": full.heads[0], "mlp": full.mlp[0]}
-    larger = Architecture.uniform(**{**sizes, axis: sizes[axis] + 1}, kv_heads=1 if axis == "heads" else case.shape.kv_heads)
+    larger = Architecture.uniform(
+        **{**sizes, axis: sizes[axis] + 1}, kv_heads=1 if axis == "heads" else case.shape.kv_heads
+    )
     with pytest.raises(InputError, match=f"{axis} {sizes[axis] + 1} exceeds the teacher's {sizes[axis]}"):
         prune(case.teacher, case.scores, larger)
 

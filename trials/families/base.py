@@ -94,7 +94,9 @@ def without_weights(make: Callable[[], PreTrainedModel]) -> PreTrainedModel:
     with torch.device("meta"), no_init_weights():  # even on meta, drawing numbers takes 0.3 s for gpt2-medium
         model = make()
     for name, module in list(model.named_modules()):
-        if any(buffer.is_meta for buffer in module.buffers(recurse=False)):  # rotary frequencies are not in a checkpoint
+        if any(
+            buffer.is_meta for buffer in module.buffers(recurse=False)
+        ):  # rotary frequencies are not in a checkpoint
             model.set_submodule(name, type(module)(config=module.config))
     model.tie_weights()
     return model
@@ -113,12 +115,13 @@ def cut_layer(
     ``cuts`` names for each submodule the (outputs, inputs) that its weight maps between; a vector is cut by the
     outputs, and "" is not cut. ``inputs_first`` is for weights kept as (inputs, outputs), as Conv1D does.
     """
-    for name, weight in layer.named_parameters():
+    for name, parameter in layer.named_parameters():
         outputs, inputs = cuts[name.rpartition(".")[0]]
-        places = (outputs,) if weight.dim() == 1 else (inputs, outputs) if inputs_first else (outputs, inputs)
+        places = (outputs,) if parameter.dim() == 1 else (inputs, outputs) if inputs_first else (outputs, inputs)
+        weight = parameter.detach().clone()
         for dimension, place in enumerate(places):
             weight = weight.index_select(dimension, kept[place]) if place else weight
-        yield name, weight.clone()
+        yield name, weight
 
 
 def positions_of(mask: Tensor | None) -> dict[str, Tensor]:

@@ -63,7 +63,9 @@ class LlamaStyle:
     def shape(self, config: PretrainedConfig) -> ModelShape:
         """The geometry of ``config``; InputError when only some of its layers have a sliding window."""
         if len(kinds := set(getattr(config, "layer_types", None) or ["full_attention"])) > 1:
-            raise InputError(f"model with layer_types {sorted(kinds)}: cannot be pruned; take one whose layers are alike")
+            raise InputError(
+                f"model with layer_types {sorted(kinds)}: cannot be pruned; take one whose layers are alike"
+            )
         biased, gated = getattr(config, "attention_bias", False), getattr(config, "mlp_bias", False)
         plain = config.model_type != "llama" or not (biased or gated)
         return ModelShape(
