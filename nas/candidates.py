@@ -29,9 +29,10 @@ def _order(shape: ModelShape, score: Score, one: Architecture) -> tuple[float | 
     return *score(shape, one), -shape.parameters(one), one.key
 
 
-def _shares(shape: ModelShape, one: Architecture) -> tuple[float, float, float, float]:
+def _shares(shape: ModelShape, one: Architecture) -> tuple[float, ...]:
     heads, mlp = max(one.heads) / shape.heads, max(one.mlp) / shape.mlp
-    return one.depth / shape.layers, one.hidden / shape.hidden, heads, mlp
+    shared = () if shape.group == 1 else (max(one.kv_heads) / shape.kv_heads,)
+    return one.depth / shape.layers, one.hidden / shape.hidden, heads, mlp, *shared
 
 
 def _depth_only(shape: ModelShape, one: Architecture) -> tuple[float, ...]:

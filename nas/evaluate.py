@@ -89,7 +89,7 @@ def parse_arguments(arguments: Sequence[str]) -> Request:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("model", metavar="MODEL", help="hub name, folder of a checkpoint, or mini")
+    parser.add_argument("model", metavar="MODEL", help="hub name, folder of a checkpoint, .gguf file, or mini")
     parser.add_argument(
         "--tasks", default=DEFAULT_TASKS, metavar="A,B=PATH,...", help=f"what to measure [{DEFAULT_TASKS}]"
     )

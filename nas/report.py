@@ -24,7 +24,8 @@ class Row:
 
     Losses are on validation text, in nats per token, ``zero_shot_loss`` before any retraining. ``val_loss`` of a
     trial that was stopped early is its last reading, at ``tokens``. ``share`` is of the teacher's parameters.
-    ``heads`` and ``mlp`` are written layer by layer where layers differ. ``seconds`` is the trial's wall time.
+    ``heads``, ``kv_heads`` and ``mlp`` are written layer by layer where layers differ. ``seconds`` is wall
+    time.
     """
 
     rank: int | None
@@ -33,6 +34,7 @@ class Row:
     depth: int
     hidden: int
     heads: str
+    kv_heads: str
     mlp: str
     parameters: int
     share: float
@@ -145,6 +147,7 @@ def _row(record: TrialRecord, rank: int | None, teacher_parameters: int) -> Row:
         depth=architecture.depth,
         hidden=architecture.hidden,
         heads=_sizes(architecture.heads),
+        kv_heads=_sizes(architecture.kv_heads),
         mlp=_sizes(architecture.mlp),
         parameters=record.parameters,
         share=record.parameters / teacher_parameters,
@@ -187,7 +190,9 @@ def _clock(seconds: float | None) -> str:
 
 
 def _rule(name: str) -> str:
-    return ":---" if name in ("architecture", "heads", "mlp", "state", "reason", "stock", "origin") else "---:"
+    return (
+        ":---" if name in ("architecture", "heads", "kv_heads", "mlp", "state", "reason", "stock", "origin") else "---:"
+    )
 
 
 def _markdown(name: str, value: object) -> str:

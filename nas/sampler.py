@@ -13,7 +13,7 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial
 
 from search_spaces.architecture import Architecture
-from search_spaces.space import AXES, SearchSpace
+from search_spaces.space import SearchSpace
 
 STARTUP_TRIALS = 8  # random draws, the informed candidates included, before a model of the losses is worth asking
 POPULATION = 8  # NSGA-II's generations must be small beside the few dozen trials of a search
@@ -46,17 +46,18 @@ class FeasibleSampler(BaseSampler):
         self.seed = seed
         self.feasible = feasible
         self.space = space
-        self.positions = np.array([self._position(sizes_of(one)) for one in feasible])
+        self.positions = np.array([self._position(space.sizes(one)) for one in feasible])
 
     def untried(self, study: Study) -> list[int]:
         """Indices of the feasible architectures that no trial of the study has."""
-        tried = {tuple(trial.params.get(axis) for axis in AXES) for trial in study.get_trials(deepcopy=False)}
+        axes = self.space.axes
+        tried = {tuple(trial.params.get(axis) for axis in axes) for trial in study.get_trials(deepcopy=False)}
         queued = {
-            tuple(trial.system_attrs["fixed_params"].get(axis) for axis in AXES)
+            tuple(trial.system_attrs["fixed_params"].get(axis) for axis in axes)
             for trial in study.get_trials(deepcopy=False)
             if "fixed_params" in trial.system_attrs
         }
-        sizes = [tuple(sizes_of(one).values()) for one in self.feasible]
+        sizes = [tuple(self.space.sizes(one).values()) for one in self.feasible]
         return [index for index, one in enumerate(sizes) if one not in tried | queued]
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
@@ -82,7 +83,7 @@ class FeasibleSampler(BaseSampler):
             chosen = untried[int(distance.argmin())]
         else:
             chosen = untried[int(generator.integers(len(untried)))]
-        return sizes_of(self.feasible[chosen])
+        return self.space.sizes(self.feasible[chosen])
 
     def _propose(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution], seed: int
@@ -99,21 +100,11 @@ class FeasibleSampler(BaseSampler):
 
     def _position(self, sizes: Mapping[str, int]) -> list[float]:
         axes = self.space.axes
-        return [_scaled(sizes[axis], axes[axis][0], axes[axis][-1]) for axis in AXES]
+        return [_scaled(sizes[axis], values[0], values[-1]) for axis, values in axes.items()]
 
 
 def _scaled(size: int, smallest: int, largest: int) -> float:
     return (size - smallest) / (largest - smallest) if largest > smallest else 0.0
-
-
-def sizes_of(architecture: Architecture) -> dict[str, int]:
-    """The four sizes of a uniform architecture, by axis."""
-    return {
-        "depth": architecture.depth,
-        "hidden": architecture.hidden,
-        "heads": architecture.heads[0],
-        "mlp": architecture.mlp[0],
-    }
 
 
 def distributions(space: SearchSpace) -> dict[str, BaseDistribution]:

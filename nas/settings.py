@@ -25,7 +25,7 @@ class SearchSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     budget: str = Field(description="parameters of the student: 260M, 0.26B, 260_000_000, or 70%% of the teacher")
-    model: str = Field("openai-community/gpt2-medium", description="teacher: hub name, folder, or mini")
+    model: str = Field("openai-community/gpt2-medium", description="teacher: hub name, folder, .gguf file, or mini")
     corpus: str | None = Field(
         None, description="text: hub name, .txt or .jsonl file, folder, or stdlib (stdlib for mini, else wikitext-103)"
     )

@@ -18,11 +18,11 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
 from nas.records import TrialRecord
-from nas.sampler import FeasibleSampler, distributions, sizes_of
+from nas.sampler import FeasibleSampler, distributions
 from search_spaces.architecture import Architecture
 from search_spaces.errors import InputError
 from search_spaces.shape import ModelShape
-from search_spaces.space import AXES, SearchSpace
+from search_spaces.space import SearchSpace
 
 INTERRUPTED = "interrupted"  # the driver went away: queued again, not counted as a failure
 
@@ -96,7 +96,7 @@ class SearchStudy:
         if self.recall("queued"):
             return
         for origin, architecture in candidates:
-            self._enqueue(sizes_of(architecture), origin)
+            self._enqueue(self.space.sizes(architecture), origin)
         self.remember("queued", True)
 
     def _enqueue(self, params: Mapping[str, Any], origin: str) -> None:
@@ -196,7 +196,7 @@ def _open(url: str, name: str, sampler: BaseSampler) -> optuna.Study:
 
 
 def _architecture(params: Mapping[str, Any]) -> Architecture:
-    return Architecture.uniform(*(int(params[axis]) for axis in AXES))
+    return Architecture.uniform(**{axis: int(size) for axis, size in params.items()})
 
 
 def _costs(architecture: Architecture, shape: ModelShape) -> dict[str, float]:

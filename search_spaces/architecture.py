@@ -17,49 +17,60 @@ class Architecture:
     """The sizes of a pruned decoder.
 
     ``hidden`` is the width of the residual stream, one number for the whole network. ``heads`` and ``mlp`` hold
-    one entry for each kept layer, first layer first: attention heads, and neurons of the MLP. Which layers,
-    channels, heads and neurons are kept is not part of the value: it follows from the importance scores.
+    one entry for each kept layer, first layer first: attention heads, and neurons of the MLP. ``kv_heads`` are the
+    key/value heads, each shared by an equal group of a layer's heads (grouped-query attention, arXiv 2305.13245);
+    left out, every head has its own. Which layers, channels, heads and neurons are kept is not part of the value:
+    it follows from the importance scores.
 
-    Raises InputError when a size is not a positive integer or the per-layer sizes do not match the depth.
+    Raises InputError when a size is not a positive integer, the per-layer sizes do not match the depth, or heads
+    cannot be shared out evenly.
     """
 
     depth: int
     hidden: int
     heads: tuple[int, ...]
     mlp: tuple[int, ...]
+    kv_heads: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
+        if not self.kv_heads:
+            object.__setattr__(self, "kv_heads", self.heads)
         if problem := _problem(self):
             raise InputError(f"architecture {self.to_dict()}: {problem}")
 
     @classmethod
-    def uniform(cls, depth: int, hidden: int, heads: int, mlp: int) -> Architecture:
+    def uniform(cls, depth: int, hidden: int, heads: int, mlp: int, kv_heads: int | None = None) -> Architecture:
         """An architecture whose layers are all alike."""
-        return cls(depth, hidden, (heads,) * max(depth, 0), (mlp,) * max(depth, 0))
+        layers = max(depth, 0)
+        return cls(depth, hidden, (heads,) * layers, (mlp,) * layers, (kv_heads or heads,) * layers)
 
     @property
     def is_uniform(self) -> bool:
         """Whether all layers have the same sizes."""
-        return len(set(self.heads)) == 1 and len(set(self.mlp)) == 1
+        return all(len(set(sizes)) == 1 for sizes in (self.heads, self.mlp, self.kv_heads))
 
     @property
     def key(self) -> str:
         """The canonical name, the same for equal architectures only; safe as a file name.
 
-        Uniform: ``d12-h768-a12-m3072``. Per layer, runs of equal sizes: ``d3-h64-a4x2.2-m256x3``.
+        Uniform: ``d12-h768-a12-m3072``. Nine heads on three key/value heads: ``d30-h576-a9k3-m1536``. Per layer,
+        runs of equal sizes: ``d3-h64-a4x2.2-m256x3``.
         """
-        sizes = f"a{_runs(self.heads)}-m{_runs(self.mlp)}"
+        shared = "" if self.kv_heads == self.heads else f"k{_runs(self.kv_heads)}"
+        sizes = f"a{_runs(self.heads)}{shared}-m{_runs(self.mlp)}"
         key = f"d{self.depth}-h{self.hidden}-{sizes}"
         if len(key) <= MAX_KEY_LENGTH:
             return key
         return f"d{self.depth}-h{self.hidden}-{hashlib.sha256(sizes.encode()).hexdigest()[:32]}"
 
     def to_dict(self) -> dict[str, int | list[int]]:
-        """JSON form; a size that is the same in every layer is written once."""
+        """JSON form; a size that is the same in every layer is written once, kv_heads where they are not the heads."""
+        shared = {} if self.kv_heads == self.heads else {"kv_heads": _collapsed(self.kv_heads)}
         return {
             "depth": self.depth,
             "hidden": self.hidden,
             "heads": _collapsed(self.heads),
+            **shared,
             "mlp": _collapsed(self.mlp),
         }
 
@@ -67,19 +78,23 @@ class Architecture:
     def from_dict(cls, value: Mapping[str, object]) -> Architecture:
         """The inverse of `to_dict`. Raises InputError naming the key that is missing, unknown or of a wrong type."""
         names = {"depth", "hidden", "heads", "mlp"}
-        if set(value) != names:
-            odd = sorted(names ^ set(value))
+        if set(value) - {"kv_heads"} != names:
+            odd = sorted(names ^ (set(value) - {"kv_heads"}))
             raise InputError(f"architecture {dict(value)}: {odd} missing or unknown; it has {sorted(names)}")
         depth, hidden = _integer(value, "depth"), _integer(value, "hidden")
-        return cls(depth, hidden, _expanded(value, "heads", depth), _expanded(value, "mlp", depth))
+        shared = _expanded(value, "kv_heads", depth) if "kv_heads" in value else ()
+        return cls(depth, hidden, _expanded(value, "heads", depth), _expanded(value, "mlp", depth), shared)
 
 
 def _problem(architecture: Architecture) -> str | None:
-    sizes = (architecture.depth, architecture.hidden, *architecture.heads, *architecture.mlp)
+    layers = (architecture.heads, architecture.mlp, architecture.kv_heads)
+    sizes = (architecture.depth, architecture.hidden, *(size for sizes in layers for size in sizes))
     if any(not isinstance(size, int) or isinstance(size, bool) or size < 1 for size in sizes):
         return "every size must be a whole number of at least 1"
-    if len(architecture.heads) != architecture.depth or len(architecture.mlp) != architecture.depth:
-        return "heads and mlp must have one entry for each of the `depth` layers"
+    if any(len(sizes) != architecture.depth for sizes in layers):
+        return "heads, mlp and kv_heads must have one entry for each of the `depth` layers"
+    if any(heads % shared for heads, shared in zip(architecture.heads, architecture.kv_heads, strict=True)):
+        return "heads must be a multiple of kv_heads in every layer"
     return None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from importlib.resources import files
 from math import ceil
 from pathlib import Path
@@ -44,11 +45,15 @@ class AxisRange(_Forbidding):
 
 
 class SpaceFile(_Forbidding):
-    """The keys of a space file. An axis that is left out is as in the preset ``default``."""
+    """The keys of a space file. An axis that is left out is as in the preset ``default``.
+
+    ``kv_heads`` is for teachers with grouped-query attention only.
+    """
 
     depth: AxisRange | list[Size] | None = None
     hidden: AxisRange | list[Size] | None = None
     heads: AxisRange | list[Size] | None = None
+    kv_heads: AxisRange | list[Size] | None = None
     mlp: AxisRange | list[Size] | None = None
     stock_only: Annotated[bool, Field(strict=True)] = False
 
@@ -62,12 +67,40 @@ def load_space(source: str, shape: ModelShape) -> SearchSpace:
     name, text = _read(source)
     given = _parse(name, text)
     default = _parse("default", _read("default")[1])
-    teacher = {"depth": shape.layers, "hidden": shape.hidden, "heads": shape.heads, "mlp": shape.mlp}
-    chosen = {axis: getattr(default if getattr(given, axis) is None else given, axis) for axis in AXES}
-    axes = {axis: _sizes(name, axis, chosen[axis], teacher[axis]) for axis in AXES}
-    space = SearchSpace(shape, **axes, stock_only=given.stock_only)
+    if shape.group == 1 and given.kv_heads is not None and name not in PRESETS:
+        raise InputError(
+            f"space {name}: key 'kv_heads': every head of this teacher has its own key/value head; omit it"
+        )
+    axes = {
+        axis: _sizes(
+            name, axis, getattr(default if getattr(given, axis) is None else given, axis), getattr(shape, limit)
+        )
+        for axis, limit in zip(AXES, ("layers", "hidden", "heads", "kv_heads", "mlp"), strict=True)
+    }
+    if shape.group == 1:
+        axes["kv_heads"] = ()
+    return _checked(name, _paired(SearchSpace(shape, stock_only=given.stock_only, **axes)))
+
+
+def _paired(space: SearchSpace) -> SearchSpace:
+    """Without the heads and kv_heads that fit no other."""
+    if not space.kv_heads:
+        return space
+    heads, kv_heads = (tuple(sorted({pair[place] for pair in space.head_pairs})) for place in (0, 1))
+    return replace(space, heads=heads, kv_heads=kv_heads)
+
+
+def _checked(name: str, space: SearchSpace) -> SearchSpace:
+    shape = space.shape
+    if not space.heads:
+        raise InputError(
+            f"space {name}: no number of heads is a multiple, at most {shape.group}-fold, of one of kv_heads; "
+            f"the teacher has {shape.heads} heads on {shape.kv_heads} key/value heads"
+        )
     if not space.counts:
-        raise InputError(f"space {name}: stock_only leaves no architecture; GPT-2 needs hidden == head_dim * heads")
+        rules = {"square": "hidden == head_dim * heads", "divisible": "hidden to be a multiple of heads"}
+        rule = rules.get(shape.stock, "one size for all layers")
+        raise InputError(f"space {name}: stock_only leaves no architecture; transformers' {shape.family} needs {rule}")
     return space
 
 

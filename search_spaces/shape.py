@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from search_spaces.architecture import Architecture
 from search_spaces.errors import InputError
@@ -10,10 +11,16 @@ from search_spaces.errors import InputError
 
 @dataclass(frozen=True)
 class ModelShape:
-    """The sizes of a GPT-2 style teacher: learned positions, biases everywhere, LayerNorm, a two-matrix MLP.
+    """The sizes of a teacher, and what its layers are made of; the defaults are GPT-2's.
 
     ``head_dim`` never changes under pruning: whole heads go. ``tied`` says whether the output projection is the
-    token embedding. ``positions`` is the longest sequence, in tokens.
+    token embedding. ``positions`` is the longest sequence, in tokens; ``learned_positions``, whether each has an
+    embedding. ``group`` heads share one key/value head. An MLP has ``mlp_matrices``, two, or three with a gate. A
+    norm has ``norm_vectors``: weight and bias (LayerNorm) or weight (RMSNorm). ``head_norms`` vectors of head_dim
+    normalise queries and keys. The biases are those of query, key and value, of the attention's output, of the MLP.
+
+    ``stock`` is what transformers' own class asks of a uniform shape: "square" hidden == head_dim * heads,
+    "divisible" hidden % heads == 0, "any" nothing.
     """
 
     family: str
@@ -25,11 +32,25 @@ class ModelShape:
     vocab: int
     positions: int
     tied: bool
+    group: int = 1
+    learned_positions: bool = True
+    mlp_matrices: int = 2
+    norm_vectors: int = 2
+    head_norms: int = 0
+    qkv_bias: bool = True
+    output_bias: bool = True
+    mlp_bias: bool = True
+    stock: Literal["square", "divisible", "any"] = "square"
+
+    @property
+    def kv_heads(self) -> int:
+        """Key/value heads of a layer."""
+        return self.heads // self.group
 
     @property
     def full(self) -> Architecture:
         """The teacher itself as an architecture."""
-        return Architecture.uniform(self.layers, self.hidden, self.heads, self.mlp)
+        return Architecture.uniform(self.layers, self.hidden, self.heads, self.mlp, self.kv_heads)
 
     def parameters(self, architecture: Architecture) -> int:
         """Exact number of parameters of the built model; tied weights count once."""
@@ -37,19 +58,22 @@ class ModelShape:
 
     def embedding_parameters(self, architecture: Architecture) -> int:
         """Parameters of token embedding, position embedding and, when it is not tied, the output projection."""
-        rows = self.vocab * (1 if self.tied else 2) + self.positions
+        rows = self.vocab * (1 if self.tied else 2) + (self.positions if self.learned_positions else 0)
         return rows * architecture.hidden
 
     def non_embedding_parameters(self, architecture: Architecture) -> int:
-        """Parameters of all layers and the final LayerNorm."""
-        layers = zip(architecture.heads, architecture.mlp, strict=True)
-        return sum(self._layer(architecture.hidden, heads, mlp) for heads, mlp in layers) + 2 * architecture.hidden
+        """Parameters of all layers and the final norm."""
+        layers = zip(architecture.heads, architecture.kv_heads, architecture.mlp, strict=True)
+        final_norm = self.norm_vectors * architecture.hidden
+        return sum(self._layer(architecture.hidden, *sizes) for sizes in layers) + final_norm
 
-    def _layer(self, hidden: int, heads: int, mlp: int) -> int:
-        inner = heads * self.head_dim
-        attention = hidden * 3 * inner + 3 * inner + inner * hidden + hidden
-        feed_forward = hidden * mlp + mlp + mlp * hidden + hidden
-        return attention + feed_forward + 4 * hidden  # two LayerNorms, weight and bias
+    def _layer(self, hidden: int, heads: int, kv_heads: int, mlp: int) -> int:
+        inner, shared = heads * self.head_dim, kv_heads * self.head_dim
+        attention = 2 * hidden * (inner + shared) + self.head_norms * self.head_dim
+        feed_forward = self.mlp_matrices * hidden * mlp
+        biases = self.qkv_bias * (inner + 2 * shared) + self.output_bias * hidden
+        biases += self.mlp_bias * ((self.mlp_matrices - 1) * mlp + hidden)
+        return attention + feed_forward + biases + 2 * self.norm_vectors * hidden
 
     def flops_per_token(self, architecture: Architecture, context: int) -> int:
         """Forward FLOPs of one token in a sequence of ``context`` tokens (a multiply-add is two).
@@ -58,28 +82,30 @@ class ModelShape:
         the causal half taken off - what ``torch.utils.flop_counter`` counts for one pass, divided by its tokens.
         """
         hidden, total = architecture.hidden, 2 * self.vocab * architecture.hidden
-        for heads, mlp in zip(architecture.heads, architecture.mlp, strict=True):
-            inner = heads * self.head_dim
-            total += 2 * (4 * hidden * inner + 2 * hidden * mlp) + 4 * context * inner
+        for heads, kv_heads, mlp in zip(architecture.heads, architecture.kv_heads, architecture.mlp, strict=True):
+            inner, shared = heads * self.head_dim, kv_heads * self.head_dim
+            total += 2 * hidden * (2 * inner + 2 * shared + self.mlp_matrices * mlp) + 4 * context * inner
         return total
 
     def kv_cache_bytes(self, architecture: Architecture, dtype_bytes: int = 2) -> int:
         """Bytes that one token adds to the key/value cache, all layers, at ``dtype_bytes`` a number."""
-        return 2 * sum(architecture.heads) * self.head_dim * dtype_bytes
+        return 2 * sum(architecture.kv_heads) * self.head_dim * dtype_bytes
 
     def is_stock(self, architecture: Architecture) -> bool:
-        """Whether a plain ``AutoModelForCausalLM.from_pretrained`` can hold it.
-
-        transformers' GPT-2 has one size for all layers and derives head_dim as hidden / heads.
-        """
-        return architecture.is_uniform and architecture.hidden == self.head_dim * architecture.heads[0]
+        """Whether a plain ``AutoModelForCausalLM.from_pretrained`` can hold it; it has one size for all layers."""
+        hidden, heads = architecture.hidden, architecture.heads[0]
+        rules = {"square": hidden == self.head_dim * heads, "divisible": hidden % heads == 0, "any": True}
+        return architecture.is_uniform and rules[self.stock]
 
     def check(self, architecture: Architecture) -> None:
         """Raise InputError when ``architecture`` cannot be cut from this teacher."""
+        groups = [heads // kv for heads, kv in zip(architecture.heads, architecture.kv_heads, strict=True)]
         limits = {
             "depth": (architecture.depth, self.layers),
             "hidden": (architecture.hidden, self.hidden),
             "heads": (max(architecture.heads), self.heads),
+            "kv_heads": (max(architecture.kv_heads), self.kv_heads),
+            "heads per key/value head": (max(groups), self.group),
             "mlp": (max(architecture.mlp), self.mlp),
         }
         for name, (size, limit) in limits.items():

@@ -12,7 +12,14 @@ import pytest
 import torch
 from hypothesis import settings
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 
 settings.register_profile("shared machine", deadline=None)  # an example is not wrong because a neighbour is busy
 settings.load_profile("shared machine")
@@ -42,6 +49,27 @@ def make_gpt2(seed: int = 0, **changes: object) -> GPT2LMHeadModel:
             weight.copy_(1 + 0.3 * noise if norm else noise * (0.3 if weight.dim() == 1 else len(weight) ** -0.5))
         for embedding in (model.transformer.wte, model.transformer.wpe, model.lm_head):
             embedding.weight.copy_(0.5 * torch.randn(embedding.weight.shape, generator=generator))
+    return model.eval().requires_grad_(False)
+
+
+def make_decoder(model_type: str, seed: int = 0, **changes: object) -> PreTrainedModel:
+    """A random decoder with rotary positions in eval mode without gradients: 3 layers, hidden 48, MLP 96.
+
+    Four heads of 12, or for Llama-style types six on three key/value heads. No weight is at its usual start.
+    """
+    sizes = {"num_hidden_layers": 3, "hidden_size": 48, "intermediate_size": 96, "max_position_embeddings": 64}
+    heads = {"num_attention_heads": 6, "num_key_value_heads": 3, "head_dim": 12}
+    heads = {"num_attention_heads": 4} if model_type == "gpt_neox" else heads
+    ids = {"vocab_size": VOCAB, "bos_token_id": 0, "eos_token_id": 0}
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **{**sizes, **heads, **ids, **changes}))
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            noise = torch.randn(weight.shape, generator=generator)
+            norm = "norm" in name and name.endswith("weight")
+            weight.copy_(1 + 0.3 * noise if norm else noise * (0.3 if weight.dim() == 1 else weight.shape[1] ** -0.5))
+        for embedding in (model.get_input_embeddings(), model.get_output_embeddings()):
+            embedding.weight.copy_(0.2 * torch.randn(embedding.weight.shape, generator=generator))
     return model.eval().requires_grad_(False)
 
 

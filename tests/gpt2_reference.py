@@ -26,7 +26,8 @@ def everything(model: GPT2LMHeadModel) -> Kept:
     config = model.config
     layers = torch.arange(config.n_layer)
     heads, mlp = torch.arange(config.n_head), torch.arange(config.n_inner)
-    return Kept(layers, torch.arange(config.n_embd), (heads,) * len(layers), (mlp,) * len(layers))
+    by_layer = (heads,) * len(layers)
+    return Kept(layers, torch.arange(config.n_embd), by_layer, by_layer, (mlp,) * len(layers))
 
 
 def masked_logits(model: GPT2LMHeadModel, tokens: Tensor, kept: Kept, trace: Trace | None = None) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 import torch
@@ -27,8 +27,9 @@ def prune(teacher: PreTrainedModel, scores: ImportanceScores, architecture: Arch
     Raises InputError when ``architecture`` exceeds the teacher.
     """
     family = family_of(teacher.config)
-    family.shape(teacher.config).check(architecture)
-    state = family.cut(teacher, choose(scores, architecture, teacher.device))
+    shape = family.shape(teacher.config)
+    shape.check(architecture)
+    state = family.cut(teacher, choose(scores, architecture, shape.group, teacher.device))
     student = student_from(teacher.config, architecture, state)
     student.generation_config = copy.deepcopy(teacher.generation_config)
     return student
@@ -52,21 +53,43 @@ def student_from(config: PretrainedConfig, architecture: Architecture, state: Ma
     if unknown:
         raise ValueError(f"weights for architecture {architecture.key} have {unknown[0]}, which it does not")
     student.config.dtype = student.dtype
-    return student.eval()
+    return student.to(student.device).eval()  # buffers go where the weights are
 
 
-def choose(scores: ImportanceScores, architecture: Architecture, device: torch.device | None = None) -> Kept:
-    """The parts that stay: for each axis the highest scores, as ascending indices on ``device``."""
+def choose(
+    scores: ImportanceScores, architecture: Architecture, group: int = 1, device: torch.device | None = None
+) -> Kept:
+    """The parts that stay: for each axis the highest scores, as ascending indices on ``device``.
 
-    def top(values: NDArray[np.float32], count: int) -> Tensor:
-        best = np.argsort(-values, kind="stable")[:count]
-        return torch.from_numpy(np.sort(best)).to(device)
+    ``group`` heads of the teacher share one key/value head, and groups stay whole: see `_best_groups`.
+    """
+    layers = _top(scores.layers, architecture.depth)
+    sizes = zip(layers.tolist(), architecture.heads, architecture.kv_heads, strict=True)
+    chosen = [_best_groups(scores.heads[layer].reshape(-1, group), kv, heads // kv) for layer, heads, kv in sizes]
+    mlp = (_top(scores.mlp[layer], size) for layer, size in zip(layers.tolist(), architecture.mlp, strict=True))
 
-    layers = top(scores.layers, architecture.depth)
-    places = list(zip(layers.tolist(), architecture.heads, architecture.mlp, strict=True))
-    return Kept(
-        layers=layers,
-        hidden=top(scores.hidden, architecture.hidden),
-        heads=tuple(top(scores.heads[layer], heads) for layer, heads, _ in places),
-        mlp=tuple(top(scores.mlp[layer], mlp) for layer, _, mlp in places),
-    )
+    def tensors(parts: Iterable[NDArray[np.int64]]) -> tuple[Tensor, ...]:
+        return tuple(torch.from_numpy(part).to(device) for part in parts)
+
+    kept_layers, hidden = tensors([layers, _top(scores.hidden, architecture.hidden)])
+    heads, kv_heads = (tensors(pair[place] for pair in chosen) for place in (0, 1))
+    return Kept(kept_layers, hidden, heads, kv_heads, tensors(mlp))
+
+
+def _top(values: NDArray[np.float32], count: int) -> NDArray[np.int64]:
+    """The places of the highest of ``values`` (n,), ascending; of equal ones the earlier."""
+    return np.sort(np.argsort(-values, kind="stable")[:count])
+
+
+def _best_groups(
+    scores: NDArray[np.float32], kv_heads: int, members: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Heads and key/value heads that stay of ``scores`` (kv_heads, group): ``members`` heads in each kept group.
+
+    The choice with the highest sum of kept scores: the best members of each group, and the groups whose best
+    members have most.
+    """
+    best = np.stack([_top(one, members) for one in scores])
+    groups = _top(np.take_along_axis(scores, best, axis=1).sum(axis=1), kv_heads)
+    heads = (groups[:, None] * scores.shape[1] + best[groups]).ravel()
+    return heads, groups

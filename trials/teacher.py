@@ -33,10 +33,12 @@ from transformers.utils import logging as transformers_logging
 from search_spaces.errors import InputError
 from search_spaces.shape import ModelShape
 from trials.cache import digest
-from trials.durable import file_sha256
+from trials.durable import MANIFEST, damage, file_sha256
 from trials.families import family_of
+from trials.gguf import unpacked
 
 MINI = Path(__file__).parent / "mini"
+GGUF = ".gguf"
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "tokenizer.model")
 HUB_FILES = [
@@ -67,7 +69,7 @@ class Teacher:
 
 
 def resolve_model(model: str, check: Callable[[Path], object] | None = None) -> Path:
-    """The folder of ``model``: ``mini`` (in this package), a local folder, or a model id of the hub.
+    """The folder of ``model``: ``mini`` (in this package), a local folder or GGUF file, or a model id of the hub.
 
     A hub model that is already in the local hub cache needs no network; otherwise the hub is asked, for at most
     `PROBE_SECONDS`, and the config is checked before the weights are fetched. ``check`` looks at the config in a
@@ -82,8 +84,11 @@ def resolve_model(model: str, check: Callable[[Path], object] | None = None) -> 
     folder = Path(model).expanduser()
     if folder.is_dir():
         return _checked(folder.resolve(), model, check)
-    if folder.exists() or model.startswith((".", "~", os.sep)):
-        raise InputError(f"model {model!r}: not a folder; give a folder with a checkpoint, a hub id, or mini")
+    if folder.suffix == GGUF and folder.is_file():
+        return _checked(unpacked(folder.resolve()), model, check)
+    if folder.exists() or model.startswith((".", "~", os.sep)) or folder.suffix == GGUF:
+        ways = "give a folder with a checkpoint, a .gguf file, a hub id, or mini"
+        raise InputError(f"model {model!r}: not a folder; {ways}")
     return _from_hub(model, check)
 
 
@@ -96,12 +101,15 @@ def read_shape(path: Path) -> ModelShape:
 def load_teacher(path: Path, device: str) -> Teacher:
     """Load the checkpoint in folder ``path`` onto ``device`` ("cpu" in float32, "cuda" in bfloat16).
 
-    Raises InputError when weights are damaged or missing, or when the tokenizer has more entries than the model.
+    Raises InputError when weights are damaged, missing or tied though they differ, or when the tokenizer has more
+    entries than the model.
     """
+    _check_manifest(path)
     shape = read_shape(path)
     tokenizer = load_tokenizer(path)
     check_vocabulary(path, tokenizer, shape.vocab)
     model = load_weights(path, torch.bfloat16 if device == "cuda" else torch.float32)
+    _check_tied(path, model)
     model.to(device).eval().requires_grad_(False)
     return Teacher(path, model, tokenizer, shape, fingerprint(path))
 
@@ -210,6 +218,23 @@ def load_weights(path: Path, dtype: torch.dtype, own_code: bool = False) -> PreT
     if missing := sorted(loading["missing_keys"]):
         raise InputError(f"model {path}: its weights lack {len(missing)} tensors, the first is {missing[0]}")
     return model
+
+
+def _check_manifest(path: Path) -> None:
+    """A byte that flipped in a safetensors file loads without a word; what we exported can be checked."""
+    if (path / MANIFEST).is_file() and (problem := damage(path)):
+        raise InputError(f"model {path}: {problem}; export it again or copy it again")
+
+
+def _check_tied(path: Path, model: PreTrainedModel) -> None:
+    """transformers leaves an output projection untied when the weights differ, whatever the configuration says."""
+    if model.config.tie_word_embeddings and (
+        model.get_output_embeddings().weight is not model.get_input_embeddings().weight
+    ):
+        raise InputError(
+            f"model {path}: its weights hold an output projection of its own, but its config.json says "
+            "tie_word_embeddings: true; set that to false, or save the model with its weights tied"
+        )
 
 
 def _first_line(error: Exception) -> str:

@@ -1,4 +1,4 @@
-"""What every model family must do. A new family adds its teachers and its masked reference below."""
+"""What every model family must do. A new family adds its teachers to `CASES` and `KNOWN_COUNTS` below."""
 
 from __future__ import annotations
 
@@ -7,17 +7,19 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import gpt2_reference
 import pytest
+import rotary_reference
 import torch
-from conftest import make_gpt2
+from conftest import make_decoder, make_gpt2
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import AutoModelForCausalLM, GPT2Config, PretrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config, PretrainedConfig, PreTrainedModel
 
 from search_spaces.architecture import Architecture
 from search_spaces.errors import InputError
@@ -43,6 +45,9 @@ class Case:
     def shape(self) -> ModelShape:
         return self.family.shape(self.teacher.config)
 
+    def choose(self, architecture: Architecture, scores: ImportanceScores | None = None) -> Kept:
+        return choose(scores or self.scores, architecture, self.shape.group)
+
     def tokens(self, count: int = 2, length: int = 17, seed: int = 0) -> Tensor:
         generator = torch.Generator().manual_seed(seed)
         return torch.randint(self.shape.vocab, (count, length), generator=generator)
@@ -53,10 +58,29 @@ def make_case(teacher: PreTrainedModel, masked_logits: Callable[[PreTrainedModel
     return Case(teacher, masked_logits, compute_importance(teacher, family_of(teacher.config), tokens))
 
 
+def rotary(model_type: str, **changes: object) -> Callable[[], Case]:
+    return lambda: make_case(make_decoder(model_type, **changes), rotary_reference.masked_logits)
+
+
 CASES = {
     "gpt2": lambda: make_case(make_gpt2(), gpt2_reference.masked_logits),
     "gpt2-untied": lambda: make_case(make_gpt2(tie_word_embeddings=False), gpt2_reference.masked_logits),
+    "llama": rotary("llama", tie_word_embeddings=True),
+    "llama-biased": rotary("llama", attention_bias=True, mlp_bias=True),
+    "mistral": rotary("mistral", sliding_window=None),
+    "qwen2": rotary("qwen2", tie_word_embeddings=True),
+    "qwen3": rotary("qwen3", attention_bias=True),
+    "gpt_neox": rotary("gpt_neox", rotary_pct=0.5),
+    "gpt_neox-sequential": rotary("gpt_neox", rotary_pct=0.5, use_parallel_residual=False, tie_word_embeddings=True),
 }
+
+
+def published(model_type: str, layers: int, hidden: int, heads: int, mlp: int, vocab: int, **others: object) -> Any:
+    """The configuration of a published model."""
+    sizes = {"num_hidden_layers": layers, "hidden_size": hidden, "num_attention_heads": heads}
+    return AutoConfig.for_model(model_type, intermediate_size=mlp, vocab_size=vocab, **sizes, **others)
+
+
 KNOWN_COUNTS: dict[str, tuple[PretrainedConfig, dict[Architecture, int]]] = {
     "gpt2": (
         GPT2Config(n_layer=24, n_embd=1024, n_head=16),
@@ -66,7 +90,24 @@ KNOWN_COUNTS: dict[str, tuple[PretrainedConfig, dict[Architecture, int]]] = {
             Architecture.uniform(24, 1024, 10, 3072): 266_690_560,
             Architecture.uniform(20, 1024, 12, 3584): 262_469_632,
         },
-    )
+    ),
+    "llama": (  # SmolLM2-135M
+        published("llama", 30, 576, 9, 1536, 49_152, num_key_value_heads=3, tie_word_embeddings=True),
+        {Architecture.uniform(30, 576, 9, 1536, 3): 134_515_008},
+    ),
+    "mistral": (  # Mistral-7B-v0.1
+        published("mistral", 32, 4096, 32, 14_336, 32_000, num_key_value_heads=8),
+        {Architecture.uniform(32, 4096, 32, 14_336, 8): 7_241_732_096},
+    ),
+    "qwen2": (  # Qwen2.5-0.5B
+        published("qwen2", 24, 896, 14, 4864, 151_936, num_key_value_heads=2, tie_word_embeddings=True),
+        {Architecture.uniform(24, 896, 14, 4864, 2): 494_032_768},
+    ),
+    "qwen3": (  # Qwen3-0.6B
+        published("qwen3", 28, 1024, 16, 3072, 151_936, num_key_value_heads=8, head_dim=128, tie_word_embeddings=True),
+        {Architecture.uniform(28, 1024, 16, 3072, 8): 596_049_920},
+    ),
+    "gpt_neox": (published("gpt_neox", 6, 512, 8, 2048, 50_304), {Architecture.uniform(6, 512, 8, 2048): 70_426_624}),
 }
 
 
@@ -82,17 +123,27 @@ def shared_case(name: str) -> Case:
 
 def axes(shape: ModelShape) -> dict[str, Architecture]:
     """Each axis alone and all together, alike in all layers and by layer, stock and not."""
-    layers, hidden, heads, mlp = shape.layers, shape.hidden, shape.heads, shape.mlp
-    narrow = (heads - 1) * shape.head_dim
-    by_layer = tuple(1 + layer % heads for layer in range(layers)), tuple(mlp - 7 * layer for layer in range(layers))
+    layers, hidden, group, mlp = shape.layers, shape.hidden, shape.group, shape.mlp
+    kv, fewer = shape.kv_heads, max(1, shape.group - 1)
+    full, heads = shape.full, (kv - 1) * group
+    square = min(heads * shape.head_dim, hidden - 12)
+    by_layer = [1 + layer % kv for layer in range(layers)]
+    members = [group - layer % group for layer in range(layers)]
     return {
-        "depth": Architecture.uniform(layers - 1, hidden, heads, mlp),
-        "hidden": Architecture.uniform(layers, hidden - 5, heads, mlp),
-        "heads": Architecture.uniform(layers, hidden, heads - 1, mlp),
-        "mlp": Architecture.uniform(layers, hidden, heads, mlp - 11),
-        "together, stock": Architecture.uniform(layers - 1, narrow, heads - 1, mlp // 2),
-        "together": Architecture.uniform(layers - 1, narrow + 3, heads - 1, mlp // 2),
-        "by layer": Architecture(layers, hidden - 3, *by_layer),
+        "depth": Architecture.uniform(layers - 1, hidden, full.heads[0], mlp, kv),
+        "hidden": Architecture.uniform(layers, hidden - 5, full.heads[0], mlp, kv),
+        "heads": Architecture.uniform(layers, hidden, heads, mlp, kv - 1),
+        "heads of a group": Architecture.uniform(layers, hidden, kv * fewer, mlp, kv),
+        "mlp": Architecture.uniform(layers, hidden, full.heads[0], mlp - 11, kv),
+        "together, stock": Architecture.uniform(layers - 1, square, heads, mlp // 2, kv - 1),
+        "together": Architecture.uniform(layers - 1, square + 3, heads, mlp // 2, kv - 1),
+        "by layer": Architecture(
+            layers,
+            hidden - 3,
+            tuple(one * many for one, many in zip(by_layer, members, strict=True)),
+            tuple(mlp - 7 * layer for layer in range(layers)),
+            tuple(by_layer),
+        ),
         "smallest": Architecture.uniform(1, 1, 1, 1),
     }
 
@@ -103,11 +154,12 @@ AXES = tuple(axes(ModelShape("", 3, 48, 4, 12, 96, 1, 1, True)))
 def random_architecture(shape: ModelShape, random_: random.Random, narrowest: int = 1) -> Architecture:
     depth, hidden = random_.randint(1, shape.layers), random_.randint(narrowest, shape.hidden)
     if random_.random() < 0.3:
-        heads = random_.randint(1, shape.heads)
-        hidden = min(heads * shape.head_dim, shape.hidden) if random_.random() < 0.5 else hidden
-        return Architecture.uniform(depth, hidden, heads, random_.randint(1, shape.mlp))
-    heads_by_layer = tuple(random_.randint(1, shape.heads) for _ in range(depth))
-    return Architecture(depth, hidden, heads_by_layer, tuple(random_.randint(1, shape.mlp) for _ in range(depth)))
+        kv, members = random_.randint(1, shape.kv_heads), random_.randint(1, shape.group)
+        hidden = min(kv * members * shape.head_dim, shape.hidden) if random_.random() < 0.5 else hidden
+        return Architecture.uniform(depth, hidden, kv * members, random_.randint(1, shape.mlp), kv)
+    kv_heads = tuple(random_.randint(1, shape.kv_heads) for _ in range(depth))
+    heads = tuple(kv * random_.randint(1, shape.group) for kv in kv_heads)
+    return Architecture(depth, hidden, heads, tuple(random_.randint(1, shape.mlp) for _ in range(depth)), kv_heads)
 
 
 def logits(case: Case, model: PreTrainedModel, tokens: Tensor) -> Tensor:
@@ -123,7 +175,7 @@ def test_every_family_is_in_this_suite() -> None:
 def test_pruned_equals_masked_teacher(case: Case, axis: str) -> None:
     architecture = axes(case.shape)[axis]
     student = prune(case.teacher, case.scores, architecture)
-    expected = case.masked_logits(case.teacher, case.tokens(), choose(case.scores, architecture))
+    expected = case.masked_logits(case.teacher, case.tokens(), case.choose(architecture))
     torch.testing.assert_close(logits(case, student, case.tokens()).double(), expected, rtol=0, atol=1e-5)
 
 
@@ -140,7 +192,7 @@ def test_pruned_equals_masked_teacher_for_any_architecture_and_scores(random_: r
         )
         # LayerNorm over two or three channels magnifies float32's rounding beyond any tolerance worth having.
         architecture = random_architecture(case.shape, random_, narrowest=8)
-        expected = case.masked_logits(case.teacher, case.tokens(seed=seed), choose(scores, architecture))
+        expected = case.masked_logits(case.teacher, case.tokens(seed=seed), case.choose(architecture, scores))
         found = logits(case, prune(case.teacher, scores, architecture), case.tokens(seed=seed))
         torch.testing.assert_close(found.double(), expected, rtol=0, atol=1e-5)
 
@@ -162,7 +214,7 @@ def test_cached_generation_equals_masked_teacher(case: Case, axis: str) -> None:
             output_logits=True,
         )
     assert made.past_key_values is not None
-    expected = case.masked_logits(case.teacher, made.sequences, choose(case.scores, architecture))
+    expected = case.masked_logits(case.teacher, made.sequences, case.choose(architecture))
     found = torch.stack(made.logits, dim=1).double()
     torch.testing.assert_close(found, expected[:, 4:-1], rtol=0, atol=1e-5)
 
@@ -215,7 +267,7 @@ def test_saved_student_loads_equal_and_complete(case: Case, axis: str, tmp_path:
 
 def test_parameter_counts(case: Case) -> None:
     random_ = random.Random(7)
-    for number in range(200 // len(CASES)):
+    for number in range(100):
         architecture = random_architecture(case.shape, random_)
         model = case.family.build(case.teacher.config, architecture)
         assert case.shape.parameters(architecture) == sum(weight.numel() for weight in model.parameters())
@@ -275,11 +327,22 @@ def test_backbone_does_not_see_padding(case: Case, axis: str, side: str) -> None
         torch.testing.assert_close(found, case.family.backbone(student, tokens), rtol=0, atol=1e-5)
 
 
+def test_groups_stay_whole(case: Case) -> None:
+    for architecture in axes(case.shape).values():
+        kept = case.choose(architecture)
+        for heads, groups in zip(kept.heads, kept.kv_heads, strict=True):
+            members = (heads // case.shape.group).tolist()
+            assert sorted(set(members)) == groups.tolist()
+            assert len({members.count(group) for group in groups.tolist()}) == 1
+
+
 @pytest.mark.parametrize("axis", ["depth", "hidden", "heads", "mlp"])
 def test_architecture_larger_than_the_teacher_is_refused(case: Case, axis: str) -> None:
     full = case.shape.full
     sizes = {"depth": full.depth, "hidden": full.hidden, "heads": full.heads[0], "mlp": full.mlp[0]}
-    larger = Architecture.uniform(**{**sizes, axis: sizes[axis] + 1})
+    larger = Architecture.uniform(
+        **{**sizes, axis: sizes[axis] + 1}, kv_heads=1 if axis == "heads" else case.shape.kv_heads
+    )
     with pytest.raises(InputError, match=f"{axis} {sizes[axis] + 1} exceeds the teacher's {sizes[axis]}"):
         prune(case.teacher, case.scores, larger)
 
@@ -288,5 +351,5 @@ def test_unknown_model_type_is_refused() -> None:
     class Other(PretrainedConfig):
         model_type = "mamba"
 
-    with pytest.raises(InputError, match=r"'mamba'.*gpt2"):
+    with pytest.raises(InputError, match=r"'mamba'.*gpt2, llama, mistral, qwen2, qwen3, gpt_neox"):
         family_of(Other())

@@ -7,10 +7,19 @@ from transformers import PretrainedConfig
 from search_spaces.errors import InputError
 from trials.families.base import Family, Kept
 from trials.families.gpt2 import GPT2
+from trials.families.gpt_neox import GPTNeoX
+from trials.families.llama import LLAMA, MISTRAL, QWEN2, QWEN3
 
 __all__ = ["FAMILIES", "Family", "Kept", "family_of"]
 
-FAMILIES: dict[str, Family] = {"gpt2": GPT2()}
+FAMILIES: dict[str, Family] = {
+    "gpt2": GPT2(),
+    "llama": LLAMA,
+    "mistral": MISTRAL,
+    "qwen2": QWEN2,
+    "qwen3": QWEN3,
+    "gpt_neox": GPTNeoX(),
+}
 
 
 def family_of(config: PretrainedConfig) -> Family:

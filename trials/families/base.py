@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
+from transformers.initialization import no_init_weights
 
 from search_spaces.architecture import Architecture
 from search_spaces.shape import ModelShape
@@ -17,13 +19,14 @@ from search_spaces.shape import ModelShape
 class Kept:
     """Which parts of a teacher stay, as ascending indices into the teacher's own order.
 
-    ``layers`` (depth,) and ``hidden`` (width,) are one choice for the network; ``heads`` and ``mlp`` hold one
-    index vector for each kept layer, first layer first.
+    ``layers`` (depth,) and ``hidden`` (width,) are one choice for the network; ``heads``, ``kv_heads`` and ``mlp``
+    hold one index vector for each kept layer, first layer first. Heads are in the order of their key/value heads.
     """
 
     layers: Tensor
     hidden: Tensor
     heads: tuple[Tensor, ...]
+    kv_heads: tuple[Tensor, ...]
     mlp: tuple[Tensor, ...]
 
 
@@ -75,3 +78,54 @@ class Family(Protocol):
     def output_weight(self, model: PreTrainedModel) -> Tensor:
         """The matrix (vocab, hidden) that turns `backbone` states into logits."""
         ...
+
+
+# What the student's configuration does not take from the teacher's: it is said anew when the student is saved.
+NOT_INHERITED = ("model_type", "architectures", "transformers_version", "_name_or_path", "auto_map")
+
+
+def inherited(config: PretrainedConfig, *but: str) -> dict[str, object]:
+    """The values of a teacher's configuration that a student starts from, without those named in ``but``."""
+    return {name: value for name, value in config.to_dict().items() if name not in (*NOT_INHERITED, *but)}
+
+
+def without_weights(make: Callable[[], PreTrainedModel]) -> PreTrainedModel:
+    """The model of ``make`` with its parameters on the meta device, tied, and its buffers as they should be."""
+    with torch.device("meta"), no_init_weights():  # even on meta, drawing numbers takes 0.3 s for gpt2-medium
+        model = make()
+    for name, module in list(model.named_modules()):
+        if any(
+            buffer.is_meta for buffer in module.buffers(recurse=False)
+        ):  # rotary frequencies are not in a checkpoint
+            model.set_submodule(name, type(module)(config=module.config))
+    model.tie_weights()
+    return model
+
+
+def channels(heads: Tensor, head_dim: int) -> Tensor:
+    """The places (heads * head_dim,) of whole ``heads`` among the concatenated ones."""
+    return (heads[:, None] * head_dim + torch.arange(head_dim, device=heads.device)).flatten()
+
+
+def cut_layer(
+    layer: nn.Module, cuts: Mapping[str, tuple[str, str]], kept: Mapping[str, Tensor], *, inputs_first: bool = False
+) -> Iterator[tuple[str, Tensor]]:
+    """Every parameter of ``layer`` by its name, cut to what is ``kept``.
+
+    ``cuts`` names for each submodule the (outputs, inputs) that its weight maps between; a vector is cut by the
+    outputs, and "" is not cut. ``inputs_first`` is for weights kept as (inputs, outputs), as Conv1D does.
+    """
+    for name, parameter in layer.named_parameters():
+        outputs, inputs = cuts[name.rpartition(".")[0]]
+        places = (outputs,) if parameter.dim() == 1 else (inputs, outputs) if inputs_first else (outputs, inputs)
+        weight = parameter.detach().clone()
+        for dimension, place in enumerate(places):
+            weight = weight.index_select(dimension, kept[place]) if place else weight
+        yield name, weight
+
+
+def positions_of(mask: Tensor | None) -> dict[str, Tensor]:
+    """A model's arguments for ``mask`` (B, T): positions count the real tokens only, so left padding shifts none."""
+    if mask is None:
+        return {}
+    return {"attention_mask": mask.long(), "position_ids": (mask.long().cumsum(dim=1) - 1).clamp(min=0)}

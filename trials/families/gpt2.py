@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
-from transformers.initialization import no_init_weights
 
 from search_spaces.architecture import Architecture
 from search_spaces.errors import InputError
 from search_spaces.shape import ModelShape
-from trials.families.base import Kept
+from trials.families.base import Kept, channels, cut_layer, inherited, positions_of, without_weights
 from trials.families.modeling_pruned_gpt2 import PrunedGPT2Config, PrunedGPT2LMHeadModel
 
-# Said anew by whoever saves the student, or no longer true of it.
-NOT_INHERITED = ("model_type", "architectures", "transformers_version", "_name_or_path", "auto_map")
+CUTS = {
+    "ln_1": ("hidden", ""),
+    "attn.c_attn": ("qkv", "hidden"),
+    "attn.c_proj": ("hidden", "heads"),
+    "ln_2": ("hidden", ""),
+    "mlp.c_fc": ("mlp", "hidden"),
+    "mlp.c_proj": ("hidden", "mlp"),
+}
 
 
 class GPT2:
@@ -46,13 +51,9 @@ class GPT2:
         """An empty student on the meta device, stock or custom; the rest of its configuration is the teacher's."""
         shape = self.shape(config)
         shape.check(architecture)
-        values = {name: value for name, value in config.to_dict().items() if name not in NOT_INHERITED}
-        values |= {"n_layer": architecture.depth, "n_embd": architecture.hidden}
+        values = inherited(config) | {"n_layer": architecture.depth, "n_embd": architecture.hidden}
         values |= {"n_head": max(architecture.heads), "n_inner": max(architecture.mlp)}
-        with torch.device("meta"), no_init_weights():  # even on meta, drawing numbers takes 0.3 s for gpt2-medium
-            student = self._student(shape, architecture, values)
-        student.tie_weights()
-        return student
+        return without_weights(lambda: self._student(shape, architecture, values))
 
     def _student(self, shape: ModelShape, architecture: Architecture, values: dict[str, Any]) -> PreTrainedModel:
         if shape.is_stock(architecture):
@@ -62,7 +63,7 @@ class GPT2:
 
     def cut(self, model: GPT2LMHeadModel, kept: Kept) -> dict[str, Tensor]:
         """Slices of the teacher by the student's parameter names."""
-        body, head_dim = model.transformer, self.shape(model.config).head_dim
+        body, shape = model.transformer, self.shape(model.config)
         state = {
             "transformer.wte.weight": body.wte.weight.index_select(1, kept.hidden),
             "transformer.wpe.weight": body.wpe.weight.index_select(1, kept.hidden),
@@ -70,10 +71,13 @@ class GPT2:
             "transformer.ln_f.bias": body.ln_f.bias[kept.hidden],
         }
         for place, layer in enumerate(kept.layers.tolist()):
-            channels = _channels(kept.heads[place], head_dim)
-            for name, weight in _cut_layer(body.h[layer], kept.hidden, channels, kept.mlp[place]):
+            heads = channels(kept.heads[place], shape.head_dim)
+            parts = {"hidden": kept.hidden, "heads": heads, "mlp": kept.mlp[place]}
+            # c_attn holds q, k and v side by side, each of all heads.
+            parts["qkv"] = torch.cat([heads + part * shape.heads * shape.head_dim for part in range(3)])
+            for name, weight in cut_layer(body.h[layer], CUTS, parts, inputs_first=True):
                 state[f"transformer.h.{place}.{name}"] = weight
-        if not model.config.tie_word_embeddings:
+        if not shape.tied:
             state["lm_head.weight"] = model.lm_head.weight.index_select(1, kept.hidden)
         return state
 
@@ -95,38 +99,11 @@ class GPT2:
         return layer.get_submodule("mlp.c_proj")
 
     def backbone(self, model: GPT2LMHeadModel, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
-        """States after ln_f. With a mask, positions count the real tokens only, so that left padding shifts none."""
-        inputs = {"input_ids": tokens, "use_cache": False}
-        if mask is not None:
-            positions = (mask.long().cumsum(dim=1) - 1).clamp(min=0)
-            inputs |= {"attention_mask": mask.long(), "position_ids": positions}
-        states: Tensor = model.transformer(**inputs).last_hidden_state
+        """States after ln_f."""
+        states: Tensor = model.transformer(tokens, use_cache=False, **positions_of(mask)).last_hidden_state
         return states
 
     def output_weight(self, model: GPT2LMHeadModel) -> Tensor:
         """``lm_head``, which is the token embedding when they are tied."""
         weight: Tensor = model.lm_head.weight
         return weight
-
-
-def _channels(heads: Tensor, head_dim: int) -> Tensor:
-    """The places (heads * head_dim,) of whole heads among the concatenated ones."""
-    return (heads[:, None] * head_dim + torch.arange(head_dim, device=heads.device)).flatten()
-
-
-def _cut_layer(block: nn.Module, hidden: Tensor, channels: Tensor, mlp: Tensor) -> Iterator[tuple[str, Tensor]]:
-    for norm in ("ln_1", "ln_2"):
-        yield f"{norm}.weight", block.get_parameter(f"{norm}.weight")[hidden]
-        yield f"{norm}.bias", block.get_parameter(f"{norm}.bias")[hidden]
-    inner = block.get_parameter("attn.c_proj.weight").shape[0]
-    qkv = torch.cat([channels + part * inner for part in range(3)])  # c_attn holds q, k and v side by side
-    products = {
-        "attn.c_attn": (hidden, qkv),
-        "attn.c_proj": (channels, hidden),
-        "mlp.c_fc": (hidden, mlp),
-        "mlp.c_proj": (mlp, hidden),
-    }
-    for name, (inputs, outputs) in products.items():  # Conv1D keeps its weight as (inputs, outputs)
-        weight = block.get_parameter(f"{name}.weight")
-        yield f"{name}.weight", weight.index_select(0, inputs).index_select(1, outputs)
-        yield f"{name}.bias", block.get_parameter(f"{name}.bias")[outputs]

@@ -19,7 +19,9 @@ def architectures(draw: st.DrawFn) -> Architecture:
     depth = draw(st.integers(1, 60))
     per_layer = st.lists(sizes, min_size=depth, max_size=depth).map(tuple)
     same = sizes.map(lambda size: (size,) * depth)
-    return Architecture(depth, draw(sizes), draw(per_layer | same), draw(per_layer | same))
+    kv_heads, groups = draw(per_layer | same), draw(per_layer | same | st.just((1,) * depth))
+    heads = tuple(kv * group for kv, group in zip(kv_heads, groups, strict=True))
+    return Architecture(depth, draw(sizes), heads, draw(per_layer | same), kv_heads)
 
 
 @given(architectures())
@@ -54,6 +56,8 @@ def test_uniform_key_is_readable() -> None:
         {"depth": 1, "hidden": 8, "heads": 1},
         {"depth": 1, "hidden": 8, "heads": 1, "mlp": 8, "kv": 1},
         {"depth": 1, "hidden": 8, "heads": 1, "mlp": [8.0]},
+        {"depth": 1, "hidden": 8, "heads": 4, "mlp": 8, "kv_heads": 3},
+        {"depth": 2, "hidden": 8, "heads": 4, "mlp": 8, "kv_heads": [2]},
     ],
 )
 def test_wrong_sizes_are_refused(wrong: dict[str, object]) -> None:

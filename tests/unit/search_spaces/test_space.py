@@ -14,6 +14,25 @@ from search_spaces.shape import ModelShape
 
 MEDIUM = ModelShape("gpt2", 24, 1024, 16, 64, 4096, 50257, 1024, tied=True)
 SMALL = ModelShape("gpt2", 8, 256, 8, 32, 1024, 4096, 256, tied=True)
+SMOL = ModelShape(
+    "llama",
+    30,
+    576,
+    9,
+    64,
+    1536,
+    49_152,
+    8192,
+    tied=True,
+    group=3,
+    learned_positions=False,
+    mlp_matrices=3,
+    norm_vectors=1,
+    qkv_bias=False,
+    output_bias=False,
+    mlp_bias=False,
+    stock="any",
+)
 
 
 def test_counts_of_published_models() -> None:
@@ -35,7 +54,7 @@ def test_default_space_of_gpt2_medium_has_about_3000_points() -> None:
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-@pytest.mark.parametrize(("shape", "budget"), [(MEDIUM, "260M"), (SMALL, "60%")])
+@pytest.mark.parametrize(("shape", "budget"), [(MEDIUM, "260M"), (SMALL, "60%"), (SMOL, "100M")])
 def test_every_preset_has_a_band(preset: str, shape: ModelShape, budget: str) -> None:
     space = load_space(preset, shape)
     band = parse_budget(budget, shape.parameters(shape.full), space.counts)
@@ -44,6 +63,25 @@ def test_every_preset_has_a_band(preset: str, shape: ModelShape, budget: str) ->
     for one in feasible:
         shape.check(one)
         assert band.minimum <= shape.parameters(one) <= band.maximum
+
+
+def test_heads_and_key_value_heads_are_paired_where_groups_stay_whole() -> None:
+    space = load_space("default", SMOL)
+    assert space.head_pairs == ((6, 2), (6, 3), (9, 3))
+    for one in space:
+        SMOL.check(one)
+    assert load_space("default", MEDIUM).head_pairs == tuple((heads, heads) for heads in (8, 10, 12, 14, 16))
+
+
+def test_key_value_heads_are_an_axis_of_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "space.yaml"
+    file.write_text("heads: [1, 2, 3, 4]\nkv_heads: [1, 2]\n")
+    assert load_space(str(file), SMOL).head_pairs == ((1, 1), (2, 1), (2, 2), (3, 1), (4, 2))
+    with pytest.raises(InputError, match=r"'kv_heads'.*its own key/value head"):
+        load_space(str(file), SMALL)
+    file.write_text("heads: [7]\nkv_heads: [3]\n")
+    with pytest.raises(InputError, match=r"no number of heads is a multiple.*9 heads on 3 key/value heads"):
+        load_space(str(file), SMOL)
 
 
 def test_every_preset_file_is_named() -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import make_decoder
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, GPT2LMHeadModel, PreTrainedModel, PreTrainedTokenizerFast
 
@@ -42,7 +43,7 @@ print(made[0].tolist(), [name for name in sys.modules if name.partition(".")[0] 
 """
 
 
-def student_of(teacher: GPT2LMHeadModel, architecture: Architecture) -> PreTrainedModel:
+def student_of(teacher: PreTrainedModel, architecture: Architecture) -> PreTrainedModel:
     scores = compute_importance(teacher, family_of(teacher.config), torch.arange(60).view(4, 15))
     return prune(teacher, scores, architecture)
 
@@ -102,6 +103,24 @@ def test_the_lines_of_the_card_load_it_anywhere(exported: tuple[PreTrainedModel,
     tokens = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)("The teacher is", return_tensors="pt")
     expected = student.generate(**tokens, max_new_tokens=8, do_sample=False)[0].tolist()
     assert done.stdout == f"{expected} []\n"
+
+
+@pytest.mark.parametrize(
+    ("model_type", "architecture", "stock"),
+    [
+        ("llama", Architecture.uniform(2, 40, 4, 64, 2), True),
+        ("llama", Architecture.uniform(2, 43, 6, 64, 3), True),  # saved as a mistral: llama refuses 43 / 6
+        ("llama", Architecture(2, 43, (6, 2), (64, 32), (3, 1)), False),
+        ("gpt_neox", Architecture.uniform(2, 43, 3, 64), False),
+    ],
+)
+def test_other_families_load_in_a_clean_process(
+    tiny_tokenizer: PreTrainedTokenizerFast, tmp_path: Path, model_type: str, architecture: Architecture, stock: bool
+) -> None:
+    student = student_of(make_decoder(model_type), architecture)
+    folder = export_student(student, tiny_tokenizer, tmp_path / "best", CARD)  # raises when logits differ
+    assert bool(list(folder.glob("*.py"))) is not stock
+    verify_manifest(folder)
 
 
 def test_card_says_how_it_was_made_and_how_to_load_it(exported: tuple[PreTrainedModel, Path]) -> None:

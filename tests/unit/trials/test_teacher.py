@@ -17,6 +17,7 @@ from tokenizers import Tokenizer
 from transformers import BertConfig, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from search_spaces.errors import InputError
+from trials.durable import write_sealed
 from trials.teacher import MINI, fingerprint, load_teacher, read_shape, resolve_model
 
 
@@ -128,6 +129,28 @@ def test_weights_of_another_size(folder: Path) -> None:
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "n_inner": 64}))
     with pytest.raises(InputError, match="weights cannot be loaded"):
+        load_teacher(folder, "cpu")
+
+
+def test_an_output_projection_of_its_own_is_not_dropped_for_a_tied_one(folder: Path) -> None:
+    weights = load_file(folder / "model.safetensors")
+    for change, refused in ((0.0, False), (1.0, True)):
+        untied = {**weights, "lm_head.weight": weights["transformer.wte.weight"] + change}
+        save_file(untied, folder / "model.safetensors", metadata={"format": "pt"})
+        if refused:
+            with pytest.raises(InputError, match=r"an output projection of its own.*tie_word_embeddings"):
+                load_teacher(folder, "cpu")
+        else:
+            load_teacher(folder, "cpu")
+
+
+def test_a_flipped_byte_in_an_export_is_found(folder: Path, tiny_teacher_folder: Path) -> None:
+    write_sealed(folder, lambda empty: shutil.copytree(tiny_teacher_folder, empty, dirs_exist_ok=True))
+    load_teacher(folder, "cpu")
+    content = bytearray((folder / "model.safetensors").read_bytes())
+    content[-3] ^= 1
+    (folder / "model.safetensors").write_bytes(content)
+    with pytest.raises(InputError, match=r"model.safetensors differs from its checksum"):
         load_teacher(folder, "cpu")
 
 

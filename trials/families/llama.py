@@ -1,0 +1,171 @@
+"""Llama-style decoders - llama, mistral, qwen2, qwen3: the one file that knows their module names.
+
+They differ in biases, in norms of queries and keys, and in what their configurations call things; one class each
+says which transformers classes it is made of, and the rest is read from the configuration.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+from transformers import (
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    PretrainedConfig,
+    PreTrainedModel,
+    Qwen2ForCausalLM,
+    Qwen3ForCausalLM,
+)
+
+from search_spaces.architecture import Architecture
+from search_spaces.errors import InputError
+from search_spaces.shape import ModelShape
+from trials.families.base import Kept, channels, cut_layer, inherited, positions_of, without_weights
+from trials.families.modeling_pruned_llama import (
+    PrunedLlamaForCausalLM,
+    PrunedMistralForCausalLM,
+    PrunedQwen2ForCausalLM,
+    PrunedQwen3ForCausalLM,
+)
+
+CUTS = {
+    "input_layernorm": ("hidden", ""),
+    "self_attn.q_proj": ("heads", "hidden"),
+    "self_attn.k_proj": ("kv_heads", "hidden"),
+    "self_attn.v_proj": ("kv_heads", "hidden"),
+    "self_attn.q_norm": ("", ""),  # of one head, shared by all of them
+    "self_attn.k_norm": ("", ""),
+    "self_attn.o_proj": ("hidden", "heads"),
+    "post_attention_layernorm": ("hidden", ""),
+    "mlp.gate_proj": ("mlp", "hidden"),
+    "mlp.up_proj": ("mlp", "hidden"),
+    "mlp.down_proj": ("hidden", "mlp"),
+}
+
+
+@dataclass(frozen=True)
+class LlamaStyle:
+    """`trials.families.Family` for one model type: ``stock`` is transformers' class, ``custom`` ours by layer.
+
+    ``qkv_bias`` is for types whose configuration does not say it; ``head_norms`` counts the norms of a head's
+    queries and keys.
+    """
+
+    stock: type[PreTrainedModel]
+    custom: type[PreTrainedModel]
+    qkv_bias: bool = False
+    head_norms: int = 0
+
+    def shape(self, config: PretrainedConfig) -> ModelShape:
+        """The geometry of ``config``; InputError when only some of its layers have a sliding window."""
+        if len(kinds := set(getattr(config, "layer_types", None) or ["full_attention"])) > 1:
+            raise InputError(
+                f"model with layer_types {sorted(kinds)}: cannot be pruned; take one whose layers are alike"
+            )
+        biased, gated = getattr(config, "attention_bias", False), getattr(config, "mlp_bias", False)
+        plain = config.model_type != "llama" or not (biased or gated)
+        return ModelShape(
+            family=config.model_type,
+            layers=config.num_hidden_layers,
+            hidden=config.hidden_size,
+            heads=config.num_attention_heads,
+            head_dim=getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads,
+            mlp=config.intermediate_size,
+            vocab=config.vocab_size,
+            positions=config.max_position_embeddings,
+            tied=config.tie_word_embeddings,
+            group=config.num_attention_heads // config.num_key_value_heads,
+            learned_positions=False,
+            mlp_matrices=3,
+            norm_vectors=1,
+            head_norms=self.head_norms,
+            qkv_bias=self.qkv_bias or biased,
+            output_bias=biased,
+            mlp_bias=gated,
+            stock="any" if plain else "divisible",
+        )
+
+    def build(self, config: PretrainedConfig, architecture: Architecture) -> PreTrainedModel:
+        """An empty student on the meta device, stock or custom; the rest of its configuration is the teacher's.
+
+        transformers refuses a ``llama`` whose hidden size is no multiple of its heads, though nothing in it needs
+        that. Such a student is a ``mistral`` without a window: the same computation with the same weight names.
+        """
+        shape = self.shape(config)
+        shape.check(architecture)
+        values: dict[str, Any] = inherited(config, "layer_types", "max_window_layers")
+        values |= {"num_hidden_layers": architecture.depth, "hidden_size": architecture.hidden}
+        values |= {"num_attention_heads": architecture.heads[0], "num_key_value_heads": architecture.kv_heads[0]}
+        values |= {"head_dim": shape.head_dim, "intermediate_size": architecture.mlp[0]}
+        return without_weights(lambda: self._student(config, shape, architecture, values))
+
+    def _student(
+        self, config: PretrainedConfig, shape: ModelShape, architecture: Architecture, values: dict[str, Any]
+    ) -> PreTrainedModel:
+        if not shape.is_stock(architecture):
+            sizes = {"layer_heads": architecture.heads, "layer_kv_heads": architecture.kv_heads}
+            by_layer = {name: list(each) for name, each in {**sizes, "layer_mlp": architecture.mlp}.items()}
+            plain = {**values, "num_attention_heads": 1, "num_key_value_heads": 1}
+            return self.custom(self.custom.config_class(**by_layer, **plain))
+        if config.model_type == "llama" and architecture.hidden % architecture.heads[0]:
+            unused = ("attention_bias", "mlp_bias", "pretraining_tp")
+            plain = {name: value for name, value in values.items() if name not in unused}
+            return MistralForCausalLM(MistralConfig(**plain, sliding_window=None))
+        return self.stock(self.stock.config_class(**values))
+
+    def cut(self, model: PreTrainedModel, kept: Kept) -> dict[str, Tensor]:
+        """Slices of the teacher by the student's parameter names."""
+        body, shape = model.model, self.shape(model.config)
+        state = {
+            "model.embed_tokens.weight": body.embed_tokens.weight.index_select(1, kept.hidden),
+            "model.norm.weight": body.norm.weight[kept.hidden],
+        }
+        for place, layer in enumerate(kept.layers.tolist()):
+            parts = {
+                "hidden": kept.hidden,
+                "heads": channels(kept.heads[place], shape.head_dim),
+                "kv_heads": channels(kept.kv_heads[place], shape.head_dim),
+                "mlp": kept.mlp[place],
+            }
+            for name, weight in cut_layer(body.layers[layer], CUTS, parts):
+                state[f"model.layers.{place}.{name}"] = weight
+        if not shape.tied:
+            state["lm_head.weight"] = model.lm_head.weight.index_select(1, kept.hidden)
+        return state
+
+    def layers(self, model: PreTrainedModel) -> Sequence[nn.Module]:
+        """The decoder layers."""
+        return list(model.model.layers)
+
+    def norms(self, model: PreTrainedModel) -> Sequence[nn.Module]:
+        """Both RMSNorms of every layer, then the final one."""
+        pairs = ((layer.input_layernorm, layer.post_attention_layernorm) for layer in model.model.layers)
+        return [*(norm for pair in pairs for norm in pair), model.model.norm]
+
+    def attention_output(self, layer: nn.Module) -> nn.Module:
+        """``self_attn.o_proj``."""
+        return layer.get_submodule("self_attn.o_proj")
+
+    def mlp_output(self, layer: nn.Module) -> nn.Module:
+        """``mlp.down_proj``."""
+        return layer.get_submodule("mlp.down_proj")
+
+    def backbone(self, model: PreTrainedModel, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
+        """States after the final norm."""
+        states: Tensor = model.model(tokens, use_cache=False, **positions_of(mask)).last_hidden_state
+        return states
+
+    def output_weight(self, model: PreTrainedModel) -> Tensor:
+        """``lm_head``, which is the token embedding when they are tied."""
+        weight: Tensor = model.lm_head.weight
+        return weight
+
+
+LLAMA = LlamaStyle(LlamaForCausalLM, PrunedLlamaForCausalLM)
+MISTRAL = LlamaStyle(MistralForCausalLM, PrunedMistralForCausalLM)
+QWEN2 = LlamaStyle(Qwen2ForCausalLM, PrunedQwen2ForCausalLM, qkv_bias=True)
+QWEN3 = LlamaStyle(Qwen3ForCausalLM, PrunedQwen3ForCausalLM, head_norms=2)
