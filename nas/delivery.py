@@ -23,12 +23,13 @@ from mlflow.exceptions import MlflowException
 from requests import HTTPError
 
 from nas.environment import patient_uploads
-from nas.events import Artifacts, Event, ModelExported, SearchFinished, SearchStarted, TrialChanged
+from nas.events import Artifacts, Event, FinalChanged, ModelExported, SearchFinished, SearchStarted, TrialChanged
 from nas.outbox import RejectedError
 from nas.runs import STATUS, facts, milliseconds, note, points, run_name, sizes
 
 STUDY, TRIAL, CONTENT = "nas.study", "nas.trial", "nas.sha256"
 INTERRUPTED = "the search ended before the trial did; it is tried again under another number"
+FINAL_INTERRUPTED = "the search ended before this did; the same command goes on with it"
 PERMANENT_CODES = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_ALREADY_EXISTS")
 PERMANENT_STATUSES = (400, 413, 422)
 BEST = "best"
@@ -48,10 +49,11 @@ class MlflowDelivery:
         with _alone(uri):
             self.client = MlflowClient(tracking_uri=uri, registry_uri=uri)
             self.experiment = self._find_experiment(experiment, artifact_root)
-        self._runs: dict[tuple[str, int | None], str] = {}
+        self._runs: dict[tuple[str, int | str | None], str] = {}
         self._handlers: dict[type[Event], Callable[[Any, Path], None]] = {
             SearchStarted: self._search_started,
             TrialChanged: self._trial_changed,
+            FinalChanged: self._final_changed,
             Artifacts: self._artifacts,
             SearchFinished: self._search_finished,
             ModelExported: self._model_exported,
@@ -116,6 +118,17 @@ class MlflowDelivery:
         if record.state in STATUS:
             self.client.set_terminated(run, STATUS[record.state], milliseconds(record.ended))
 
+    def _final_changed(self, event: FinalChanged, files: Path) -> None:
+        record = event.record
+        parent = self._run(event.study, None, event.study, record.started)
+        tags = {"mlflow.parentRunId": parent, "mlflow.source.name": "nas final"}
+        run = self._run(event.study, f"final {record.name}", run_name(record), record.started, tags)
+        self._log(run, points(record), sizes(record), facts(record))
+        if record.state in STATUS:
+            self.client.set_terminated(run, STATUS[record.state], milliseconds(record.ended))
+        else:
+            self.client.update_run(run, status="RUNNING")  # it may have been interrupted before
+
     def _artifacts(self, event: Artifacts, files: Path) -> None:
         run = self._run(event.study, None, event.study, None)
         with patient_uploads():
@@ -124,7 +137,8 @@ class MlflowDelivery:
     def _search_finished(self, event: SearchFinished, files: Path) -> None:
         run = self._run(event.study, None, event.study, None)
         self._settle(event.study)
-        self._log(run, [(name, value, round(event.ended * 1000), 0) for name, value in event.metrics.items()])
+        points = [(name, value, round(event.ended * 1000), 0) for name, value in event.metrics.items()]
+        self._log(run, points, tags=event.tags)
         self.client.set_terminated(run, event.status, milliseconds(event.ended))
 
     def _model_exported(self, event: ModelExported, files: Path) -> None:
@@ -157,12 +171,12 @@ class MlflowDelivery:
     def _run(
         self,
         study: str,
-        trial: int | None,
+        trial: int | str | None,
         name: str,
         started: float | None,
         tags: Mapping[str, str] | None = None,
     ) -> str:
-        """The id of the parent run (``trial`` None) or of a trial's run, made when it is not there."""
+        """The id of the parent run (``trial`` None) or of a trial's or final's, made when it is not there."""
         if (study, trial) not in self._runs:
             place = "parent" if trial is None else str(trial)
             found = self._only(self._search(f"tags.`{STUDY}` = '{study}' and tags.`{TRIAL}` = '{place}'"))
@@ -187,7 +201,8 @@ class MlflowDelivery:
         for place, runs in trials.items():
             run = self._only(runs)
             if place != "parent" and run.info.status == "RUNNING":
-                self._log(run.info.run_id, tags={"state": "INTERRUPTED", "reason": INTERRUPTED})
+                reason = FINAL_INTERRUPTED if place.startswith("final") else INTERRUPTED
+                self._log(run.info.run_id, tags={"state": "INTERRUPTED", "reason": reason})
                 self.client.set_terminated(run.info.run_id, "KILLED")
 
     def _search(self, query: str) -> list[Any]:

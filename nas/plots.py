@@ -17,9 +17,11 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 from numpy.typing import NDArray
 
+from nas.agreement import Agreement
 from nas.records import TrialRecord
 from nas.report import compact
 from nas.selection import best, best_stock, pareto_front, ranking
+from search_spaces.architecture import Architecture
 
 DPI = 150
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#9A9A9A"
@@ -29,14 +31,20 @@ FEW_TICKS = 6
 Array = NDArray[np.floating]
 
 
-def plot_losses(records: Sequence[TrialRecord], path: Path, teacher_loss: float | None = None) -> Path:
+def plot_losses(
+    records: Sequence[TrialRecord],
+    path: Path,
+    teacher_loss: float | None = None,
+    winner_architecture: Architecture | None = None,
+) -> Path:
     """Validation loss against tokens for every trial; on the right the part where candidates are told apart.
 
-    The winner is drawn on top; trials that did not complete are pale and end in a cross.
+    The winner - the best trial, unless a final stage chose another - is drawn on top; trials that did not complete
+    are pale and end in a cross.
     """
     figure = _figure(11, 4.8)
     whole, near = figure.subplots(1, 2, width_ratios=(1, 1.7))
-    winner = best(records)
+    winner = _winner(records, winner_architecture)
     last_drawn = sorted(records, key=lambda one: (one.state == "COMPLETE", one == winner))
     for axes, first in ((whole, 0), (near, 1)):
         for record in last_drawn:
@@ -57,7 +65,12 @@ def plot_losses(records: Sequence[TrialRecord], path: Path, teacher_loss: float 
     return _save(figure, path)
 
 
-def plot_pareto(records: Sequence[TrialRecord], path: Path, teacher_loss: float | None = None) -> Path:
+def plot_pareto(
+    records: Sequence[TrialRecord],
+    path: Path,
+    teacher_loss: float | None = None,
+    winner_architecture: Architecture | None = None,
+) -> Path:
     """Final loss against parameters: every COMPLETE trial, the Pareto front, the winner and the best stock one."""
     figure = _figure(7.5, 5)
     axes = figure.subplots()
@@ -70,7 +83,7 @@ def plot_pareto(records: Sequence[TrialRecord], path: Path, teacher_loss: float 
         some = [one for one in complete if one.stock is stock]
         if some:
             axes.scatter(*_points(some), s=40, marker=marker, color=GREY, edgecolor="white", label=label, zorder=2)
-    stock_one, winner = best_stock(records), best(records)
+    stock_one, winner = best_stock(records), _winner(records, winner_architecture)
     for record, text, colour in ((stock_one, "best stock", GREEN), (winner, "winner", ORANGE)):
         if record is not None and not (text == "best stock" and record == winner):
             label = f"{text}: {record.architecture.key}, {record.val_loss:.3f}"
@@ -103,14 +116,14 @@ def plot_importance(layers: Array, hidden: Array, heads: Array, mlp: Array, path
     return _save(figure, path)
 
 
-def plot_sizes(records: Sequence[TrialRecord], path: Path) -> Path:
+def plot_sizes(records: Sequence[TrialRecord], path: Path, winner_architecture: Architecture | None = None) -> Path:
     """Which sizes were tried and what came of them: final loss against each axis, one panel an axis.
 
     Sizes that differ from layer to layer are shown by their mean. Trials without a final loss are ticks at the foot.
     """
     figure = _figure(11, 3.9)
     panels = figure.subplots(1, len(SIZES), sharey=True)
-    complete, winner = ranking(records), best(records)
+    complete, winner = ranking(records), _winner(records, winner_architecture)
     others = [one for one in records if one.state in ("PRUNED", "FAIL")]
     for axes, (name, label) in zip(panels, SIZES.items(), strict=True):
         sizes = [_size(one, name) for one in complete]
@@ -132,6 +145,30 @@ def plot_sizes(records: Sequence[TrialRecord], path: Path) -> Path:
     figure.suptitle("Sizes tried, and the loss they came to", fontsize=12)
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper right", ncols=2, frameon=False, fontsize=9)
     return _save(figure, path)
+
+
+def plot_agreement(found: Sequence[Agreement], path: Path) -> Path:
+    """Kendall's tau of early rankings with late ones, in the order in which they were read, each with its pairs."""
+    figure = _figure(7.5, 3.2)
+    axes = figure.subplots()
+    places = [(place, one.tau) for place, one in enumerate(found) if one.tau is not None]
+    axes.axhline(0, color="black", linewidth=0.8)
+    axes.bar([place for place, _ in places], [tau for _, tau in places], color=BLUE, width=0.5)
+    for place, one in enumerate(found):
+        label = str(one).replace(" (", "\n(")
+        axes.annotate(label, (place, max(one.tau or 0, 0)), (0, 3), textcoords="offset points", ha="center", fontsize=8)
+    axes.set_xticks(range(len(found)), [one.what.replace(", with", "\nwith") for one in found], fontsize=8)
+    axes.set(ylim=(-1.05, 1.45), ylabel="Kendall's tau", title="Rankings of the same architectures, early and late")
+    axes.set_yticks([-1, -0.5, 0, 0.5, 1])
+    _grid(axes)
+    return _save(figure, path)
+
+
+def _winner(records: Sequence[TrialRecord], architecture: Architecture | None) -> TrialRecord | None:
+    """The trial of ``architecture``, or the best one where no final stage chose."""
+    if architecture is None:
+        return best(records)
+    return next((one for one in ranking(records) if one.architecture == architecture), None)
 
 
 def _figure(width: float, height: float) -> Figure:

@@ -20,7 +20,7 @@ from nas.settings import SearchSettings, parse_arguments
 from search_spaces.errors import InputError
 
 if TYPE_CHECKING:  # torch, Ray and transformers take seconds to import: not before the settings are right
-    from nas.pipeline import Outcome
+    from nas.outcome import Outcome
     from nas.plan import Plan
 
 PIPED_WIDTH = 120
@@ -63,7 +63,8 @@ def command(arguments: Sequence[str]) -> str:
 
 
 def _search(settings: SearchSettings, console: Console, as_json: bool, started_by: str) -> int:
-    from nas.pipeline import conduct, document
+    from nas.outcome import document
+    from nas.pipeline import conduct
     from nas.plan import make_plan, resolve_target
     from nas.runner import ray_session
 
@@ -79,7 +80,8 @@ def _search(settings: SearchSettings, console: Console, as_json: bool, started_b
 
 
 def _dry_run(settings: SearchSettings, console: Console) -> int:
-    from nas.plan import Machine, estimated_seconds, make_plan, resolve_target
+    from nas.forecast import estimated_seconds
+    from nas.plan import Machine, make_plan, resolve_target
     from nas.progress import clock
 
     plan = make_plan(settings, resolve_target(settings), Machine.local())
@@ -90,7 +92,7 @@ def _dry_run(settings: SearchSettings, console: Console) -> int:
 
 
 def _print_plan(plan: Plan, console: Console) -> None:
-    from nas.plan import summary
+    from nas.forecast import summary
 
     table = Table(box=None, show_header=False, pad_edge=False)
     for what, value in summary(plan):
@@ -100,25 +102,41 @@ def _print_plan(plan: Plan, console: Console) -> None:
 
 def _print_outcome(outcome: Outcome, console: Console) -> None:
     from nas.report import terminal_table
+    from nas.report_folder import teacher_parameters
     from nas.tracking import tracking_uri, ui_command
 
-    shape, winner = outcome.plan.target.shape, outcome.winner
-    teacher = shape.parameters(shape.full)
+    winner, teacher = outcome.winner, teacher_parameters(outcome)
+    rows = outcome.comparison.rows if outcome.comparison else ()
+    roles = {row.architecture: row.roles[0] for row in rows} if rows else None
     console.print()
-    console.print(terminal_table(outcome.records, teacher, title=f"study {outcome.plan.study}"))
+    console.print(terminal_table(outcome.records, teacher, f"study {outcome.plan.study}", roles))
     console.print()
-    share = f"{winner.parameters:,} parameters, {winner.parameters / teacher:.1%} of the teacher"
+    _print_comparison(outcome, console)
+    share = f"{winner.record.parameters:,} parameters, {winner.record.parameters / teacher:.1%} of the teacher"
     losses = f"validation loss {winner.val_loss:.4f}, the teacher's {outcome.preparation.teacher_loss:.4f}"
-    console.print(f"[bold]best[/bold]        {winner.architecture.key}: {share}; {losses}")
+    console.print(f"[bold]best[/bold]        {winner.key}: {share}; {losses}")
     console.print(f"            {outcome.winner_path}")
-    if outcome.stock and outcome.stock != winner:
-        key, loss = outcome.stock.architecture.key, outcome.stock.val_loss
+    if outcome.stock and outcome.stock.key != winner.key:
+        key, loss = outcome.stock.key, outcome.stock.val_loss
         console.print(f"[bold]best stock[/bold]  {key}: loads without code of ours; validation loss {loss:.4f}")
         console.print(f"            {outcome.stock_path}")
-    trust = "" if winner.stock else ", trust_remote_code=True"
+    trust = "" if winner.record.stock else ", trust_remote_code=True"
     console.print(f'load it:    AutoModelForCausalLM.from_pretrained("{outcome.winner_path}"{trust})')
     console.print(f"see it:     {ui_command(tracking_uri(outcome.plan.output))}")
     console.print(f"report:     {outcome.plan.folder / 'report'}")
+
+
+def _print_comparison(outcome: Outcome, console: Console) -> None:
+    from nas.agreement import lines
+    from nas.final_report import comparison_table
+
+    for line in lines(outcome.agreements, any(one.state == "PRUNED" for one in outcome.records)):
+        console.print(line, style="dim", soft_wrap=True)
+    console.print()
+    if outcome.comparison:
+        console.print(comparison_table(outcome.comparison))
+        console.print()
+        console.print(f"[bold]winner[/bold]      {outcome.comparison.verdict}", soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -16,17 +16,16 @@ from transformers import PreTrainedModel
 
 from trials.checkpoint import Rung, load_checkpoint, save_checkpoint
 from trials.corpus import BatchOrder, Corpus, windows
-from trials.evaluate import WindowLosses, mean_loss, text_losses, window_losses
+from trials.evaluate import window_losses
 from trials.families import Family
 from trials.kl import chunk_tokens, chunked_kl
+from trials.losses import OF_TEXT, WindowLosses, mean_loss, text_losses
 from trials.precision import autocast
 from trials.targets import Targets
 
 BETAS, WEIGHT_DECAY, MAX_GRADIENT_NORM = (0.9, 0.95), 0.1, 1.0
 WARMUP_SHARE, FINAL_SHARE = 0.05, 0.1  # of the steps; of the peak learning rate
 MICRO_TOKENS = {"cpu": 2048, "cuda": 16384}  # tokens in one forward pass; halved when CUDA memory does not do
-
-OF_TEXT = "val_loss/"  # before the name of a validation text, where there are several: the metric of that one
 
 Report = Callable[[int, dict[str, float]], None]
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -17,25 +15,12 @@ from trials.precision import autocast
 
 BATCH_TOKENS = {"cpu": 2048, "cuda": 32768}
 
-# By the name of a validation text: the loss of each of its windows, shape (n,), as `window_losses` gives it.
-WindowLosses = Mapping[str, NDArray[np.float64]]
-
 
 def validation_loss(
     model: PreTrainedModel, family: Family, windows: NDArray[np.integer], batch: int | None = None
 ) -> float:
     """Mean next-token cross-entropy of ``windows`` (n, length) in nats per predicted token; see `window_losses`."""
     return float(window_losses(model, family, windows, batch).mean())
-
-
-def text_losses(losses: WindowLosses) -> dict[str, float]:
-    """The mean loss on each text; nothing where there is one text alone, whose mean is all there is to say."""
-    return {name: float(one.mean()) for name, one in losses.items()} if len(losses) > 1 else {}
-
-
-def mean_loss(losses: WindowLosses) -> float:
-    """The one number by which candidates are compared: the mean over texts, each counting alike, of their losses."""
-    return float(np.mean([one.mean() for one in losses.values()]))
 
 
 @torch.no_grad()

@@ -18,7 +18,7 @@ from trials.cache import digest
 from trials.checkpoint import discard_checkpoints
 from trials.distill import DistillResult, DistillSettings, Report, distill
 from trials.durable import MANIFEST, file_sha256
-from trials.evaluate import WindowLosses, text_losses
+from trials.losses import WindowLosses, text_losses
 from trials.preparation import Shared, shared
 from trials.results import RESULT, STUDENT, read_result, save_student, write_result
 from trials.trial import TrialResult, TrialSpec, load_student, peak_memory, run_trial

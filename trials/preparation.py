@@ -16,9 +16,10 @@ from search_spaces.errors import InputError
 from search_spaces.shape import ModelShape
 from trials.cache import Cache, digest
 from trials.corpus import Corpus, load_corpus, windows
-from trials.evaluate import WindowLosses, mean_loss, text_losses, window_losses
+from trials.evaluate import window_losses
 from trials.families import family_of
 from trials.importance import ImportanceScores, load_importance
+from trials.losses import WindowLosses, mean_loss, text_losses
 from trials.targets import Targets, load_targets
 from trials.teacher import Teacher, load_teacher, resolve_model
 from trials.validation import add_validation

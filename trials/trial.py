@@ -20,7 +20,7 @@ from trials.cache import digest
 from trials.checkpoint import discard_checkpoints
 from trials.distill import DistillResult, DistillSettings, NonFiniteLoss, Report, distill
 from trials.durable import damage
-from trials.evaluate import text_losses
+from trials.losses import text_losses
 from trials.preparation import Preparation, Recipe, Shared, prepare, shared
 from trials.prune import prune, student_from
 from trials.results import STUDENT, WEIGHTS, read_result, save_student, write_result

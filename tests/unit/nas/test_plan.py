@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from nas.plan import Machine, Plan, expected_tokens, make_plan, resolve_target, summary, trial_bytes
+from nas.forecast import expected_tokens, summary
+from nas.plan import Machine, Plan, make_plan, resolve_target, trial_bytes
 from nas.settings import load_settings
 from search_spaces.errors import InputError
 

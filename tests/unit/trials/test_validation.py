@@ -17,7 +17,8 @@ from search_spaces.errors import InputError
 from trials.cache import Cache
 from trials.corpus import Corpus, ValidationText, encode, windows
 from trials.distill import distill
-from trials.evaluate import mean_loss, validation_loss
+from trials.evaluate import validation_loss
+from trials.losses import mean_loss
 from trials.preparation import Recipe, prepare, shared, teacher_windows
 from trials.targets import Targets
 from trials.trial import TrialResult, TrialSpec, run_trial
