@@ -19,9 +19,11 @@ BY = "Kendall's tau: 1 is the same order, 0 none in common, -1 the reverse."
 class Agreement:
     """Kendall's tau-b of two rankings of the same ``pairs`` architectures, the first read after ``tokens``.
 
-    ``tau`` is None with fewer than `FEWEST` pairs, and where one side holds equal losses only.
+    ``name`` is for metrics, ``what`` for readers. ``tau`` is None with fewer than `FEWEST` pairs, and where one side
+    holds equal losses only.
     """
 
+    name: str
     what: str
     tokens: int
     tau: float | None
@@ -33,10 +35,10 @@ class Agreement:
         return f"{'not defined, all equal' if self.tau is None else f'{self.tau:+.2f}'} (n = {self.pairs})"
 
 
-def agreement(what: str, tokens: int, pairs: Sequence[tuple[float, float]]) -> Agreement:
+def agreement(name: str, what: str, tokens: int, pairs: Sequence[tuple[float, float]]) -> Agreement:
     """The agreement of the (early loss, late loss) ``pairs``, one for each architecture."""
     tau = float(kendalltau(*zip(*pairs, strict=True)).statistic) if len(pairs) >= FEWEST else np.nan
-    return Agreement(what, tokens, tau if np.isfinite(tau) else None, len(pairs))
+    return Agreement(name, what, tokens, tau if np.isfinite(tau) else None, len(pairs))
 
 
 def agreements(records: Iterable[TrialRecord], finals: Iterable[FinalRecord] = ()) -> list[Agreement]:
@@ -48,16 +50,15 @@ def agreements(records: Iterable[TrialRecord], finals: Iterable[FinalRecord] = (
     early = sorted({tokens for curve in curves for tokens in curve} - {last})
     found = [
         agreement(
-            "before retraining, with the end of the trials"
-            if tokens == 0
-            else f"after {tokens:,} tokens, with the end of the trials",
+            f"{tokens}_tokens" if tokens else "zero_shot",
+            f"{f'after {tokens:,} tokens' if tokens else 'before retraining'}, with the end of the trials",
             tokens,
             [(curve[tokens], curve[last]) for curve in curves if tokens in curve and last in curve],
         )
         for tokens in early
     ]
     late = [(one.metrics["trial_loss"], one.val_loss) for one in finals if one.val_loss is not None]
-    return [*found, agreement("end of the trials, with the end of the finals", last, late)] if late else found
+    return [*found, agreement("final", "end of the trials, with the end of the finals", last, late)] if late else found
 
 
 def lines(found: Sequence[Agreement], stopped_early: bool) -> list[str]:

@@ -60,6 +60,13 @@ class Comparison:
             return f"the loss of the runner-up, {key}, is {found.mean:.4f} nats a token higher ({interval})"
         return f"not distinguishable from the runner-up, {key}: {found.mean:+.4f} nats a token ({interval})"
 
+    @property
+    def notes(self) -> list[str]:
+        """What a reader must not miss, a line each: the verdict, and every baseline that did better than the winner."""
+        better = [row for row in self.rows if WINNER not in row.roles and TEACHER not in row.roles and _is_better(row)]
+        names = (f"{', '.join(row.roles)} {row.architecture}: {row.difference}{_doubt(row)}" for row in better)
+        return [self.verdict, *(f"a baseline, which cannot win, did better: {name}" for name in names)]
+
     def against_winner(self, record: FinalRecord) -> str:
         """Another one of those that compete, against the winner, in a few words."""
         row = next(one for one in self.rows if one.architecture == record.architecture.key)
@@ -90,6 +97,14 @@ def compare(
     first = _teacher_row(teacher, windows[winner.name], teacher_parameters)
     difference = paired_difference(windows[runner_up.name], windows[winner.name]) if runner_up else None
     return Comparison((first, *rows), tuple(finals), winner, runner_up, stock, difference)
+
+
+def _is_better(row: ComparisonRow) -> bool:
+    return row.difference is not None and row.difference.mean < 0
+
+
+def _doubt(row: ComparisonRow) -> str:
+    return "" if row.difference is None or row.difference.distinguishable else ", not distinguishable"
 
 
 def _order(finals: Sequence[FinalRecord], named: Mapping[str, FinalRecord | None]) -> list[FinalRecord]:

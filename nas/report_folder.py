@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from nas.agreement import lines
+from nas.comparison import UNEQUAL
 from nas.final_report import comparison_csv, comparison_markdown
 from nas.outcome import Outcome
 from nas.plots import plot_agreement, plot_losses, plot_pareto, plot_sizes
@@ -36,7 +37,8 @@ def results(outcome: Outcome) -> str:
     if outcome.comparison:
         texts = "The loss is the mean over validation texts. " if outcome.preparation.teacher_losses else ""
         parts += ["## Final comparison", comparison_markdown(outcome.comparison).rstrip()]
-        parts += [f"{texts}Winner: {outcome.comparison.verdict}."]
+        parts += [f"{texts}{UNEQUAL[0].upper()}{UNEQUAL[1:]}."]
+        parts += ["\n".join(f"- {note}" for note in outcome.comparison.notes)]
     parts += ["## Trials", markdown_table(outcome.records, teacher_parameters(outcome)).rstrip()]
     stopped = any(one.state == "PRUNED" for one in outcome.records)
     agreement = [f"- {line}" for line in lines(outcome.agreements, stopped)]

@@ -116,6 +116,8 @@ def _print_outcome(outcome: Outcome, console: Console) -> None:
     losses = f"validation loss {winner.val_loss:.4f}, the teacher's {outcome.preparation.teacher_loss:.4f}"
     console.print(f"[bold]best[/bold]        {winner.key}: {share}; {losses}")
     console.print(f"            {outcome.winner_path}")
+    for note in outcome.comparison.notes if outcome.comparison else ():
+        console.print(f"            {note}", soft_wrap=True)
     if outcome.stock and outcome.stock.key != winner.key:
         key, loss = outcome.stock.key, outcome.stock.val_loss
         console.print(f"[bold]best stock[/bold]  {key}: loads without code of ours; validation loss {loss:.4f}")
@@ -130,13 +132,13 @@ def _print_comparison(outcome: Outcome, console: Console) -> None:
     from nas.agreement import lines
     from nas.final_report import comparison_table
 
+    console.print("could the cheap comparison be trusted?")
     for line in lines(outcome.agreements, any(one.state == "PRUNED" for one in outcome.records)):
         console.print(line, style="dim", soft_wrap=True)
     console.print()
     if outcome.comparison:
         console.print(comparison_table(outcome.comparison))
         console.print()
-        console.print(f"[bold]winner[/bold]      {outcome.comparison.verdict}", soft_wrap=True)
 
 
 if __name__ == "__main__":

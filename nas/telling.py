@@ -115,8 +115,8 @@ def _metrics(outcome: Outcome) -> dict[str, float]:
         **stock,
         **states,
         **_final_metrics(outcome),
-        **{f"kendall_tau/{one.what}".replace(",", ""): one.tau for one in outcome.agreements if one.tau is not None},
-        **{f"kendall_n/{one.what}".replace(",", ""): float(one.pairs) for one in outcome.agreements},
+        **{f"kendall_tau/{one.name}": one.tau for one in outcome.agreements if one.tau is not None},
+        **{f"kendall_n/{one.name}": float(one.pairs) for one in outcome.agreements},
     }
 
 
