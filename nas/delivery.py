@@ -10,13 +10,11 @@ from __future__ import annotations
 import getpass
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
@@ -26,12 +24,11 @@ from nas.environment import patient_uploads
 from nas.events import Artifacts, Event, FinalChanged, ModelExported, SearchFinished, SearchStarted, TrialChanged
 from nas.outbox import RejectedError
 from nas.runs import STATUS, facts, milliseconds, note, points, run_name, sizes
+from nas.stores import alone, is_permanent, one_line
 
 STUDY, TRIAL, CONTENT = "nas.study", "nas.trial", "nas.sha256"
 INTERRUPTED = "the search ended before the trial did; it is tried again under another number"
 FINAL_INTERRUPTED = "the search ended before this did; the same command goes on with it"
-PERMANENT_CODES = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_ALREADY_EXISTS")
-PERMANENT_STATUSES = (400, 413, 422)
 BEST = "best"
 EXPERIMENT_KIND, TRAINING = "mlflow.experimentKind", "custom_model_development"  # the pages open on runs, not on chats
 LONGEST = 6000  # characters of a parameter
@@ -46,7 +43,7 @@ class MlflowDelivery:
     """
 
     def __init__(self, uri: str, experiment: str, artifact_root: Path | None) -> None:
-        with _alone(uri):
+        with alone(uri):
             self.client = MlflowClient(tracking_uri=uri, registry_uri=uri)
             self.experiment = self._find_experiment(experiment, artifact_root)
         self._runs: dict[tuple[str, int | str | None], str] = {}
@@ -79,11 +76,11 @@ class MlflowDelivery:
         try:
             self._handlers[type(event)](event, files)
         except (MlflowException, HTTPError) as error:
-            if _is_permanent(error):
-                raise RejectedError(_one_line(error)) from error
+            if is_permanent(error):
+                raise RejectedError(one_line(error)) from error
             raise
         except (ArithmeticError, TypeError) as error:  # the event's own fault, whoever it is sent to
-            raise RejectedError(_one_line(error)) from error
+            raise RejectedError(one_line(error)) from error
 
     def _find_experiment(self, name: str, artifact_root: Path | None) -> str:
         found = self.client.get_experiment_by_name(name)
@@ -243,25 +240,3 @@ def _content(folder: Path) -> str:
             for block in iter(lambda: file.read(1 << 20), b""):
                 digest.update(block)
     return digest.hexdigest()
-
-
-def _is_permanent(error: MlflowException | HTTPError) -> bool:
-    if isinstance(error, HTTPError):
-        return error.response is not None and error.response.status_code in PERMANENT_STATUSES
-    return str(error.error_code) in PERMANENT_CODES
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())[:500]
-
-
-@contextmanager
-def _alone(uri: str) -> Iterator[None]:
-    """Two processes that create one SQLite store at once leave it broken; the second waits here."""
-    path = uri.split(":///", 1)[1] if uri.startswith("sqlite:///") else ""
-    if not path or path == ":memory:":
-        yield
-        return
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{path}.lock"):
-        yield

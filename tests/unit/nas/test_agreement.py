@@ -77,7 +77,7 @@ def test_survivors_are_called_so() -> None:
 
 
 def test_the_plot_shows_taus_and_their_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nas.plots.DPI", 30)
+    monkeypatch.setattr("nas.canvas.DPI", 30)
     many = agreements([trial(number, [5.0, 3.0 - number, 2.0, 1.0 + number]) for number in range(4)])
     fewer = agreements([trial(number, [5.0, 3.0 - number, 2.0, 1.0 + number]) for number in range(3)])
     pictures = [imread(plot_agreement(found, tmp_path / "plot.png")) for found in (many, fewer, many[:1], [])]

@@ -40,7 +40,7 @@ def records() -> list[TrialRecord]:
 @pytest.fixture(autouse=True)
 def coarse(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fewer pixels: most of the time of a plot goes into them."""
-    monkeypatch.setattr("nas.plots.DPI", 30)
+    monkeypatch.setattr("nas.canvas.DPI", 30)
 
 
 def shown(table: Table, width: int = 300) -> list[str]:
