@@ -29,6 +29,7 @@ SMALL_TRIAL = {
     "sequence-length": 256,
     "validation-tokens": 2_048,
     "calibration-samples": 8,
+    "finalists": 0,
 }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from random import Random
 
 from search_spaces.architecture import Architecture
 from search_spaces.shape import ModelShape
@@ -23,6 +24,22 @@ def informed(shape: ModelShape, feasible: Sequence[Architecture]) -> list[tuple[
         best = min(feasible, key=partial(_order, shape, score))
         chosen.setdefault(best, name)
     return [(name, architecture) for architecture, name in chosen.items()]
+
+
+def baselines(shape: ModelShape, feasible: Sequence[Architecture], seed: int) -> dict[str, Architecture]:
+    """What a winner is to be compared with, by name: layers alone dropped, widths alone cut, one drawn by ``seed``.
+
+    Which layers go, and which channels, heads and neurons, is decided by the scores as for any candidate. Where the
+    band holds no pure one, the nearest stands in and is called so.
+    """
+    depth, width = (min(feasible, key=partial(_order, shape, IDEAS[name])) for name in ("depth-only", "width-only"))
+    pure_depth = all(share == 1 for share in _shares(shape, depth)[1:])
+    pure_width = width.depth == shape.layers
+    return {
+        "depth only" if pure_depth else "nearest to depth only": depth,
+        "width only" if pure_width else "nearest to width only": width,
+        "random": Random(seed).choice(feasible),
+    }
 
 
 def _order(shape: ModelShape, score: Score, one: Architecture) -> tuple[float | str, ...]:

@@ -10,27 +10,25 @@ from __future__ import annotations
 import getpass
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 from requests import HTTPError
 
 from nas.environment import patient_uploads
-from nas.events import Artifacts, Event, ModelExported, SearchFinished, SearchStarted, TrialChanged
+from nas.events import Artifacts, Event, FinalChanged, ModelExported, SearchFinished, SearchStarted, TrialChanged
 from nas.outbox import RejectedError
 from nas.runs import STATUS, facts, milliseconds, note, points, run_name, sizes
+from nas.stores import alone, is_permanent, one_line
 
 STUDY, TRIAL, CONTENT = "nas.study", "nas.trial", "nas.sha256"
 INTERRUPTED = "the search ended before the trial did; it is tried again under another number"
-PERMANENT_CODES = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_ALREADY_EXISTS")
-PERMANENT_STATUSES = (400, 413, 422)
+FINAL_INTERRUPTED = "the search ended before this did; the same command goes on with it"
 BEST = "best"
 EXPERIMENT_KIND, TRAINING = "mlflow.experimentKind", "custom_model_development"  # the pages open on runs, not on chats
 LONGEST = 6000  # characters of a parameter
@@ -45,13 +43,14 @@ class MlflowDelivery:
     """
 
     def __init__(self, uri: str, experiment: str, artifact_root: Path | None) -> None:
-        with _alone(uri):
+        with alone(uri):
             self.client = MlflowClient(tracking_uri=uri, registry_uri=uri)
             self.experiment = self._find_experiment(experiment, artifact_root)
-        self._runs: dict[tuple[str, int | None], str] = {}
+        self._runs: dict[tuple[str, int | str | None], str] = {}
         self._handlers: dict[type[Event], Callable[[Any, Path], None]] = {
             SearchStarted: self._search_started,
             TrialChanged: self._trial_changed,
+            FinalChanged: self._final_changed,
             Artifacts: self._artifacts,
             SearchFinished: self._search_finished,
             ModelExported: self._model_exported,
@@ -77,11 +76,11 @@ class MlflowDelivery:
         try:
             self._handlers[type(event)](event, files)
         except (MlflowException, HTTPError) as error:
-            if _is_permanent(error):
-                raise RejectedError(_one_line(error)) from error
+            if is_permanent(error):
+                raise RejectedError(one_line(error)) from error
             raise
         except (ArithmeticError, TypeError) as error:  # the event's own fault, whoever it is sent to
-            raise RejectedError(_one_line(error)) from error
+            raise RejectedError(one_line(error)) from error
 
     def _find_experiment(self, name: str, artifact_root: Path | None) -> str:
         found = self.client.get_experiment_by_name(name)
@@ -116,6 +115,17 @@ class MlflowDelivery:
         if record.state in STATUS:
             self.client.set_terminated(run, STATUS[record.state], milliseconds(record.ended))
 
+    def _final_changed(self, event: FinalChanged, files: Path) -> None:
+        record = event.record
+        parent = self._run(event.study, None, event.study, record.started)
+        tags = {"mlflow.parentRunId": parent, "mlflow.source.name": "nas final"}
+        run = self._run(event.study, f"final {record.name}", run_name(record), record.started, tags)
+        self._log(run, points(record), sizes(record), facts(record))
+        if record.state in STATUS:
+            self.client.set_terminated(run, STATUS[record.state], milliseconds(record.ended))
+        else:
+            self.client.update_run(run, status="RUNNING")  # it may have been interrupted before
+
     def _artifacts(self, event: Artifacts, files: Path) -> None:
         run = self._run(event.study, None, event.study, None)
         with patient_uploads():
@@ -124,7 +134,8 @@ class MlflowDelivery:
     def _search_finished(self, event: SearchFinished, files: Path) -> None:
         run = self._run(event.study, None, event.study, None)
         self._settle(event.study)
-        self._log(run, [(name, value, round(event.ended * 1000), 0) for name, value in event.metrics.items()])
+        points = [(name, value, round(event.ended * 1000), 0) for name, value in event.metrics.items()]
+        self._log(run, points, tags=event.tags)
         self.client.set_terminated(run, event.status, milliseconds(event.ended))
 
     def _model_exported(self, event: ModelExported, files: Path) -> None:
@@ -157,12 +168,12 @@ class MlflowDelivery:
     def _run(
         self,
         study: str,
-        trial: int | None,
+        trial: int | str | None,
         name: str,
         started: float | None,
         tags: Mapping[str, str] | None = None,
     ) -> str:
-        """The id of the parent run (``trial`` None) or of a trial's run, made when it is not there."""
+        """The id of the parent run (``trial`` None) or of a trial's or final's, made when it is not there."""
         if (study, trial) not in self._runs:
             place = "parent" if trial is None else str(trial)
             found = self._only(self._search(f"tags.`{STUDY}` = '{study}' and tags.`{TRIAL}` = '{place}'"))
@@ -187,7 +198,8 @@ class MlflowDelivery:
         for place, runs in trials.items():
             run = self._only(runs)
             if place != "parent" and run.info.status == "RUNNING":
-                self._log(run.info.run_id, tags={"state": "INTERRUPTED", "reason": INTERRUPTED})
+                reason = FINAL_INTERRUPTED if place.startswith("final") else INTERRUPTED
+                self._log(run.info.run_id, tags={"state": "INTERRUPTED", "reason": reason})
                 self.client.set_terminated(run.info.run_id, "KILLED")
 
     def _search(self, query: str) -> list[Any]:
@@ -228,25 +240,3 @@ def _content(folder: Path) -> str:
             for block in iter(lambda: file.read(1 << 20), b""):
                 digest.update(block)
     return digest.hexdigest()
-
-
-def _is_permanent(error: MlflowException | HTTPError) -> bool:
-    if isinstance(error, HTTPError):
-        return error.response is not None and error.response.status_code in PERMANENT_STATUSES
-    return str(error.error_code) in PERMANENT_CODES
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())[:500]
-
-
-@contextmanager
-def _alone(uri: str) -> Iterator[None]:
-    """Two processes that create one SQLite store at once leave it broken; the second waits here."""
-    path = uri.split(":///", 1)[1] if uri.startswith("sqlite:///") else ""
-    if not path or path == ":memory:":
-        yield
-        return
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{path}.lock"):
-        yield

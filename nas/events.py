@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from nas.records import TrialRecord
+from nas.records import FinalRecord, TrialRecord
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,14 @@ class TrialChanged:
 
 
 @dataclass(frozen=True)
+class FinalChanged:
+    """All that is known of one final now. It replaces earlier snapshots of the final."""
+
+    study: str
+    record: FinalRecord
+
+
+@dataclass(frozen=True)
 class Artifacts:
     """Files or folders for the parent run, as they are now, under ``artifact_path`` ("" is the top)."""
 
@@ -47,10 +55,14 @@ class Artifacts:
 
 @dataclass(frozen=True)
 class SearchFinished:
-    """A run of the command ended; ``status`` is MLflow's word: FINISHED, KILLED (interrupted) or FAILED."""
+    """A run of the command ended; ``status`` is MLflow's word: FINISHED, KILLED (interrupted) or FAILED.
+
+    ``metrics`` and ``tags`` are of the parent run.
+    """
 
     study: str
     metrics: Mapping[str, float] = field(default_factory=dict)
+    tags: Mapping[str, str] = field(default_factory=dict)
     status: str = "FINISHED"
     ended: float = field(default_factory=time.time)
 
@@ -68,16 +80,16 @@ class ModelExported:
     description: str = ""
 
 
-Event = SearchStarted | TrialChanged | Artifacts | SearchFinished | ModelExported
+Event = SearchStarted | TrialChanged | FinalChanged | Artifacts | SearchFinished | ModelExported
 KINDS: dict[str, type[Event]] = {
-    one.__name__: one for one in (SearchStarted, TrialChanged, Artifacts, SearchFinished, ModelExported)
+    one.__name__: one for one in (SearchStarted, TrialChanged, FinalChanged, Artifacts, SearchFinished, ModelExported)
 }
 
 
 def to_dict(event: Event) -> dict[str, Any]:
     """JSON form."""
     value = asdict(event)
-    if isinstance(event, TrialChanged):
+    if isinstance(event, (TrialChanged, FinalChanged)):
         value["record"] = event.record.to_dict()
     return {"event": type(event).__name__, "value": value}
 
@@ -88,6 +100,8 @@ def from_dict(value: Mapping[str, Any]) -> Event:
     kind = KINDS[value["event"]]
     if kind is TrialChanged:
         fields["record"] = TrialRecord.from_dict(fields["record"])
+    if kind is FinalChanged:
+        fields["record"] = FinalRecord.from_dict(fields["record"])
     if kind is Artifacts:
         fields["paths"] = tuple(fields["paths"])
     return kind(**fields)

@@ -1,4 +1,4 @@
-"""From the record of a finished trial to an exported checkpoint with its model card."""
+"""From what a search chose to an exported checkpoint with its model card."""
 
 from __future__ import annotations
 
@@ -6,33 +6,34 @@ from pathlib import Path
 
 from transformers import AutoTokenizer
 
+from nas.outcome import Chosen
 from nas.plan import Plan
-from nas.records import TrialRecord
-from nas.runner import trial_spec
-from nas.study import Candidate, SearchStudy
+from nas.runner import architecture_spec
+from nas.study import SearchStudy
 from search_spaces.errors import InputError
 from trials.export import ModelCard, export_student, verify_manifest
-from trials.trial import Preparation, load_student
+from trials.trial import Preparation, load_weights
 
 
-def export_record(
-    plan: Plan, preparation: Preparation, study: SearchStudy, record: TrialRecord, name: str, command: str
+def export_chosen(
+    plan: Plan, preparation: Preparation, study: SearchStudy, chosen: Chosen, name: str, command: str
 ) -> Path:
-    """Export the student of ``record`` to the folder ``name`` of the study, verified in a fresh process.
+    """Export the student of ``chosen`` to the folder ``name`` of the study, verified in a fresh process.
 
-    An export of the same trial that is still whole is left as it is. Raises InputError when the student's weights
-    are gone, naming the folder and the way to get them back.
+    An export of the same student, of which the same was said, is left as it is where it is whole. Raises InputError
+    when the student's weights are gone, naming the folder and the way to get them back.
     """
     folder, label = plan.folder / name, f"exported {name}"
-    if study.recall(label) == record.number and _is_whole(folder):
+    content = f"{chosen.weights.relative_to(plan.folder)}; {chosen.verdict}"
+    if study.recall(label) == content and _is_whole(folder):
         return folder
     try:
-        student = load_student(trial_spec(plan, Candidate(record.number, record.architecture)))
+        student = load_weights(architecture_spec(plan, chosen.record.architecture), chosen.weights)
     except FileNotFoundError as error:
         raise InputError(f"{error}; a new --study makes it anew, or bring the folder back") from error
     tokenizer = AutoTokenizer.from_pretrained(plan.target.folder)
-    exported = export_student(student, tokenizer, folder, _card(plan, preparation, record, command))
-    study.remember(label, record.number)
+    exported = export_student(student, tokenizer, folder, _card(plan, preparation, chosen, command))
+    study.remember(label, content)
     return exported
 
 
@@ -44,18 +45,19 @@ def _is_whole(folder: Path) -> bool:
     return True
 
 
-def _card(plan: Plan, preparation: Preparation, record: TrialRecord, command: str) -> ModelCard:
-    assert record.val_loss is not None, "only complete trials are exported"
+def _card(plan: Plan, preparation: Preparation, chosen: Chosen, command: str) -> ModelCard:
     shape = plan.target.shape
     return ModelCard(
         teacher=plan.settings.model,
         teacher_parameters=shape.parameters(shape.full),
         teacher_loss=preparation.teacher_loss,
         budget=str(plan.target.budget),
-        architecture=record.architecture,
-        parameters=record.parameters,
-        tokens=plan.recipe.tokens,
-        val_loss=record.val_loss,
+        architecture=chosen.record.architecture,
+        parameters=chosen.record.parameters,
+        tokens=chosen.tokens,
+        val_loss=chosen.val_loss,
         corpus=preparation.corpus,
         command=command,
+        final_tokens=chosen.final_tokens,
+        comparison=chosen.verdict,
     )

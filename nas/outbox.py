@@ -17,7 +17,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from nas.events import Artifacts, Event, ModelExported, TrialChanged, from_dict, to_dict
+from nas.events import Artifacts, Event, FinalChanged, ModelExported, TrialChanged, from_dict, to_dict
 
 FILES = ".files"
 ABANDONED_SECONDS = 3600.0  # files without their event: whoever was adding them is gone
@@ -37,11 +37,11 @@ class Outbox:
         self.lock = FileLock(root / "delivering.lock")
         self._adding = threading.Lock()
         self._last = max((int(name.split("-")[0]) for name in self.waiting()), default=0)
-        self._newest: dict[tuple[str, int], str] = {}
+        self._newest: dict[tuple[str, int | str], str] = {}
         self._sweep()
 
     def add(self, event: Event) -> str:
-        """Write ``event`` down and return its name; an earlier snapshot of the same trial is dropped.
+        """Write ``event`` down and return its name; an earlier snapshot of the same trial or final is dropped.
 
         Files are copied, or linked when they are a model's: `trials.export` never writes into a finished folder.
         Raises OSError when the disk is full or a file is not there.
@@ -53,6 +53,8 @@ class Outbox:
             _write(self._path(name), json.dumps(to_dict(event)))
             if isinstance(event, TrialChanged):
                 self._supersede((event.study, event.record.number), name)
+            elif isinstance(event, FinalChanged):
+                self._supersede((event.study, event.record.name), name)
         return name
 
     def waiting(self) -> list[str]:
@@ -99,7 +101,7 @@ class Outbox:
         elif isinstance(event, ModelExported):
             _keep(Path(event.directory), folder, _link)
 
-    def _supersede(self, trial: tuple[str, int], name: str) -> None:
+    def _supersede(self, trial: tuple[str, int | str], name: str) -> None:
         earlier = self._newest.get(trial)
         self._newest[trial] = name
         if earlier is not None:

@@ -6,23 +6,26 @@ import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from filelock import FileLock, Timeout
 from rich.console import Console
 
+from nas.agreement import agreements
 from nas.candidates import informed
+from nas.comparison import Comparison, compare
 from nas.errors import NothingFeasibleError
-from nas.exports import export_record
+from nas.exports import export_chosen
+from nas.final_progress import FinalProgress
+from nas.finals import open_stage, run_stage, windows_of
+from nas.outcome import Chosen, Outcome
 from nas.plan import Plan
-from nas.plots import plot_importance, plot_losses, plot_pareto, plot_sizes
+from nas.plots import plot_importance
 from nas.progress import Progress
-from nas.records import TrialRecord
-from nas.report import csv_text, markdown_table
-from nas.runner import prepare_remotely, run_trials
-from nas.selection import best, best_stock, counts, ranking
+from nas.records import FinalRecord, TrialRecord
+from nas.report_folder import write_report
+from nas.runner import Prepared, prepare_remotely, run_trials
+from nas.selection import best, best_stock, ranking
 from nas.study import SearchStudy
 from nas.telling import Teller
 from search_spaces.errors import InputError
@@ -30,21 +33,6 @@ from trials.importance import ImportanceScores
 from trials.trial import Preparation
 
 KEPT_STUDENTS = 3  # weights of the best complete trials stay on disk; those of the others go as the search goes
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a search found. Paths are exported checkpoints; ``undelivered`` counts what MLflow has yet to be told."""
-
-    plan: Plan
-    preparation: Preparation
-    records: list[TrialRecord]
-    winner: TrialRecord
-    winner_path: Path
-    stock: TrialRecord | None
-    stock_path: Path | None
-    seconds: float
-    undelivered: int = 0
 
 
 def conduct(plan: Plan, console: Console, command: str) -> Outcome:
@@ -55,14 +43,16 @@ def conduct(plan: Plan, console: Console, command: str) -> Outcome:
     started = time.monotonic()
     with _only_driver(plan):
         console.print("preparing teacher, text, importance scores and targets ...")
-        preparation, scores = prepare_remotely(plan)
+        prepared = prepare_remotely(plan)
+        preparation, scores, _ = prepared
         console.print(_prepared(preparation))
         study = open_study(plan, preparation)
         with Teller(plan, study, console) as teller:
             teller.started(preparation, command)
             teller.files([_plot_scores(scores, plan)], "report")
             _run(plan, study, teller, console)
-            outcome = _export(plan, preparation, study, started, command)
+            comparison = _finals(plan, study, prepared, teller, console)
+            outcome = _export(plan, preparation, study, comparison, started, command)
             teller.files(write_report(outcome), "report")
             teller.finished(outcome)
         return outcome
@@ -127,79 +117,77 @@ def _run(plan: Plan, study: SearchStudy, teller: Teller, console: Console) -> No
 
 
 def _drop_weights(plan: Plan, records: list[TrialRecord]) -> None:
-    """Keep the students that can still be exported; a trial of 260M parameters leaves a gigabyte."""
+    """Keep the students that can still be exported or go on; a trial of 260M parameters leaves a gigabyte.
+
+    Of a baseline that was stopped early, the checkpoint: the final stage goes on from it.
+    """
     ranked, stock = ranking(records), best_stock(records)
-    kept = {one.architecture.key for one in ranked[:KEPT_STUDENTS]} | ({stock.architecture.key} if stock else set())
+    kept = {one.architecture for one in ranked[: max(KEPT_STUDENTS, plan.settings.finalists)]}
+    kept |= {*plan.baselines.values(), *([stock.architecture] if stock else [])}
     for one in records:
-        if one.state != "RUNNING" and one.architecture.key not in kept:
+        if one.state != "RUNNING" and one.architecture not in kept:
             shutil.rmtree(plan.folder / "trials" / one.architecture.key, ignore_errors=True)
 
 
-def _export(plan: Plan, preparation: Preparation, study: SearchStudy, started: float, command: str) -> Outcome:
+def _finals(plan: Plan, study: SearchStudy, prepared: Prepared, teller: Teller, console: Console) -> Comparison | None:
+    """The final stage, or None where there is none."""
     records = study.records()
-    winner, stock = best(records), best_stock(records)
-    if winner is None:
+    if best(records) is None:
         reasons = "; ".join(sorted({one.reason or one.state for one in records})) or "no trial ran"
         raise NothingFeasibleError(f"none of {len(records)} trials completed: {reasons}")
-    winner_path = export_record(plan, preparation, study, winner, "best", command)
-    stock_path = winner_path if stock == winner else None
-    if stock and stock != winner:
-        stock_path = export_record(plan, preparation, study, stock, "best_stock", command)
+    if not plan.settings.finalists:
+        return None
+    stage = open_stage(plan, study, records)
+    for one in stage:
+        teller.final_changed(one)
+    done = sum(one.ended is not None for one in stage)
+    if done:
+        console.print(f"study {plan.study}: {done} of {len(stage)} finals are done already")
+    progress = FinalProgress(console, plan, stage)
+
+    def changed(finals: list[FinalRecord], one: FinalRecord) -> None:
+        teller.final_changed(one)
+        progress.update_finals(finals, one)
+
+    with progress.shown():
+        finals = run_stage(plan, study, stage, changed)
+    windows = {one.name: found for one in finals if (found := windows_of(plan, one)) is not None}
+    shape = plan.target.shape
+    return compare(finals, windows, prepared.teacher, shape.parameters(shape.full))
+
+
+def _export(
+    plan: Plan,
+    preparation: Preparation,
+    study: SearchStudy,
+    comparison: Comparison | None,
+    started: float,
+    command: str,
+) -> Outcome:
+    records = study.records()
+    winner, stock = _chosen(plan, records, comparison)
+    winner_path = export_chosen(plan, preparation, study, winner, "best", command)
+    stock_path = winner_path if stock and stock.key == winner.key else None
+    if stock and stock.key != winner.key:
+        stock_path = export_chosen(plan, preparation, study, stock, "best_stock", command)
+    found = agreements(records, comparison.finals if comparison else ())
     seconds = time.monotonic() - started
-    return Outcome(plan, preparation, records, winner, winner_path, stock, stock_path, seconds)
+    return Outcome(plan, preparation, records, winner, winner_path, stock, stock_path, comparison, found, seconds)
+
+
+def _chosen(plan: Plan, records: list[TrialRecord], comparison: Comparison | None) -> tuple[Chosen, Chosen | None]:
+    """The winner and the best stock candidate: of the finals, or where there are none of the trials."""
+    if comparison is None:
+        winner, stock = best(records), best_stock(records)
+        assert winner is not None, "a search without a complete trial has ended before"
+        return Chosen.trial(plan, winner), Chosen.trial(plan, stock) if stock else None
+    first = Chosen.final(plan, comparison.winner, comparison.verdict)
+    if comparison.stock in (None, comparison.winner):
+        return first, first if comparison.stock else None
+    return first, Chosen.final(plan, comparison.stock, comparison.against_winner(comparison.stock))
 
 
 def _plot_scores(scores: ImportanceScores, plan: Plan) -> Path:
     (plan.folder / "report").mkdir(exist_ok=True)
     file = plan.folder / "report" / "importance.png"
     return plot_importance(scores.layers, scores.hidden, scores.heads, scores.mlp, file)
-
-
-def write_report(outcome: Outcome) -> list[Path]:
-    """The table as Markdown and CSV and the plots, in the folder ``report`` of the study. Returns the files."""
-    folder, records = outcome.plan.folder / "report", outcome.records
-    teacher, loss = (
-        outcome.plan.target.shape.parameters(outcome.plan.target.shape.full),
-        outcome.preparation.teacher_loss,
-    )
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "results.md").write_text(markdown_table(records, teacher), "utf-8")
-    (folder / "results.csv").write_text(csv_text(records, teacher), "utf-8")
-    plots = [
-        plot_losses(records, folder / "losses.png", loss),
-        plot_pareto(records, folder / "pareto.png", loss),
-        plot_sizes(records, folder / "sizes.png"),
-    ]
-    return [folder / "results.md", folder / "results.csv", *plots]
-
-
-def document(outcome: Outcome) -> dict[str, Any]:
-    """The result as one JSON document."""
-    plan = outcome.plan
-    return {
-        "study": plan.study,
-        "model": plan.settings.model,
-        "budget": {
-            "text": plan.settings.budget,
-            "minimum": plan.target.budget.minimum,
-            "maximum": plan.target.budget.maximum,
-        },
-        "teacher": {
-            "params": plan.target.shape.parameters(plan.target.shape.full),
-            "val_loss": outcome.preparation.teacher_loss,
-        },
-        "best": _described(outcome.winner, outcome.winner_path),
-        "best_stock": _described(outcome.stock, outcome.stock_path) if outcome.stock and outcome.stock_path else None,
-        "trials": counts(outcome.records),
-        "seconds": round(outcome.seconds, 1),
-    }
-
-
-def _described(record: TrialRecord, path: Path) -> dict[str, Any]:
-    return {
-        "architecture": record.architecture.to_dict(),
-        "params": record.parameters,
-        "val_loss": record.val_loss,
-        "stock": record.stock,
-        "path": str(path),
-    }

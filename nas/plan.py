@@ -10,7 +10,8 @@ from typing import Any
 
 import psutil
 
-from nas.scheduler import REDUCTION, rungs
+from nas.candidates import baselines
+from nas.scheduler import rungs
 from nas.settings import SearchSettings
 from search_spaces.architecture import Architecture
 from search_spaces.budget import Budget, parse_budget
@@ -19,9 +20,9 @@ from search_spaces.files import load_space
 from search_spaces.shape import ModelShape
 from search_spaces.space import SearchSpace
 from trials.cache import digest
-from trials.estimate import estimate_seconds
 from trials.teacher import read_shape, resolve_model
 from trials.trial import Recipe
+from trials.validation import parse_validation
 
 PROCESS_BYTES = 2**30  # interpreter, torch, transformers and the activations of a micro-batch
 RATE_BY_WIDTH = 0.2  # peak learning rate times hidden size; see docs/results.md
@@ -96,6 +97,14 @@ class Plan:
     resources: Resources
     recipe: Recipe
     study: str
+    final_tokens: int
+
+    @property
+    def baselines(self) -> dict[str, Architecture]:
+        """What finalists are compared with, by name; nothing without a final stage."""
+        if not (self.settings.baselines and self.settings.finalists):
+            return {}
+        return baselines(self.target.shape, self.target.feasible, self.settings.seed)
 
     @property
     def output(self) -> Path:
@@ -143,7 +152,9 @@ def make_plan(settings: SearchSettings, target: Target, machine: Machine) -> Pla
     resources = _resources(settings, target, machine)
     recipe = _recipe(settings, target.shape, DEFAULTS[resources.device])
     name = settings.study or _study_name(settings, identity(settings, target, recipe))
-    return Plan(settings, target, resources, recipe, name)
+    wanted = settings.final_tokens or recipe.tokens
+    final_tokens = max(1, wanted // recipe.batch_tokens) * recipe.batch_tokens
+    return Plan(settings, target, resources, recipe, name, final_tokens)
 
 
 def identity(settings: SearchSettings, target: Target, recipe: Recipe) -> dict[str, Any]:
@@ -189,6 +200,7 @@ def _recipe(settings: SearchSettings, shape: ModelShape, defaults: Defaults) -> 
         learning_rate=settings.learning_rate or float(f"{RATE_BY_WIDTH / shape.hidden:.2g}"),
         calibration_samples=settings.calibration_samples or defaults.calibration,
         seed=settings.seed,
+        validation=tuple((name, _absolute(source)) for name, source in parse_validation(settings.validation)),
     )
 
 
@@ -204,41 +216,3 @@ def _study_name(settings: SearchSettings, facts: dict[str, Any]) -> str:
     model = re.sub(r"[^\w.-]+", "-", Path(settings.model).name)
     budget = settings.budget.strip().replace("%", "pct").replace("_", "")
     return f"{model[:40]}-{budget}-{digest(repr(sorted(facts.items())))[:6]}"
-
-
-def expected_tokens(plan: Plan) -> int:
-    """Distillation tokens of the whole search: each rung halves the trials where ``asha`` schedules them."""
-    starts = (0, *plan.recipe.rungs[:-1])
-    halving = plan.settings.scheduler == "asha"
-    stretches = zip(starts, plan.recipe.rungs, strict=True)
-    going = (math.ceil(plan.trials / REDUCTION**place) if halving else plan.trials for place in range(len(starts)))
-    return sum(trials * (end - start) for trials, (start, end) in zip(going, stretches, strict=True))
-
-
-def estimated_seconds(plan: Plan) -> float:
-    """How long the trials will take on this machine, from FLOPs and a short measurement of its speed."""
-    candidate = plan.target.feasible[len(plan.target.feasible) // 2]
-    whole_trial = estimate_seconds(plan.target.shape, candidate, plan.recipe, plan.resources.device)
-    at_a_time = plan.resources.workers if plan.resources.gpus else 1  # trials on a CPU share what is measured
-    return whole_trial * expected_tokens(plan) / plan.recipe.tokens / at_a_time
-
-
-def summary(plan: Plan) -> list[tuple[str, str]]:
-    """What the plan says, as (what, value) lines for a person."""
-    target, recipe, resources = plan.target, plan.recipe, plan.resources
-    teacher = target.shape.parameters(target.shape.full)
-    axes = ", ".join(f"{name} {sizes[0]}..{sizes[-1]} ({len(sizes)})" for name, sizes in target.space.axes.items())
-    each = f"{resources.cpus} CPU" + (f", {resources.gpus:g} GPU" if resources.gpus else "")
-    compared = ", ".join(f"{rung:,}" for rung in recipe.rungs)
-    steps = f"{recipe.batch_tokens:,} tokens each, sequences of {recipe.sequence_length}"
-    return [
-        ("teacher", f"{plan.settings.model}: {teacher:,} parameters, {target.shape.family}"),
-        ("space", axes),
-        ("band", f"{target.budget}: {len(target.feasible)} architectures"),
-        ("trials", f"{plan.trials} by {plan.settings.sampler}, {resources.workers} at a time with {each} each"),
-        ("tokens", f"{recipe.tokens:,} a trial from {recipe.corpus}; {plan.settings.scheduler} compares at {compared}"),
-        ("in all", f"about {expected_tokens(plan):,} tokens"),
-        ("steps", f"{steps}, learning rate {recipe.learning_rate:g}"),
-        ("study", f"{plan.study} in {plan.storage}"),
-        ("output", str(plan.folder)),
-    ]

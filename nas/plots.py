@@ -11,17 +11,17 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 from numpy.typing import NDArray
 
+from nas.agreement import Agreement
+from nas.canvas import blank, grid, legend, save
 from nas.records import TrialRecord
 from nas.report import compact
 from nas.selection import best, best_stock, pareto_front, ranking
+from search_spaces.architecture import Architecture
 
-DPI = 150
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#9A9A9A"
 LOSS = "validation loss (nats per token)"
 SIZES = {"depth": "layers", "hidden": "hidden size", "heads": "heads per layer", "mlp": "MLP neurons per layer"}
@@ -29,14 +29,20 @@ FEW_TICKS = 6
 Array = NDArray[np.floating]
 
 
-def plot_losses(records: Sequence[TrialRecord], path: Path, teacher_loss: float | None = None) -> Path:
+def plot_losses(
+    records: Sequence[TrialRecord],
+    path: Path,
+    teacher_loss: float | None = None,
+    winner_architecture: Architecture | None = None,
+) -> Path:
     """Validation loss against tokens for every trial; on the right the part where candidates are told apart.
 
-    The winner is drawn on top; trials that did not complete are pale and end in a cross.
+    The winner - the best trial, unless a final stage chose another - is drawn on top; trials that did not complete
+    are pale and end in a cross.
     """
-    figure = _figure(11, 4.8)
+    figure = blank(11, 4.8)
     whole, near = figure.subplots(1, 2, width_ratios=(1, 1.7))
-    winner = best(records)
+    winner = _winner(records, winner_architecture)
     last_drawn = sorted(records, key=lambda one: (one.state == "COMPLETE", one == winner))
     for axes, first in ((whole, 0), (near, 1)):
         for record in last_drawn:
@@ -46,20 +52,25 @@ def plot_losses(records: Sequence[TrialRecord], path: Path, teacher_loss: float 
                 teacher_loss, color="black", linestyle=":", linewidth=1.2, label=f"teacher: {teacher_loss:.3f}"
             )
         axes.set_xlabel("tokens distilled")
-        _grid(axes)
+        grid(axes)
     whole.set_ylabel(LOSS)
     whole.xaxis.set_major_locator(MaxNLocator(4))
     whole.xaxis.set_major_formatter(FuncFormatter(lambda value, _: compact(value)))
     whole.set_title("from the pruned teacher on")
     near.set_title("once retrained, at the rungs where trials are compared")
     _at_rungs(near, records)
-    _legend(near)
-    return _save(figure, path)
+    legend(near)
+    return save(figure, path)
 
 
-def plot_pareto(records: Sequence[TrialRecord], path: Path, teacher_loss: float | None = None) -> Path:
+def plot_pareto(
+    records: Sequence[TrialRecord],
+    path: Path,
+    teacher_loss: float | None = None,
+    winner_architecture: Architecture | None = None,
+) -> Path:
     """Final loss against parameters: every COMPLETE trial, the Pareto front, the winner and the best stock one."""
-    figure = _figure(7.5, 5)
+    figure = blank(7.5, 5)
     axes = figure.subplots()
     complete, front = ranking(records), pareto_front(records)
     axes.step(*_points(front), where="post", color=BLUE, linewidth=1.5, label="Pareto front", zorder=1)
@@ -70,7 +81,7 @@ def plot_pareto(records: Sequence[TrialRecord], path: Path, teacher_loss: float 
         some = [one for one in complete if one.stock is stock]
         if some:
             axes.scatter(*_points(some), s=40, marker=marker, color=GREY, edgecolor="white", label=label, zorder=2)
-    stock_one, winner = best_stock(records), best(records)
+    stock_one, winner = best_stock(records), _winner(records, winner_architecture)
     for record, text, colour in ((stock_one, "best stock", GREEN), (winner, "winner", ORANGE)):
         if record is not None and not (text == "best stock" and record == winner):
             label = f"{text}: {record.architecture.key}, {record.val_loss:.3f}"
@@ -81,14 +92,14 @@ def plot_pareto(records: Sequence[TrialRecord], path: Path, teacher_loss: float 
     axes.xaxis.set_major_locator(MaxNLocator(6))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value / 1e6:g}M"))
     axes.margins(0.1)
-    _grid(axes)
-    _legend(axes)
-    return _save(figure, path)
+    grid(axes)
+    legend(axes)
+    return save(figure, path)
 
 
 def plot_importance(layers: Array, hidden: Array, heads: Array, mlp: Array, path: Path) -> Path:
     """Importance scores of a teacher: ``layers`` (L,), ``hidden`` (H,), ``heads`` (L, A), ``mlp`` (L, M)."""
-    figure = _figure(11, 7.5)
+    figure = blank(11, 7.5)
     (first, second), (third, fourth) = figure.subplots(2, 2)
     first.bar(range(len(layers)), layers, color=BLUE, width=0.75)
     first.set(xlabel="layer", ylabel="Block Importance (1 - cosine)", title="Layers: how much each one changes")
@@ -97,20 +108,20 @@ def plot_importance(layers: Array, hidden: Array, heads: Array, mlp: Array, path
     _heads_map(figure, third, heads)
     _neurons(fourth, mlp)
     for axes in (first, second, fourth):
-        _grid(axes)
+        grid(axes)
     first.xaxis.set_major_locator(MaxNLocator(12, integer=True))
     second.set_ylim(bottom=0)
-    return _save(figure, path)
+    return save(figure, path)
 
 
-def plot_sizes(records: Sequence[TrialRecord], path: Path) -> Path:
+def plot_sizes(records: Sequence[TrialRecord], path: Path, winner_architecture: Architecture | None = None) -> Path:
     """Which sizes were tried and what came of them: final loss against each axis, one panel an axis.
 
     Sizes that differ from layer to layer are shown by their mean. Trials without a final loss are ticks at the foot.
     """
-    figure = _figure(11, 3.9)
+    figure = blank(11, 3.9)
     panels = figure.subplots(1, len(SIZES), sharey=True)
-    complete, winner = ranking(records), best(records)
+    complete, winner = ranking(records), _winner(records, winner_architecture)
     others = [one for one in records if one.state in ("PRUNED", "FAIL")]
     for axes, (name, label) in zip(panels, SIZES.items(), strict=True):
         sizes = [_size(one, name) for one in complete]
@@ -127,18 +138,35 @@ def plot_sizes(records: Sequence[TrialRecord], path: Path) -> Path:
         axes.set_xlabel(label)
         axes.margins(0.1, 0.12)
         _size_ticks(axes, sorted({*sizes, *without}))
-        _grid(axes)
+        grid(axes)
     panels[0].set_ylabel(f"final {LOSS}")
     figure.suptitle("Sizes tried, and the loss they came to", fontsize=12)
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper right", ncols=2, frameon=False, fontsize=9)
-    return _save(figure, path)
+    return save(figure, path)
 
 
-def _figure(width: float, height: float) -> Figure:
-    """An empty picture, in inches, with air between its panels. It never touches pyplot's global state."""
-    figure = Figure(figsize=(width, height), layout=ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.1, wspace=0.02))
-    FigureCanvasAgg(figure)
-    return figure
+def plot_agreement(found: Sequence[Agreement], path: Path) -> Path:
+    """Kendall's tau of early rankings with late ones, in the order in which they were read, each with its pairs."""
+    figure = blank(7.5, 3.2)
+    axes = figure.subplots()
+    places = [(place, one.tau) for place, one in enumerate(found) if one.tau is not None]
+    axes.axhline(0, color="black", linewidth=0.8)
+    axes.bar([place for place, _ in places], [tau for _, tau in places], color=BLUE, width=0.5)
+    for place, one in enumerate(found):
+        label = str(one).replace(" (", "\n(")
+        axes.annotate(label, (place, max(one.tau or 0, 0)), (0, 3), textcoords="offset points", ha="center", fontsize=8)
+    axes.set_xticks(range(len(found)), [one.what.replace(", with", "\nwith") for one in found], fontsize=8)
+    axes.set(ylim=(-1.05, 1.45), ylabel="Kendall's tau", title="Rankings of the same architectures, early and late")
+    axes.set_yticks([-1, -0.5, 0, 0.5, 1])
+    grid(axes)
+    return save(figure, path)
+
+
+def _winner(records: Sequence[TrialRecord], architecture: Architecture | None) -> TrialRecord | None:
+    """The trial of ``architecture``, or the best one where no final stage chose."""
+    if architecture is None:
+        return best(records)
+    return next((one for one in ranking(records) if one.architecture == architecture), None)
 
 
 def _curve(axes: Axes, points: Sequence[tuple[int, float]], record: TrialRecord, is_winner: bool) -> None:
@@ -190,7 +218,7 @@ def _neurons(axes: Axes, mlp: Array) -> None:
     axes.set(xlabel="layer", ylabel="score", title="MLP neurons: spread in each layer")
     axes.xaxis.set_major_locator(MaxNLocator(12, integer=True))
     axes.set_ylim(bottom=0)
-    _legend(axes)
+    legend(axes)
 
 
 def _points(records: Sequence[TrialRecord]) -> tuple[list[int], list[float]]:
@@ -207,20 +235,3 @@ def _size_ticks(axes: Axes, sizes: Sequence[float]) -> None:
     else:
         axes.xaxis.set_major_locator(MaxNLocator(FEW_TICKS - 1, integer=True))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-
-
-def _grid(axes: Axes) -> None:
-    axes.grid(alpha=0.25)
-    axes.spines[["top", "right"]].set_visible(False)
-
-
-def _legend(axes: Axes) -> None:
-    """One entry for each label, however many curves share it."""
-    entries = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
-    if entries:
-        axes.legend(entries.values(), entries.keys(), fontsize=8.5, frameon=True, framealpha=0.85, edgecolor="none")
-
-
-def _save(figure: Figure, path: Path) -> Path:
-    figure.savefig(path, dpi=DPI)
-    return path

@@ -50,6 +50,11 @@ class Progress:
         if changed is not None:
             self.console.print(self._line(changed), highlight=False, soft_wrap=True)
 
+    @property
+    def elapsed(self) -> float:
+        """Seconds since the beginning."""
+        return time.monotonic() - self.started
+
     def seconds_left(self) -> float | None:
         """An estimate from the tokens trained so far, or None while nothing is known."""
         done = self._tokens()
@@ -59,7 +64,7 @@ class Progress:
             return None
         each = sum(self._trained(one) for one in ended) / len(ended)
         expected = max(self.plan.trials * each, done)
-        return (time.monotonic() - self.started) / spent * (expected - done)
+        return self.elapsed / spent * (expected - done)
 
     def _tokens(self) -> int:
         return sum(self._trained(one) for one in self.records)
@@ -72,7 +77,7 @@ class Progress:
         left = self.seconds_left()
         rest = f", about {clock(left)} left" if left else ""
         ended = sum(one.state != "RUNNING" for one in self.records)
-        so_far = f"[{clock(time.monotonic() - self.started)}, {ended}/{self.plan.trials} done]"
+        so_far = f"[{clock(self.elapsed)}, {ended}/{self.plan.trials} done]"
         what = _what(record, self.plan.recipe.tokens)
         return f"{so_far} trial {record.number} {record.architecture.key}: {what}{rest}"
 
@@ -95,11 +100,10 @@ class Progress:
         losses = [one.val_loss for one in self.records if one.val_loss is not None]
         best = f"best {min(losses):.4f}   " if losses else ""
         rest = f"about {clock(left)} left" if left else "time left: not known yet"
-        elapsed = clock(time.monotonic() - self.started)
         line = Table.grid(padding=(0, 2))
         line.add_row(
             ProgressBar(total=self.plan.trials, completed=ended, width=30),
-            Text(f"{ended} of {self.plan.trials} trials   {best}{elapsed} so far, {rest}"),
+            Text(f"{ended} of {self.plan.trials} trials   {best}{clock(self.elapsed)} so far, {rest}"),
         )
         return line
 

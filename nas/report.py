@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
 from typing import Literal
 
 from rich.table import Table
 from rich.text import Text
 
-from nas.records import TrialRecord
+from nas.records import TrialRecord, text_losses
 from nas.selection import best_stock, last_reading, listing, perplexity, ranking
+from trials.losses import OF_TEXT
 
 WIDTH = 110  # characters of the terminal's table at most
 STATES = {"COMPLETE": "complete", "PRUNED": "stopped early", "FAIL": "failed", "RUNNING": "running"}
@@ -23,9 +24,9 @@ class Row:
     """One trial as a line of the report; the order of the fields is the order of the columns in files.
 
     Losses are on validation text, in nats per token, ``zero_shot_loss`` before any retraining. ``val_loss`` of a
-    trial that was stopped early is its last reading, at ``tokens``. ``share`` is of the teacher's parameters.
-    ``heads``, ``kv_heads`` and ``mlp`` are written layer by layer where layers differ. ``seconds`` is wall
-    time.
+    trial that was stopped early is its last reading, at ``tokens``; ``losses``, each a column of its own, are those
+    on each validation text, where there are several. ``share`` is of the teacher's parameters.
+    ``heads``, ``kv_heads`` and ``mlp`` are written layer by layer where layers differ. ``seconds`` is wall time.
     """
 
     rank: int | None
@@ -47,6 +48,7 @@ class Row:
     reason: str
     stock: bool
     origin: str
+    losses: Mapping[str, float]
 
 
 def rows(records: Sequence[TrialRecord], teacher_parameters: int) -> list[Row]:
@@ -55,11 +57,17 @@ def rows(records: Sequence[TrialRecord], teacher_parameters: int) -> list[Row]:
     return [_row(one, ranks.get(one.number), teacher_parameters) for one in listing(records)]
 
 
-def terminal_table(records: Sequence[TrialRecord], teacher_parameters: int, title: str | None = None) -> Table:
+def terminal_table(
+    records: Sequence[TrialRecord],
+    teacher_parameters: int,
+    title: str | None = None,
+    final_roles: Mapping[str, str] | None = None,
+) -> Table:
     """The report for a screen of `WIDTH` characters.
 
     The winner is bold, the best stock candidate is named in the last column, what did not complete is dim;
-    why trials failed stands below.
+    why trials failed stands below. After a final stage that column says what it made of an architecture instead:
+    ``final_roles`` by the architecture's name, "winner" among them.
     """
     table = Table(title=title, header_style="bold", box=None, pad_edge=False, collapse_padding=True)
     table.title_justify = table.caption_justify = "left"
@@ -70,8 +78,10 @@ def terminal_table(records: Sequence[TrialRecord], teacher_parameters: int, titl
     stock = best_stock(records)
     lines = rows(records, teacher_parameters)
     for row in lines:
-        result = _result(row, best_stock=stock is not None and row.trial == stock.number)
-        style = "bold green" if row.rank == 1 else "" if row.rank else "dim"
+        is_stock = stock is not None and row.trial == stock.number
+        result = _result(row, best_stock=is_stock) if final_roles is None else _final_result(row, final_roles)
+        style = "bold green" if result.startswith(("best,", "winner")) or result == "best" else ""
+        style = style if row.rank else "dim"
         cells = [column.cell(row) for column in COLUMNS[:-1]]
         table.add_row(*(Text(cell) for cell in [*cells, result]), style=style)
     failures = [f"trial {row.trial} failed: {row.reason}" for row in lines if row.state == STATES["FAIL"]]
@@ -81,24 +91,39 @@ def terminal_table(records: Sequence[TrialRecord], teacher_parameters: int, titl
 
 def markdown_table(records: Sequence[TrialRecord], teacher_parameters: int) -> str:
     """The report as a Markdown table with every column of `Row`, ending in a newline."""
-    names = [one.name for one in fields(Row)]
+    found = rows(records, teacher_parameters)
+    names = _columns(found)
     lines = [
         f"| {' | '.join(name.replace('_', ' ') for name in names)} |",
         f"|{'|'.join(_rule(one) for one in names)}|",
     ]
-    for row in rows(records, teacher_parameters):
-        cells = (_markdown(name, value) for name, value in asdict(row).items())
+    for row in found:
+        values = _values(row)
+        cells = (_markdown(name, values.get(name)) for name in names)
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
 def csv_text(records: Sequence[TrialRecord], teacher_parameters: int) -> str:
     """The report as CSV with every column of `Row`, numbers in full; what is not known is empty."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, [one.name for one in fields(Row)], lineterminator="\n")
+    text, found = io.StringIO(), rows(records, teacher_parameters)
+    writer = csv.DictWriter(text, _columns(found), lineterminator="\n")
     writer.writeheader()
-    writer.writerows(asdict(row) for row in rows(records, teacher_parameters))
+    writer.writerows(_values(row) for row in found)
     return text.getvalue()
+
+
+def _columns(found: Sequence[Row]) -> list[str]:
+    """The columns of a file: the fields of `Row`, and behind ``val_loss`` one for each validation text."""
+    texts = dict.fromkeys(f"{OF_TEXT}{name}" for row in found for name in row.losses)
+    names = [one.name for one in fields(Row) if one.name != "losses"]
+    place = names.index("val_loss") + 1
+    return [*names[:place], *texts, *names[place:]]
+
+
+def _values(row: Row) -> dict[str, object]:
+    values = {**vars(row), **{f"{OF_TEXT}{name}": loss for name, loss in row.losses.items()}}
+    return {name: value for name, value in values.items() if name != "losses"}
 
 
 @dataclass(frozen=True)
@@ -160,6 +185,7 @@ def _row(record: TrialRecord, rank: int | None, teacher_parameters: int) -> Row:
         reason=record.reason or "",
         stock=record.stock,
         origin=record.origin,
+        losses=text_losses(record),
     )
 
 
@@ -173,6 +199,12 @@ def _result(row: Row, *, best_stock: bool) -> str:
     if row.rank == 1:
         return "best"
     return "stock" if row.rank and row.stock else "" if row.rank else row.state
+
+
+def _final_result(row: Row, roles: Mapping[str, str]) -> str:
+    if not row.rank:
+        return row.state
+    return roles.get(row.architecture) or ("stock" if row.stock else "")
 
 
 def _number(value: float | None, digits: int) -> str:

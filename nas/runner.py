@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 # Tune's own snapshots, loggers and signal handler are not wanted: the study is the only state.
 os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
@@ -32,9 +32,11 @@ from nas.plan import Machine, Plan, Resources
 from nas.searcher import FAILURE, FINAL, LOSS, METRICS, RETRIED, TOKENS, Notify, StudyScheduler, StudySearcher
 from nas.settings import SearchSettings
 from nas.study import Candidate, SearchStudy
+from search_spaces.architecture import Architecture
 from search_spaces.errors import InputError
 from trials.importance import ImportanceScores
-from trials.preparation import Preparation, Recipe, prepare, shared
+from trials.losses import OF_TEXT, WindowLosses
+from trials.preparation import Preparation, Recipe, prepare, shared, teacher_windows
 from trials.trial import TrialSpec, run_trial
 
 WORKER_DEATHS = 2  # a trial whose worker or node died is tried again this often, from its last checkpoint
@@ -88,16 +90,22 @@ def _machine() -> Machine:
     return Machine(sum(cpus), float(total.get("GPU", 0)), int(total.get("memory", 0)), smallest)
 
 
-def prepare_remotely(plan: Plan) -> tuple[Preparation, ImportanceScores]:
+class Prepared(NamedTuple):
+    """What the driver has to know of it; ``teacher`` are the teacher's own losses on all validation windows."""
+
+    preparation: Preparation
+    scores: ImportanceScores
+    teacher: WindowLosses
+
+
+def prepare_remotely(plan: Plan) -> Prepared:
     """Teacher, tokens and importance scores, made (or found) where trials run, before the first of them starts.
 
     Raises InputError for what is wrong with model, corpus or the shared folder.
     """
-    task = ray.remote(_prepare).options(**_options(plan.resources), max_retries=WORKER_DEATHS)
+    task = ray.remote(_prepare).options(**resource_options(plan.resources), max_retries=WORKER_DEATHS)
     try:
-        prepared: tuple[Preparation, ImportanceScores] = ray.get(
-            task.remote(plan.recipe, str(plan.cache), plan.resources.device)
-        )
+        prepared: Prepared = ray.get(task.remote(plan.recipe, str(plan.cache), plan.resources.device))
     except RayTaskError as error:
         if isinstance(error.cause, InputError):
             raise error.cause from None
@@ -106,11 +114,13 @@ def prepare_remotely(plan: Plan) -> tuple[Preparation, ImportanceScores]:
     return prepared
 
 
-def _prepare(recipe: Recipe, cache: str, device: str) -> tuple[Preparation, ImportanceScores]:
-    return prepare(recipe, cache, device), shared(recipe, cache, device).scores
+def _prepare(recipe: Recipe, cache: str, device: str) -> Prepared:
+    preparation, scores = prepare(recipe, cache, device), shared(recipe, cache, device).scores
+    return Prepared(preparation, scores, teacher_windows(recipe, cache, device))
 
 
-def _options(resources: Resources) -> dict[str, Any]:
+def resource_options(resources: Resources) -> dict[str, Any]:
+    """What Ray is to give a task that does the work of a trial."""
     return {"num_cpus": resources.cpus, "num_gpus": resources.gpus}
 
 
@@ -175,11 +185,16 @@ def _describer(plan: Plan) -> Callable[[Candidate], dict[str, Any]]:
 
 
 def trial_spec(plan: Plan, candidate: Candidate) -> TrialSpec:
-    """The specification of one trial; its folder is named after the architecture, so that a retry finds it."""
+    """The specification of one trial."""
+    return architecture_spec(plan, candidate.architecture)
+
+
+def architecture_spec(plan: Plan, architecture: Architecture) -> TrialSpec:
+    """The trial of ``architecture``; its folder is named after it, so that a retry finds it."""
     return TrialSpec(
         recipe=plan.recipe,
-        architecture=candidate.architecture,
-        directory=str(plan.folder / "trials" / candidate.architecture.key),
+        architecture=architecture,
+        directory=str(plan.folder / "trials" / architecture.key),
         cache=str(plan.cache),
         device=plan.resources.device,
     )
@@ -204,4 +219,5 @@ def _trainable(config: dict[str, Any]) -> None:
         tune.report({FAILURE: failure.reason})
         return
     metrics = {name: float(value) for name, value in result.to_dict().items() if name in METRICS}
+    metrics.update({f"{OF_TEXT}{name}": loss for name, loss in result.losses.items()})
     tune.report({FINAL: True, LOSS: result.val_loss, **metrics})

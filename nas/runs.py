@@ -5,23 +5,26 @@ from __future__ import annotations
 from typing import Any
 
 from nas.events import SearchStarted
-from nas.records import TrialRecord
+from nas.records import FinalRecord, TrialRecord
 from nas.selection import perplexity
 
 STATUS = {"COMPLETE": "FINISHED", "PRUNED": "KILLED", "FAIL": "FAILED"}  # MLflow's words for Optuna's
 
 
-def run_name(record: TrialRecord) -> str:
-    """The name of a trial's run, ``trial-003 d8-h208-a6-m768``."""
+def run_name(record: TrialRecord | FinalRecord) -> str:
+    """The name of a run, ``trial-003 d8-h208-a6-m768`` or ``final d8-h208-a6-m768``."""
+    if isinstance(record, FinalRecord):
+        return f"final {record.architecture.key}"
     return f"trial-{record.number:03d} {record.architecture.key}"
 
 
-def points(record: TrialRecord) -> list[tuple[str, float, int, int]]:
-    """Metric points of a trial: (key, value, timestamp in ms, step), the step being tokens distilled.
+def points(record: TrialRecord | FinalRecord) -> list[tuple[str, float, int, int]]:
+    """Metric points of a trial or a final: (key, value, timestamp in ms, step), the step being tokens distilled.
 
-    The loss of every rung is ``val_loss``; what is known at the end, ``final_val_loss`` of a COMPLETE trial
-    included, stands at the last rung. No clock was read at the rungs, so their timestamps count milliseconds from
-    the start: the same in every snapshot, which keeps a repeated point from being a second one.
+    The loss of every rung is ``val_loss``, a final's beginning with its trial's; what is known at the end,
+    ``final_val_loss`` of what is COMPLETE included, stands at the last rung. No clock was read at the rungs, so their
+    timestamps count milliseconds from the start: the same in every snapshot, which keeps a repeated point from being
+    a second one.
     """
     start = milliseconds(record.started) or 0
     last = record.curve[-1][0] if record.curve else 0
@@ -34,14 +37,20 @@ def points(record: TrialRecord) -> list[tuple[str, float, int, int]]:
     return rungs + [(key, value, start, last if key != "parameters" else 0) for key, value in known.items()]
 
 
-def sizes(record: TrialRecord) -> dict[str, Any]:
+def sizes(record: TrialRecord | FinalRecord) -> dict[str, Any]:
     """The architecture as parameters of a run."""
     return record.architecture.to_dict()
 
 
-def facts(record: TrialRecord) -> dict[str, str]:
-    """Tags of a trial's run. The state is one only when it is final: MLflow shows what runs by itself."""
-    tags = {"architecture": record.architecture.key, "stock": str(record.stock).lower(), "origin": record.origin}
+def facts(record: TrialRecord | FinalRecord) -> dict[str, str]:
+    """Tags of a run. ``stage`` tells trials from finals. A trial's state is a tag only when it is final: MLflow shows
+    what runs by itself. That of a final, which may be interrupted and go on in the same run, always is.
+    """
+    tags = {"architecture": record.architecture.key, "stock": str(record.stock).lower()}
+    if isinstance(record, FinalRecord):
+        roles = ", ".join(record.roles)
+        return {**tags, "stage": "final", "roles": roles, "state": record.state, "reason": record.reason or ""}
+    tags |= {"origin": record.origin, "stage": "trial"}
     if record.state in STATUS:
         tags["state"] = record.state
     if record.reason:

@@ -22,7 +22,7 @@ from nas.settings import SearchSettings, parse_arguments
 from search_spaces.errors import InputError
 
 if TYPE_CHECKING:  # torch, Ray and transformers take seconds to import: not before the settings are right
-    from nas.pipeline import Outcome
+    from nas.outcome import Outcome
     from nas.plan import Plan
 
 DONE, WRONG_INPUT, NOTHING_FEASIBLE, INTERRUPTED = 0, 2, 3, 130
@@ -54,7 +54,8 @@ def command(arguments: Sequence[str]) -> str:
 
 
 def _search(settings: SearchSettings, console: Console, as_json: bool, started_by: str) -> int:
-    from nas.pipeline import conduct, document
+    from nas.outcome import document
+    from nas.pipeline import conduct
     from nas.plan import make_plan, resolve_target
     from nas.runner import ray_session
 
@@ -70,7 +71,8 @@ def _search(settings: SearchSettings, console: Console, as_json: bool, started_b
 
 
 def _dry_run(settings: SearchSettings, console: Console) -> int:
-    from nas.plan import Machine, estimated_seconds, make_plan, resolve_target
+    from nas.forecast import estimated_seconds
+    from nas.plan import Machine, make_plan, resolve_target
     from nas.progress import clock
 
     plan = make_plan(settings, resolve_target(settings), Machine.local())
@@ -81,7 +83,7 @@ def _dry_run(settings: SearchSettings, console: Console) -> int:
 
 
 def _print_plan(plan: Plan, console: Console) -> None:
-    from nas.plan import summary
+    from nas.forecast import summary
 
     table = Table(box=None, show_header=False, pad_edge=False)
     for what, value in summary(plan):
@@ -91,26 +93,44 @@ def _print_plan(plan: Plan, console: Console) -> None:
 
 def _print_outcome(outcome: Outcome, console: Console) -> None:
     from nas.report import terminal_table
+    from nas.report_folder import teacher_parameters
     from nas.tracking import tracking_uri, ui_command
 
-    shape, winner = outcome.plan.target.shape, outcome.winner
-    teacher = shape.parameters(shape.full)
+    winner, teacher = outcome.winner, teacher_parameters(outcome)
+    rows = outcome.comparison.rows if outcome.comparison else ()
+    roles = {row.architecture: row.roles[0] for row in rows} if rows else None
     console.print()
-    console.print(terminal_table(outcome.records, teacher, title=f"study {outcome.plan.study}"))
+    console.print(terminal_table(outcome.records, teacher, f"study {outcome.plan.study}", roles))
     console.print()
-    share = f"{winner.parameters:,} parameters, {winner.parameters / teacher:.1%} of the teacher"
+    _print_comparison(outcome, console)
+    share = f"{winner.record.parameters:,} parameters, {winner.record.parameters / teacher:.1%} of the teacher"
     losses = f"validation loss {winner.val_loss:.4f}, the teacher's {outcome.preparation.teacher_loss:.4f}"
     say = partial(console.print, soft_wrap=True)  # a path or a command is not to be broken
-    say(f"[bold]best[/bold]        {winner.architecture.key}: {share}; {losses}")
+    say(f"[bold]best[/bold]        {winner.key}: {share}; {losses}")
     say(f"            {outcome.winner_path}")
-    if outcome.stock and outcome.stock != winner:
-        key, loss = outcome.stock.architecture.key, outcome.stock.val_loss
+    for note in outcome.comparison.notes if outcome.comparison else ():
+        say(f"            {note}")
+    if outcome.stock and outcome.stock.key != winner.key:
+        key, loss = outcome.stock.key, outcome.stock.val_loss
         say(f"[bold]best stock[/bold]  {key}: loads without code of ours; validation loss {loss:.4f}")
         say(f"            {outcome.stock_path}")
-    trust = "" if winner.stock else ", trust_remote_code=True"
+    trust = "" if winner.record.stock else ", trust_remote_code=True"
     say(f'load it:    AutoModelForCausalLM.from_pretrained("{outcome.winner_path}"{trust})')
     say(f"see it:     {ui_command(tracking_uri(outcome.plan.output))}")
     say(f"report:     {outcome.plan.folder / 'report'}")
+
+
+def _print_comparison(outcome: Outcome, console: Console) -> None:
+    from nas.agreement import lines
+    from nas.final_report import comparison_table
+
+    console.print("could the cheap comparison be trusted?")
+    for line in lines(outcome.agreements, any(one.state == "PRUNED" for one in outcome.records)):
+        console.print(line, style="dim", soft_wrap=True)
+    console.print()
+    if outcome.comparison:
+        console.print(comparison_table(outcome.comparison))
+        console.print()
 
 
 if __name__ == "__main__":

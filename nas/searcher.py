@@ -12,6 +12,7 @@ from ray.tune.search import Searcher
 
 from nas.scheduler import promotes
 from nas.study import Candidate, SearchStudy
+from trials.losses import OF_TEXT
 
 # Keys of a result beside the metrics of a rung; they tell how a trial ended.
 FINAL, FAILURE, RETRIED, TOKENS, LOSS = "final", "failure", "retried", "tokens", "val_loss"
@@ -120,4 +121,5 @@ METRICS = (
 
 def metrics_of(result: Mapping[str, Any]) -> dict[str, float]:
     """The measured numbers of a result, without what Tune adds to it."""
-    return {name: float(result[name]) for name in METRICS if name in result}
+    texts = (name for name in result if name.startswith(OF_TEXT))
+    return {name: float(result[name]) for name in (*METRICS, *texts) if name in result}

@@ -10,9 +10,11 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-from nas.records import TrialRecord
+from nas.records import FinalRecord, TrialRecord
 
 STATES = ("COMPLETE", "PRUNED", "FAIL", "RUNNING")
+FINALIST, STOCK = "finalist", "stock finalist"
+COMPETING = (FINALIST, STOCK)  # roles of finals that can win; all others are baselines
 
 
 def ranking(records: Iterable[TrialRecord]) -> list[TrialRecord]:
@@ -28,6 +30,17 @@ def best(records: Iterable[TrialRecord]) -> TrialRecord | None:
 def best_stock(records: Iterable[TrialRecord]) -> TrialRecord | None:
     """The best of those that load with a plain ``from_pretrained``, or None when there is none."""
     return best(one for one in records if one.stock)
+
+
+def competes(record: FinalRecord) -> bool:
+    """Whether a final can win: a candidate that the search found, whatever else it is."""
+    return any(role in COMPETING for role in record.roles)
+
+
+def final_ranking(finals: Iterable[FinalRecord]) -> list[FinalRecord]:
+    """The COMPLETE finals, best first: smallest validation loss, then fewer parameters, then the key's order."""
+    complete = (one for one in finals if one.state == "COMPLETE" and one.val_loss is not None)
+    return sorted(complete, key=lambda one: (one.val_loss, one.parameters, one.architecture.key))
 
 
 def pareto_front(records: Iterable[TrialRecord]) -> list[TrialRecord]:

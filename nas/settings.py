@@ -50,6 +50,16 @@ class SearchSettings(BaseModel):
     validation_tokens: int | None = Field(
         None, ge=8, description="validation tokens of every comparison (16,384 on CPU, 262,144 on GPU)"
     )
+    validation: str | None = Field(
+        None, description="further validation text, comma-separated: files, folders, hub names, or name=any of these"
+    )
+    finalists: int = Field(3, ge=0, description="best trials that are trained further, to choose among; 0: none is")
+    final_tokens: int | None = Field(
+        None, ge=1, description="tokens that finalists are trained on beyond their trial (as many as a trial)"
+    )
+    baselines: bool = Field(
+        True, description="train depth only, width only and a random candidate as far as finalists, to compare with"
+    )
     seed: int = Field(0, ge=0, lt=2**31, description="seed of the proposals and of the order of the batches")
     study: str | None = Field(
         None,
@@ -97,6 +107,8 @@ def _metavar(name: str) -> str:
     annotation = str(SearchSettings.model_fields[name].annotation)
     if "Literal" in annotation:
         return "|".join(re.findall(r"'(\w+)'", annotation))
+    if "bool" in annotation:
+        return "yes|no"
     return "N" if "int" in annotation else "X" if "float" in annotation else name.upper()
 
 

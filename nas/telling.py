@@ -6,16 +6,18 @@ import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from nas.plan import Plan, summary
-from nas.records import TrialRecord
-from nas.selection import counts
+from nas.forecast import summary
+from nas.plan import Plan
+from nas.records import FinalRecord, TrialRecord
+from nas.selection import COMPETING, counts
 from nas.study import SearchStudy
 from nas.tracking import (
     Artifacts,
+    FinalChanged,
     ModelExported,
     SearchFinished,
     SearchStarted,
@@ -24,10 +26,11 @@ from nas.tracking import (
     code_version,
     tracking_uri,
 )
+from trials.losses import OF_TEXT
 from trials.trial import Preparation
 
 if TYPE_CHECKING:
-    from nas.pipeline import Outcome
+    from nas.outcome import Outcome
 
 CLOSE_SECONDS = {"done": 30.0, "broken off": 2.0}  # how long the end of a search waits for a slow server
 
@@ -87,25 +90,53 @@ class Teller:
             if record.number == number:
                 self.tracker.put(TrialChanged(self.uid, record))
 
+    def final_changed(self, record: FinalRecord) -> None:
+        """A final has started, come to a reading, or ended; one that waits has no run yet."""
+        if record.state != "WAITING":
+            self.tracker.put(FinalChanged(self.uid, record))
+
     def finished(self, outcome: Outcome) -> None:
         """The winner's checkpoint, and the end of the parent run."""
         name = f"{self.plan.study}"
-        self.tracker.put(ModelExported(self.uid, name, str(outcome.winner_path), outcome.winner.architecture.key))
-        self.tracker.put(SearchFinished(self.uid, metrics=_metrics(outcome)))
+        self.tracker.put(ModelExported(self.uid, name, str(outcome.winner_path), outcome.winner.key))
+        self.tracker.put(SearchFinished(self.uid, metrics=_metrics(outcome), tags=_verdict(outcome)))
         self._ended = True
 
 
 def _metrics(outcome: Outcome) -> dict[str, float]:
     states = {f"trials_{state.lower()}": float(count) for state, count in counts(outcome.records).items()}
-    stock: dict[str, Any] = {"best_stock_val_loss": outcome.stock.val_loss} if outcome.stock else {}
+    stock = {"best_stock_val_loss": outcome.stock.val_loss} if outcome.stock else {}
     return {
-        "best_val_loss": float(outcome.winner.val_loss or 0.0),
-        "best_parameters": float(outcome.winner.parameters),
+        "best_val_loss": outcome.winner.val_loss,
+        "best_parameters": float(outcome.winner.record.parameters),
         "teacher_val_loss": outcome.preparation.teacher_loss,
         "seconds": outcome.seconds,
+        **{f"teacher_{OF_TEXT}{name}": loss for name, loss in outcome.preparation.teacher_losses.items()},
         **stock,
         **states,
+        **_final_metrics(outcome),
+        **{f"kendall_tau/{one.name}": one.tau for one in outcome.agreements if one.tau is not None},
+        **{f"kendall_n/{one.name}": float(one.pairs) for one in outcome.agreements},
     }
+
+
+def _final_metrics(outcome: Outcome) -> dict[str, float]:
+    """The final table as metrics, by role, and the winner's lead with its interval."""
+    if outcome.comparison is None:
+        return {}
+    table = {
+        f"final_val_loss/{role}": row.val_loss
+        for row in outcome.comparison.rows
+        for role in row.roles
+        if row.val_loss is not None and role not in COMPETING  # of which there may be several
+    }
+    lead = outcome.comparison.difference
+    lead_metrics = {} if lead is None else {"lead": lead.mean, "lead_low": lead.low, "lead_high": lead.high}
+    return {**table, **lead_metrics}
+
+
+def _verdict(outcome: Outcome) -> dict[str, str]:
+    return {"winner_vs_runner_up": outcome.comparison.verdict} if outcome.comparison else {}
 
 
 def _uid(study: SearchStudy) -> str:

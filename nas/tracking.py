@@ -21,7 +21,7 @@ from urllib.parse import urlsplit, urlunsplit
 from filelock import Timeout
 
 from nas.environment import set_defaults
-from nas.events import Artifacts, Event, ModelExported, SearchFinished, SearchStarted, TrialChanged
+from nas.events import Artifacts, Event, FinalChanged, ModelExported, SearchFinished, SearchStarted, TrialChanged
 from nas.outbox import Outbox, RejectedError
 from search_spaces.errors import InputError
 
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Artifacts",
     "Event",
+    "FinalChanged",
     "ModelExported",
     "SearchFinished",
     "SearchStarted",

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nas.events import Artifacts, Event, ModelExported, SearchFinished, SearchStarted, TrialChanged
-from nas.records import TrialRecord
+from nas.records import FinalRecord, TrialRecord
 from search_spaces.architecture import Architecture
 
 if TYPE_CHECKING:
@@ -34,6 +34,28 @@ def record(number: int, state: str = "COMPLETE", rungs: int = 4, **changes: Any)
         "ended": STARTED + 60 * number + 50 if ended else None,
     }
     return TrialRecord(**{**values, **changes})
+
+
+def final(place: int, state: str = "COMPLETE", **changes: Any) -> FinalRecord:
+    """The final of trial ``place``, which went on from ``RUNGS[-1]`` to twice as many tokens."""
+    trial, ended = record(place), state in ("COMPLETE", "FAIL")
+    loss = trial.curve[-1][1] - 0.5
+    values: dict[str, Any] = {
+        "architecture": trial.architecture,
+        "parameters": trial.parameters,
+        "stock": trial.stock,
+        "tokens": 2 * RUNGS[-1],
+        "roles": ("finalist",),
+        "state": state,
+        "reason": "NonFiniteLoss: nan" if state == "FAIL" else None,
+        "val_loss": loss if state == "COMPLETE" else None,
+        "curve": (*trial.curve, *([(2 * RUNGS[-1], loss)] if state == "COMPLETE" else [])),
+        "metrics": {"trial_loss": trial.curve[-1][1], "kl": 0.25} if state == "COMPLETE" else {},
+        "windows": f"digest {place}" if state == "COMPLETE" else "",
+        "started": None if state == "WAITING" else STARTED + 1000 + place,
+        "ended": STARTED + 1100 + place if ended else None,
+    }
+    return FinalRecord(**{**values, **changes})
 
 
 def search_events(study: str, folder: Path) -> list[Event]:

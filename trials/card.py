@@ -34,7 +34,7 @@ tokenizer = AutoTokenizer.from_pretrained("./{name}"{trust})
 | validation perplexity | {perplexity:.2f} | {teacher_perplexity:.2f} |
 
 - Architecture: `{architecture}`
-- Distilled on {tokens:,} tokens; text: {corpus}
+- Distilled on {distilled}; text: {corpus}{compared}
 - Made by `{command}`
 - Loaded again in a fresh process, without the project that made it; largest difference between logits: {difference:.1e}
 - `manifest.json` holds the size and the sha256 of every file. No test set was read to choose this model.
@@ -51,7 +51,8 @@ class ModelCard:
     """What is said of an exported student.
 
     ``teacher`` and ``corpus`` are as a reader would find them, ``budget`` and ``command`` as they were given.
-    Losses are mean nats per token on validation text; ``tokens`` is what the student was distilled on.
+    Losses are mean nats per token on validation text; ``tokens`` is what the student was distilled on in its trial,
+    ``final_tokens`` what it was beyond that. ``comparison`` says how it stands to the next best.
     """
 
     teacher: str
@@ -64,6 +65,8 @@ class ModelCard:
     val_loss: float
     corpus: str
     command: str
+    final_tokens: int = 0
+    comparison: str = ""
 
     def render(self, name: str, module: str | None, difference: float) -> str:
         """The text for a folder ``name``; ``module`` is the modelling file it carries, None for a stock class."""
@@ -76,6 +79,11 @@ class ModelCard:
             perplexity=exp(self.val_loss),
             teacher_perplexity=exp(self.teacher_loss),
             trust=", trust_remote_code=True" if module else "",
+            distilled=f"{self.tokens:,} tokens" + self._final(),
+            compared=f"\n- In the final comparison: {self.comparison}" if self.comparison else "",
             loading=CUSTOM.format(module=module) if module else STOCK,
             difference=difference,
         )
+
+    def _final(self) -> str:
+        return f" in its trial and {self.final_tokens:,} more as a finalist" if self.final_tokens else ""

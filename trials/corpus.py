@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,10 +29,20 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
+class ValidationText:
+    """Flat packed tokens of one text to compare candidates on; ``fingerprint`` is of the tokens themselves."""
+
+    name: str
+    tokens: TokenArray
+    fingerprint: str
+
+
+@dataclass(frozen=True)
 class Corpus:
     """Flat packed tokens, memory-mapped and read-only: documents, each closed by the end-of-text token.
 
-    ``fingerprint`` is of the tokens themselves: two corpora with the same one are the same to a trial.
+    ``fingerprint`` is of the tokens themselves: two corpora with the same one are the same to a trial. ``further``
+    are texts to validate on beside ``validation``.
     """
 
     train: TokenArray
@@ -39,18 +50,28 @@ class Corpus:
     name: str
     fingerprint: str
     description: str
+    further: tuple[ValidationText, ...] = ()
+
+    @property
+    def texts(self) -> dict[str, TokenArray]:
+        """All validation texts by name, the corpus' own first."""
+        own = re.sub(r"[^\w.-]+", "-", self.name)
+        return {own: self.validation, **{one.name: one.tokens for one in self.further}}
 
 
 @dataclass(frozen=True)
 class BatchOrder:
     """Which of ``n_windows`` windows are in the batch of each step: a function of seed and step, and nothing else.
 
-    Epoch after epoch is gone through in a permutation seeded by (seed, epoch); a batch may span two of them.
+    Epoch after epoch is gone through in a permutation seeded by (seed, epoch); a batch may span two of them. In the
+    first epoch, ``first`` windows, where given, come before all others: the order over a text that has grown goes on
+    where the order over those ended.
     """
 
     n_windows: int
     batch: int
     seed: int
+    first: int = 0
 
     def indices(self, step: int) -> npt.NDArray[np.int64]:
         """The window numbers of batch ``step`` (from 0), shape (batch,)."""
@@ -63,7 +84,13 @@ class BatchOrder:
         return indices
 
     def _permutation(self, epoch: int) -> npt.NDArray[np.int64]:
-        return np.random.Generator(np.random.PCG64([self.seed, epoch])).permutation(self.n_windows)
+        if epoch or not self.first:
+            return self._shuffled(self.n_windows, epoch)
+        rest = self.first + self._shuffled(self.n_windows - self.first, 0, 1)
+        return np.concatenate([self._shuffled(self.first, 0), rest])
+
+    def _shuffled(self, count: int, *seeds: int) -> npt.NDArray[np.int64]:
+        return np.random.Generator(np.random.PCG64([self.seed, *seeds])).permutation(count)
 
 
 def windows(tokens: npt.NDArray[Any], length: int) -> npt.NDArray[Any]:
@@ -97,15 +124,20 @@ def open_source(source: str) -> TextSource:
     """The text that ``source`` names; what is on this machine comes before the hub. Raises InputError."""
     if source == "stdlib":
         return _stdlib()
-    path = Path(source).expanduser()
-    if path.exists() or path.suffix in SUFFIXES or source.startswith((".", "~", "/")):
-        return from_path(path)
+    if is_path(source):
+        return from_path(Path(source).expanduser())
     if is_hub_name(source):
         return from_hub(source)
     raise InputError(
         f"corpus {source!r}: neither a file or folder here, nor stdlib, {', '.join(sorted(ALIASES))} or a dataset "
         "of the hub, org/name or org/name:config"
     )
+
+
+def is_path(source: str) -> bool:
+    """Whether ``source`` names text on this machine rather than a dataset of the hub or ``stdlib``."""
+    path = Path(source).expanduser()
+    return path.exists() or path.suffix in SUFFIXES or source.startswith((".", "~", "/"))
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
@@ -135,12 +167,10 @@ def _stdlib() -> TextSource:
 
 
 def _write(folder: Path, text: TextSource, tokenizer: PreTrainedTokenizerBase, limits: dict[str, int]) -> None:
-    if tokenizer.eos_token_id is None:
-        raise InputError("the model's tokenizer has no end-of-text token (eos_token), which closes each document")
     log.info("tokenising %s, at most %s and %s tokens", text.name, *limits.values())
-    dtype = np.uint16 if len(tokenizer) < 65536 else np.uint32
+    dtype = token_type(tokenizer)
     tokens = {
-        side: _pack(documents(), tokenizer, limits[side]).astype(dtype)
+        side: pack(documents(), tokenizer, limits[side]).astype(dtype)
         for side, documents in (("train", text.train), ("validation", text.validation))
     }
     for side, array in tokens.items():
@@ -156,7 +186,15 @@ def _write(folder: Path, text: TextSource, tokenizer: PreTrainedTokenizerBase, l
     (folder / "corpus.json").write_text(json.dumps(described, indent=1), "utf-8")
 
 
-def _pack(documents: Iterable[str], tokenizer: PreTrainedTokenizerBase, limit: int) -> npt.NDArray[np.int64]:
+def token_type(tokenizer: PreTrainedTokenizerBase) -> type[np.uint16] | type[np.uint32]:
+    """The smallest type that holds every id."""
+    return np.uint16 if len(tokenizer) < 65536 else np.uint32
+
+
+def pack(documents: Iterable[str], tokenizer: PreTrainedTokenizerBase, limit: int) -> npt.NDArray[np.int64]:
+    """The first ``limit`` tokens of ``documents``, each closed by the end-of-text token. Raises InputError for none."""
+    if tokenizer.eos_token_id is None:
+        raise InputError("the model's tokenizer has no end-of-text token (eos_token), which closes each document")
     parts: list[npt.NDArray[np.int64]] = []
     remaining = limit
     for texts in _groups(documents, ENCODED_TOGETHER):

@@ -6,7 +6,7 @@ import logging
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +16,10 @@ from transformers import PreTrainedModel
 
 from trials.checkpoint import Rung, load_checkpoint, save_checkpoint
 from trials.corpus import BatchOrder, Corpus, windows
-from trials.evaluate import validation_loss
+from trials.evaluate import window_losses
 from trials.families import Family
 from trials.kl import chunk_tokens, chunked_kl
+from trials.losses import OF_TEXT, WindowLosses, mean_loss, text_losses
 from trials.precision import autocast
 from trials.targets import Targets
 
@@ -42,6 +43,9 @@ class DistillSettings:
 
     ``identity`` names everything that the result depends on: a checkpoint of another identity is not continued.
     A checkpoint is written at every rung and whenever ``checkpoint_seconds`` have gone by since the last.
+
+    One that goes on from a student of an earlier one takes the batches that follow on the ``steps_before`` of that
+    one, whose text was the ``first_windows`` of this one's.
     """
 
     tokens: int
@@ -52,6 +56,8 @@ class DistillSettings:
     seed: int
     identity: str
     checkpoint_seconds: float = 300.0
+    steps_before: int = 0
+    first_windows: int = 0
 
     @property
     def steps(self) -> int:
@@ -71,12 +77,14 @@ class DistillSettings:
 @dataclass(frozen=True)
 class DistillResult:
     """What a distillation gave: the readings ``rungs``, from 0 tokens on; ``seconds`` of training and measuring,
-    without what an interruption lost; ``resumed_from``, the tokens that a checkpoint brought along.
+    without what an interruption lost; ``resumed_from``, the tokens that a checkpoint brought along;
+    ``window_losses``, the last reading window by window.
     """
 
     rungs: tuple[Rung, ...]
     seconds: float
     resumed_from: int
+    window_losses: WindowLosses = field(compare=False)
 
 
 def distill(
@@ -92,6 +100,7 @@ def distill(
     Forward KL on logits at temperature 1 on packed text (Minitron, arXiv 2407.14679), AdamW, linear warm-up and a
     cosine to a tenth. Batches are a function of the seed and the step alone, so every trial sees the same.
 
+    Validation losses are means over all texts of ``corpus.texts``, each counting alike.
     ``report(tokens, metrics)`` is called at 0 tokens and at every rung, after the checkpoint of that rung is on
     disk; when ``directory`` holds a checkpoint, the readings in it are reported again first, and the run goes on
     from there: on a CPU with as many threads, bit for bit as if it had never stopped.
@@ -136,12 +145,13 @@ class _Distillation:
         self.student, self.targets, self.settings = student, targets, settings
         self.directory, self.report = directory, report
         self.train = windows(corpus.train, settings.sequence_length)
-        self.validation = windows(corpus.validation, settings.sequence_length)
-        self.order = BatchOrder(len(self.train), settings.batch_windows, settings.seed)
+        self.validation = {name: windows(one, settings.sequence_length) for name, one in corpus.texts.items()}
+        self.order = BatchOrder(len(self.train), settings.batch_windows, settings.seed, settings.first_windows)
         self.optimizer = make_optimizer(student, settings.learning_rate)
         self.progress = load_checkpoint(directory, student, self.optimizer, settings.identity)
         self.micro_windows = max(1, MICRO_TOKENS[self.device] // settings.sequence_length)
         self.saved_at = time.monotonic()
+        self.last_losses: WindowLosses | None = None
 
     @property
     def device(self) -> str:
@@ -162,7 +172,9 @@ class _Distillation:
             while self.progress.step < self.settings.steps_for(tokens):
                 self._timed_step()
             self._close_rung(tokens)
-        return DistillResult(self.progress.rungs, self.progress.seconds, resumed_from)
+        return DistillResult(
+            self.progress.rungs, self.progress.seconds, resumed_from, self.last_losses or self._measured()
+        )
 
     def _timed_step(self) -> None:
         if time.monotonic() - self.saved_at >= self.settings.checkpoint_seconds:
@@ -181,7 +193,7 @@ class _Distillation:
         """One optimizer step; returns the mean KL of its tokens in nats."""
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(step, self.settings)
-        kl = self._gradients(self.order.indices(step))
+        kl = self._gradients(self.order.indices(self.settings.steps_before + step))
         norm = float(torch.nn.utils.clip_grad_norm_(self.student.parameters(), MAX_GRADIENT_NORM))
         if not (math.isfinite(kl) and math.isfinite(norm)):
             raise NonFiniteLoss(f"step {step + 1}: training KL {kl}, gradient norm {norm}")
@@ -218,11 +230,13 @@ class _Distillation:
     def _close_rung(self, tokens: int) -> None:
         """Measure, make it durable, and only then report it."""
         started, progress = time.perf_counter(), self.progress
-        loss = validation_loss(self.student, self.family, self.validation)
+        self.last_losses = self._measured()
+        loss = mean_loss(self.last_losses)
         if not math.isfinite(loss):
             raise NonFiniteLoss(f"step {progress.step}: validation loss {loss}")
         seconds = progress.seconds + time.perf_counter() - started
-        metrics = {"val_loss": loss, "seconds": seconds}
+        each = {f"{OF_TEXT}{name}": one for name, one in text_losses(self.last_losses).items()}
+        metrics = {"val_loss": loss, "seconds": seconds, **each}
         if progress.kl_steps:
             metrics["kl"] = progress.kl_sum / progress.kl_steps
         rungs = (*progress.rungs, Rung(tokens, metrics))
@@ -230,6 +244,9 @@ class _Distillation:
         if tokens:  # at 0 there is nothing yet that pruning again would not give
             self._save()
         self.report(tokens, dict(metrics))
+
+    def _measured(self) -> WindowLosses:
+        return {name: window_losses(self.student, self.family, one) for name, one in self.validation.items()}
 
     def _save(self) -> None:
         save_checkpoint(self.directory, self.student, self.optimizer, self.progress)

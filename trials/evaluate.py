@@ -16,11 +16,18 @@ from trials.precision import autocast
 BATCH_TOKENS = {"cpu": 2048, "cuda": 32768}
 
 
-@torch.no_grad()
 def validation_loss(
     model: PreTrainedModel, family: Family, windows: NDArray[np.integer], batch: int | None = None
 ) -> float:
-    """Mean next-token cross-entropy of ``windows`` (n, length) in nats per predicted token.
+    """Mean next-token cross-entropy of ``windows`` (n, length) in nats per predicted token; see `window_losses`."""
+    return float(window_losses(model, family, windows, batch).mean())
+
+
+@torch.no_grad()
+def window_losses(
+    model: PreTrainedModel, family: Family, windows: NDArray[np.integer], batch: int | None = None
+) -> NDArray[np.float64]:
+    """Mean next-token cross-entropy of each of ``windows`` (n, length), in nats per predicted token, shape (n,).
 
     Every window is read on its own, so each gives length - 1 predictions. ``batch`` windows are read at a time;
     by default as many as make `BATCH_TOKENS`. In float32 on a CPU, where a bfloat16 forward moves the loss by more
@@ -28,22 +35,23 @@ def validation_loss(
     """
     device = model.device.type
     batch = batch or max(1, BATCH_TOKENS[device] // windows.shape[1])
-    total = torch.zeros((), dtype=torch.float64, device=model.device)
+    losses = np.empty(len(windows), dtype=np.float64)
     model.eval()  # and it stays so: dropout is never wanted here
     for start in range(0, len(windows), batch):
         tokens = torch.from_numpy(windows[start : start + batch].astype(np.int64)).to(model.device)
         with torch.autocast(device, enabled=False) if device == "cpu" else autocast(device):
-            total += _summed_loss(model, family, tokens)
-    predictions: int = len(windows) * (windows.shape[1] - 1)
-    return float(total) / predictions
+            losses[start : start + batch] = _token_losses(model, family, tokens).double().mean(dim=1).cpu().numpy()
+    return losses
 
 
-def _summed_loss(model: PreTrainedModel, family: Family, tokens: Tensor) -> Tensor:
+def _token_losses(model: PreTrainedModel, family: Family, tokens: Tensor) -> Tensor:
+    """Of ``tokens`` (B, T), the cross-entropy of all but the first of each row, (B, T - 1), in float32."""
     hidden, weight = family.backbone(model, tokens)[:, :-1].flatten(0, 1), family.output_weight(model)
     targets = tokens[:, 1:].flatten()
-    total = torch.zeros((), dtype=torch.float64, device=tokens.device)
+    losses = torch.empty(targets.shape, dtype=torch.float32, device=tokens.device)
     chunk = chunk_tokens(weight.shape[0], tokens.device.type)
-    for own, target in zip(torch.split(hidden, chunk), torch.split(targets, chunk), strict=True):
+    parts = (torch.split(one, chunk) for one in (hidden, targets, losses))
+    for own, target, loss in zip(*parts, strict=True):
         logits = F.linear(own.to(weight.dtype), weight)
-        total += F.cross_entropy(logits.float(), target, reduction="sum")
-    return total
+        loss.copy_(F.cross_entropy(logits.float(), target, reduction="none"))
+    return losses.reshape(len(tokens), -1)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -17,11 +16,13 @@ from search_spaces.errors import InputError
 from search_spaces.shape import ModelShape
 from trials.cache import Cache, digest
 from trials.corpus import Corpus, load_corpus, windows
-from trials.evaluate import validation_loss
+from trials.evaluate import window_losses
 from trials.families import family_of
 from trials.importance import ImportanceScores, load_importance
+from trials.losses import WindowLosses, mean_loss, text_losses
 from trials.targets import Targets, load_targets
 from trials.teacher import Teacher, load_teacher, resolve_model
+from trials.validation import add_validation
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,8 @@ class Recipe:
 
     ``tokens`` are distilled in a full trial, ``batch_tokens`` of them in each optimizer step, in windows of
     ``sequence_length``; ``rungs`` (tokens, ascending, the last is ``tokens``) say where validation loss is
-    measured, on ``validation_tokens``. ``calibration_samples`` windows are read for the importance scores.
+    measured, on ``validation_tokens`` of the corpus' own held-out text and of each of ``validation``, (name, source)
+    of further texts; the mean over texts decides. ``calibration_samples`` windows are read for the importance scores.
 
     Raises InputError when the numbers do not fit together.
     """
@@ -45,24 +47,28 @@ class Recipe:
     learning_rate: float
     calibration_samples: int
     seed: int
+    validation: tuple[tuple[str, str], ...] = ()
 
     def __post_init__(self) -> None:
         if problem := _problem(self):
             raise InputError(f"recipe: {problem}")
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON form."""
-        return {**asdict(self), "rungs": list(self.rungs)}
+        """JSON form. Without further validation text nothing is said of it, as before there was such a thing."""
+        value = {**asdict(self), "rungs": list(self.rungs), "validation": [list(one) for one in self.validation]}
+        return {name: one for name, one in value.items() if name != "validation" or one}
 
     @classmethod
     def from_dict(cls, value: Mapping[str, Any]) -> Recipe:
         """The inverse of `to_dict`."""
-        return cls(**{**value, "rungs": tuple(value["rungs"])})
+        further = tuple((str(name), str(source)) for name, source in value.get("validation", ()))
+        return cls(**{**value, "rungs": tuple(value["rungs"]), "validation": further})
 
 
 @dataclass(frozen=True)
 class Preparation:
-    """What was found before the first trial. ``teacher_loss`` is on the validation text, in nats per token;
+    """What was found before the first trial. ``teacher_loss`` is on the validation text, in nats per token, and the
+    mean of ``teacher_losses`` where there are several;
     ``importance_key`` is of the scores themselves; ``importance_cached`` says that they were not computed anew.
     """
 
@@ -74,6 +80,7 @@ class Preparation:
     importance_key: str
     importance_cached: bool
     seconds: float
+    teacher_losses: Mapping[str, float] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON form."""
@@ -87,13 +94,17 @@ class Preparation:
 
 @dataclass(frozen=True)
 class Shared:
-    """The loaded values themselves, and whether the scores came from the cache."""
+    """The loaded values themselves, and whether the scores came from the cache.
+
+    ``first`` windows of the training text are those that trials read; the others are for finals.
+    """
 
     teacher: Teacher
     corpus: Corpus
     targets: Targets
     scores: ImportanceScores
     scores_cached: bool
+    first: int
 
     @property
     def fingerprint(self) -> str:
@@ -114,26 +125,40 @@ def prepare(recipe: Recipe, cache: str, device: str) -> Preparation:
     """
     started = time.perf_counter()
     common = shared(recipe, cache, device)
+    losses = teacher_windows(recipe, cache, device)
     return Preparation(
         shape=common.teacher.shape,
         fingerprint=common.teacher.fingerprint,
-        teacher_loss=_teacher_loss(common, recipe.sequence_length, Cache(Path(cache))),
+        teacher_loss=mean_loss(losses),
         corpus=common.corpus.description,
         corpus_fingerprint=common.corpus.fingerprint,
         importance_key=common.scores_key,
         importance_cached=common.scores_cached,
         seconds=time.perf_counter() - started,
+        teacher_losses=text_losses(losses),
     )
 
 
-def shared(recipe: Recipe, cache: str, device: str) -> Shared:
-    """Teacher, corpus, targets and scores of ``recipe``, kept in this process for the trials to come."""
+def teacher_windows(recipe: Recipe, cache: str, device: str) -> WindowLosses:
+    """The teacher's own loss on every validation window, from the cache or measured."""
+    common = shared(recipe, cache, device)
+    texts = {name: windows(tokens, recipe.sequence_length) for name, tokens in common.corpus.texts.items()}
+    return {name: _teacher_losses(common.teacher, text, Cache(Path(cache))) for name, text in texts.items()}
+
+
+def shared(recipe: Recipe, cache: str, device: str, more: int = 0) -> Shared:
+    """Teacher, corpus, targets and scores of ``recipe``, kept in this process for the trials to come.
+
+    ``more`` tokens of training text follow those that a trial reads, as far as there are any.
+    """
     calibration_tokens = recipe.calibration_samples * recipe.sequence_length
     return _shared(
         resolve_model(recipe.model),
         recipe.corpus,
         max(recipe.tokens, calibration_tokens),
+        more,
         recipe.validation_tokens,
+        recipe.validation,
         recipe.sequence_length,
         recipe.calibration_samples,
         Path(cache),
@@ -146,7 +171,9 @@ def _shared(
     model: Path,
     source: str,
     train_tokens: int,
+    more: int,
     validation_tokens: int,
+    further: tuple[tuple[str, str], ...],
     length: int,
     samples: int,
     root: Path,
@@ -155,12 +182,17 @@ def _shared(
     cache, teacher = Cache(root), _teacher(model, device)
     if length > teacher.shape.positions:
         raise InputError(f"sequence length {length}: the teacher reads at most {teacher.shape.positions} tokens")
-    corpus = load_corpus(source, teacher.tokenizer, cache, train_tokens, validation_tokens)
+    corpus = load_corpus(source, teacher.tokenizer, cache, train_tokens + more, validation_tokens)
     for side in ("train", "validation"):
         if len(getattr(corpus, side)) < length:
             raise InputError(f"corpus {source}: its {side} text is shorter than one window of {length} tokens")
+    corpus = add_validation(corpus, further, teacher.tokenizer, cache, validation_tokens)
+    for name, tokens in corpus.texts.items():
+        if len(tokens) < length:
+            raise InputError(f"--validation {name}: its text is shorter than one window of {length} tokens")
     scores, cached = load_importance(teacher, windows(corpus.train, length)[:samples], cache)
-    return Shared(teacher, corpus, load_targets(teacher, corpus, length, cache), scores, cached)
+    first = min(train_tokens, len(corpus.train)) // length
+    return Shared(teacher, corpus, load_targets(teacher, corpus, length, cache, first), scores, cached, first)
 
 
 @lru_cache(maxsize=1)
@@ -168,16 +200,15 @@ def _teacher(model: Path, device: str) -> Teacher:
     return load_teacher(model, device)
 
 
-def _teacher_loss(common: Shared, length: int, cache: Cache) -> float:
-    model, text = common.teacher.model, windows(common.corpus.validation, length)
+def _teacher_losses(teacher: Teacher, text: NDArray[np.integer], cache: Cache) -> NDArray[np.float64]:
+    model = teacher.model
 
     def write(folder: Path) -> None:
-        loss = validation_loss(model, family_of(model.config), text)
-        (folder / "loss.json").write_text(json.dumps(loss))
+        np.save(folder / "losses.npy", window_losses(model, family_of(model.config), text))
 
-    key = digest(common.teacher.fingerprint, str(model.dtype), length, _content(text))
-    loss: float = json.loads((cache.build("teacher_loss", key, write) / "loss.json").read_text())
-    return loss
+    key = digest(teacher.fingerprint, str(model.dtype), text.shape[1], _content(text))
+    losses: NDArray[np.float64] = np.load(cache.build("teacher_losses", key, write) / "losses.npy")
+    return losses
 
 
 def _content(tokens: NDArray[np.integer]) -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,18 +22,21 @@ from trials.teacher import Teacher
 LIMIT_BYTES = 2 * 2**30
 BATCH_TOKENS = {"cpu": 2048, "cuda": 32768}
 
+Stored = NDArray[np.float32] | NDArray[np.int16]  # numpy has no bfloat16: its bits as int16
+
 log = logging.getLogger(__name__)
 
 
 class Targets:
     """What the student is to imitate: the teacher's final hidden states, from which its head makes the logits.
 
-    Hidden states are exact and V / H times smaller than logits. ``stored`` (windows, length, H) is indexed like
-    the windows of the training text; None means that the teacher reads every batch anew.
+    Hidden states are exact and V / H times smaller than logits. ``stored`` arrays (windows, length, H), one after
+    the other, are indexed like the windows of the training text; None means that the teacher reads every batch anew.
     """
 
-    def __init__(self, teacher: Teacher, stored: NDArray[np.float32] | NDArray[np.int16] | None = None) -> None:
+    def __init__(self, teacher: Teacher, stored: Sequence[Stored] | None = None) -> None:
         self.teacher, self.stored = teacher, stored
+        self.starts = np.cumsum([0, *map(len, stored or ())])
         self.family = family_of(teacher.model.config)
 
     def head(self) -> Tensor:
@@ -44,28 +48,39 @@ class Targets:
         """The teacher's states (n * length, H) for windows number ``places`` (n,), whose ``tokens`` are (n, length)."""
         if self.stored is None:
             return self.family.backbone(self.teacher.model, tokens).flatten(0, 1)
-        states = torch.from_numpy(self.stored[places])
-        if states.dtype is torch.int16:  # numpy has no bfloat16
+        parts = np.searchsorted(self.starts, places, side="right") - 1
+        rows = [self.stored[part][place - self.starts[part]] for part, place in zip(parts, places, strict=True)]
+        states = torch.from_numpy(np.stack(rows))
+        if states.dtype is torch.int16:
             states = states.view(torch.bfloat16)
         return states.to(tokens.device).flatten(0, 1)
 
 
-def load_targets(teacher: Teacher, corpus: Corpus, length: int, cache: Cache) -> Targets:
-    """Targets for ``corpus.train`` in windows of ``length``: from the cache, or computed, unless over the limit."""
+def load_targets(teacher: Teacher, corpus: Corpus, length: int, cache: Cache, first: int = 0) -> Targets:
+    """Targets for ``corpus.train`` in windows of ``length``: from the cache, or computed, unless over the limit.
+
+    The ``first`` windows are kept apart from the others: they are those of a shorter text, and found where it is.
+    """
     device = teacher.model.device.type
     dtype, _ = training_precision(device)
     text = windows(corpus.train, length)
     if not are_stored(teacher.shape, text.size, device):
         return Targets(teacher)
-    key = digest(teacher.fingerprint, str(dtype), length, corpus.fingerprint)
-    folder = cache.build("targets", key, lambda empty: _write(empty, teacher, text, dtype))
-    return Targets(teacher, np.load(folder / "hidden.npy", mmap_mode="r"))
+    parts = (part for part in (text[:first], text[first:]) if len(part))
+    return Targets(teacher, [_stored(teacher, part, dtype, cache) for part in parts])
 
 
 def are_stored(shape: ModelShape, tokens: int, device: str) -> bool:
     """Whether the hidden states of ``tokens`` tokens are few enough to be kept."""
     dtype, _ = training_precision(device)
     return tokens * shape.hidden * dtype.itemsize <= LIMIT_BYTES
+
+
+def _stored(teacher: Teacher, text: NDArray[np.integer], dtype: torch.dtype, cache: Cache) -> Stored:
+    key = digest(teacher.fingerprint, str(dtype), *text.shape, np.ascontiguousarray(text).tobytes())
+    folder = cache.build("targets", key, lambda empty: _write(empty, teacher, text, dtype))
+    stored: Stored = np.load(folder / "hidden.npy", mmap_mode="r")
+    return stored
 
 
 def _write(folder: Path, teacher: Teacher, text: NDArray[np.integer], dtype: torch.dtype) -> None:

@@ -44,6 +44,25 @@ def from_path(path: Path) -> TextSource:
     return _from_file(path)
 
 
+def whole_from_path(path: Path) -> TextSource:
+    """A file or folder given as validation text alone: all of it is validation, nothing is held out of anything.
+
+    Where a folder has files named ``valid*`` or ``dev*``, they are it; the others are likely to be training and test.
+    """
+    if path.is_dir():
+        files = sorted(file for file in path.rglob("*") if file.is_file() and file.suffix in SUFFIXES)
+        files = [file for file in files if VALIDATION_STEM.match(file.stem)] or files
+    else:
+        files = [path]
+    from_path(path)  # the same rules for what is text at all
+    return TextSource(
+        name=path.name or str(path),
+        identity=digest("whole", *(part for file in files for part in (file.suffix, file_sha256(file)))),
+        train=lambda: (),
+        validation=lambda: (document for file in files for document in read_documents(file)),
+    )
+
+
 def split_files(root: Path, files: Sequence[Path]) -> tuple[list[Path], list[Path]]:
     """The training and the validation files among two or more ``files`` below ``root``.
 

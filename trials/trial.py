@@ -3,26 +3,27 @@
 from __future__ import annotations
 
 import json
-import logging
 import resource
 import sys
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_model
+from safetensors.torch import load_file
 from transformers import GenerationConfig, PreTrainedModel
 
 from search_spaces.architecture import Architecture
 from search_spaces.shape import ModelShape
 from trials.cache import digest
-from trials.checkpoint import Rung, discard_checkpoints
+from trials.checkpoint import discard_checkpoints
 from trials.distill import DistillResult, DistillSettings, NonFiniteLoss, Report, distill
-from trials.durable import damage, write_file, write_sealed
+from trials.durable import damage
+from trials.losses import text_losses
 from trials.preparation import Preparation, Recipe, Shared, prepare, shared
 from trials.prune import prune, student_from
+from trials.results import STUDENT, WEIGHTS, read_result, save_student, write_result
 from trials.teacher import read_config, resolve_model
 
 __all__ = [
@@ -37,9 +38,6 @@ __all__ = [
 ]
 
 VERSION = 1  # of what a trial computes: raise it, and results and checkpoints of before are not taken up
-RESULT, STUDENT, WEIGHTS = "result.json", "student", "model.safetensors"
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -67,6 +65,7 @@ class TrialSpec:
 class TrialResult:
     """A finished trial. Losses are in nats per token: ``val_loss`` and ``zero_shot_loss`` (before retraining) on
     validation text, ``kl`` to the teacher in training, over the last rung. ``curve`` is (tokens, validation loss).
+    ``losses`` are those on each validation text, by name, where there are several; ``val_loss`` is their mean.
 
     ``seconds`` and ``tokens_per_second`` are of distilling and measuring. ``peak_memory_bytes`` is of the
     allocator on CUDA and of the whole process, so far, on a CPU. ``resumed_from`` is the tokens that were there
@@ -86,6 +85,7 @@ class TrialResult:
     curve: tuple[tuple[int, float], ...]
     resumed_from: int
     weights: str
+    losses: Mapping[str, float] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON form."""
@@ -112,9 +112,9 @@ def run_trial(spec: TrialSpec, report: Report) -> TrialResult:
     common = shared(spec.recipe, spec.cache, spec.device)
     common.teacher.shape.check(spec.architecture)
     identity = digest(VERSION, json.dumps(spec.recipe.to_dict()), spec.architecture.key, common.fingerprint)
-    finished = _finished(directory, identity, report)
+    finished = read_result(directory, identity, TrialResult.from_dict, report)
     if finished is not None:
-        return finished
+        return replace(finished, resumed_from=finished.tokens, weights=str(directory / STUDENT))
     try:
         return _train(spec, common, identity, report)
     finally:  # the student is gone with the frame above; its memory goes back to the other trials on the device
@@ -127,7 +127,11 @@ def load_student(spec: TrialSpec) -> PreTrainedModel:
 
     Raises FileNotFoundError when it is not there or damaged.
     """
-    folder = Path(spec.directory) / STUDENT
+    return load_weights(spec, Path(spec.directory) / STUDENT)
+
+
+def load_weights(spec: TrialSpec, folder: Path) -> PreTrainedModel:
+    """`load_student` for a ``folder`` that a later training of the same architecture left."""
     if problem := damage(folder):
         raise FileNotFoundError(f"student {folder}: {problem}; run the trial again")
     config = read_config(resolve_model(spec.recipe.model))
@@ -151,10 +155,9 @@ def _train(spec: TrialSpec, common: Shared, identity: str, report: Report) -> Tr
         identity,
     )
     outcome = distill(student, common.targets, common.corpus, settings, directory, report)
-    _save_student(student, directory / STUDENT)
+    save_student(student, directory / STUDENT)
     result = _result(spec, common.teacher.shape, outcome)
-    document = {"identity": identity, "rungs": [asdict(rung) for rung in outcome.rungs], "result": result.to_dict()}
-    write_file(directory / RESULT, json.dumps(document, indent=1).encode())
+    write_result(directory, identity, outcome.rungs, result.to_dict())
     discard_checkpoints(directory)
     return result
 
@@ -172,44 +175,16 @@ def _result(spec: TrialSpec, shape: ModelShape, outcome: DistillResult) -> Trial
         tokens=tokens,
         seconds=outcome.seconds,
         tokens_per_second=tokens / outcome.seconds,
-        peak_memory_bytes=_peak_memory(spec.device),
+        peak_memory_bytes=peak_memory(spec.device),
         curve=curve,
         resumed_from=outcome.resumed_from,
         weights=str(Path(spec.directory) / STUDENT),
+        losses=text_losses(outcome.window_losses),
     )
 
 
-def _finished(directory: Path, identity: str, report: Report) -> TrialResult | None:
-    """The stored result of the same trial, its readings reported; None when there is none to be trusted."""
-    try:
-        document = json.loads((directory / RESULT).read_text())
-        if document["identity"] != identity:
-            log.warning("result in %s is of another recipe, architecture, teacher or corpus: not used", directory)
-            return None
-        rungs = [Rung(**rung) for rung in document["rungs"]]
-        result = TrialResult.from_dict(document["result"])
-    except FileNotFoundError:
-        return None
-    except (ValueError, KeyError, TypeError) as error:
-        log.warning("result in %s cannot be read (%s): the trial is run again", directory, error)
-        return None
-    if problem := damage(directory / STUDENT):
-        log.warning("student in %s is damaged (%s): the trial is run again", directory, problem)
-        return None
-    for rung in rungs:
-        report(rung.tokens, dict(rung.metrics))
-    return replace(result, resumed_from=result.tokens, weights=str(directory / STUDENT))
-
-
-def _save_student(student: PreTrainedModel, path: Path) -> None:
-    def write(folder: Path) -> None:
-        save_model(student, str(folder / WEIGHTS))
-        student.generation_config.save_pretrained(folder)
-
-    write_sealed(path, write)
-
-
-def _peak_memory(device: str) -> int:
+def peak_memory(device: str) -> int:
+    """Bytes at the peak: of the allocator on CUDA, of this process so far on a CPU."""
     if device == "cuda":
         return torch.cuda.max_memory_allocated()
     unit = 1 if sys.platform == "darwin" else 1024  # getrusage counts in KiB, except on macOS

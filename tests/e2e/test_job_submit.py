@@ -119,13 +119,14 @@ def test_job_without_the_token_is_refused(head: Head, tmp_path: Path) -> None:
 
 def test_search_submitted_as_a_job(head: Head, tmp_path: Path) -> None:
     sizes = "--trials 2 --tokens-per-trial 1024 --sequence-length 64 --batch-tokens 256 --validation-tokens 1024"
-    small = [*sizes.split(), "--calibration-samples", "4", "--scheduler", "none"]
+    small = [*sizes.split(), "--calibration-samples", "4", "--scheduler", "none", "--baselines", "no"]
     where = ["--output", str(tmp_path), "--study", "submitted"]
     done = head.submit("python", "-m", "nas.search", "--model", "mini", "--budget", "60%", *small, *where)
     log = done.stdout + done.stderr
     assert done.returncode == 0, log
     assert "succeeded" in log
     assert [one.state for one in trials_in(tmp_path, "submitted")] == [TrialState.COMPLETE] * 2
+    assert len(list((tmp_path / "submitted" / "finals").glob("*/result.json"))) == 2
     best = tmp_path / "submitted" / "best"
     assert json.loads((best / "config.json").read_text())["vocab_size"] == 4096
     assert (best / "model.safetensors").stat().st_size > 1_000_000

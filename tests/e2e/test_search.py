@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -37,11 +38,12 @@ def run(*arguments: object, **environment: str) -> subprocess.CompletedProcess[s
 @pytest.fixture(scope="module")
 def small(tiny_teacher_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> list[object]:
     """The settings of a search that takes seconds."""
-    text = tmp_path_factory.mktemp("text") / "corpus.txt"
+    text, other = (tmp_path_factory.mktemp("text") / f"{name}.txt" for name in ("corpus", "other"))
     text.write_text("\n\n".join(" ".join(WORDS[i % 7 :] + WORDS[: i % 11]) for i in range(400)))
+    other.write_text("\n\n".join(" ".join(WORDS[i % 5 :] + WORDS[: i % 13]) for i in range(200)))
     sizes = ["--tokens-per-trial", 2048, "--sequence-length", 64, "--batch-tokens", 256, "--validation-tokens", 1024]
     model = ["--model", tiny_teacher_folder, "--corpus", text, "--calibration-samples", 8, "--tolerance", 0.1]
-    return [*model, *sizes, "--trials", TRIALS, "--workers", 1]
+    return [*model, *sizes, "--validation", other, "--trials", TRIALS, "--workers", 1, "--cpus-per-trial", 1]
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +57,8 @@ def first(small: list[object], tmp_path_factory: pytest.TempPathFactory) -> tupl
 
 def what_was_found(result: dict[str, Any]) -> dict[str, Any]:
     best = {name: result["best"][name] for name in ("architecture", "params", "val_loss", "stock")}
-    return {"best": best, "trials": result["trials"], "study": result["study"], "teacher": result["teacher"]}
+    same = ("trials", "study", "teacher", "final", "winner_vs_runner_up", "rank_agreement")
+    return {"best": best, **{name: result[name] for name in same}}
 
 
 def test_result_document(first: tuple[Path, dict[str, Any], str]) -> None:
@@ -67,6 +70,35 @@ def test_result_document(first: tuple[Path, dict[str, Any], str]) -> None:
     assert result["best"]["path"] == str(output / result["study"] / "best")
     for line in ("importance scores computed", "mlflow ui --backend-store-uri", "from_pretrained("):
         assert line in log
+
+
+def test_finalists_and_baselines_are_compared_after_as_many_tokens(first: tuple[Path, dict[str, Any], str]) -> None:
+    output, result, log = first
+    teacher, winner, *others = result["final"]
+    assert (teacher["roles"], winner["roles"][0]) == (["teacher"], "winner")
+    assert {row["tokens"] for row in (winner, *others)} == {2 * 2048}
+    assert (winner["val_loss"], winner["params"]) == (result["best"]["val_loss"], result["best"]["params"])
+    named = {role for row in result["final"] for role in row["roles"]}
+    assert {"runner-up", "random"} <= named
+    assert any("width only" in role for role in named)
+    (runner_up,) = (row for row in others if "runner-up" in row["roles"])
+    versus = result["winner_vs_runner_up"]
+    assert {name: versus[name] for name in ("mean", "low", "high")} == {
+        name: runner_up["vs_winner"][name] for name in ("mean", "low", "high")
+    }
+    assert versus["mean"] == pytest.approx(runner_up["val_loss"] - winner["val_loss"])
+    assert (versus["verdict"] == "distinguishable") is (versus["low"] > 0)
+    for row in result["final"]:
+        assert set(row["val_losses"]) == {"corpus.txt", "other"}
+        assert row["val_loss"] == pytest.approx(sum(row["val_losses"].values()) / 2)
+    report = output / result["study"] / "report"
+    text = (report / "results.md").read_text()
+    assert all(row["architecture"] in text for row in (winner, *others))
+    assert "Could the cheap comparison be trusted?" in text
+    assert (report / "final.csv").exists()
+    for line in ("final comparison", "winner", "runner-up", "95 % interval"):
+        assert line in log
+    assert "and 2,048 more as a finalist" in (Path(result["best"]["path"]) / "README.md").read_text()
 
 
 def test_export_is_the_model_that_was_counted(first: tuple[Path, dict[str, Any], str]) -> None:
@@ -83,11 +115,19 @@ def test_every_trial_is_in_mlflow(first: tuple[Path, dict[str, Any], str]) -> No
     runs = client.search_runs([experiment.experiment_id])
     (parent,) = (one for one in runs if "mlflow.parentRunId" not in one.data.tags)
     children = [one for one in runs if one.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
-    assert len(runs) == 1 + len(children) == 1 + TRIALS
+    stages = Counter(one.data.tags["stage"] for one in children)
+    assert stages == {"trial": TRIALS, "final": len(result["final"]) - 1}
+    assert len(runs) == 1 + len(children)
+    assert {one.info.status for one in children if one.data.tags["stage"] == "final"} == {"FINISHED"}
+    assert "runner-up" in parent.data.tags["winner_vs_runner_up"]
+    assert parent.data.metrics["lead"] == pytest.approx(result["winner_vs_runner_up"]["mean"])
+    finals = [one.data.metrics["val_loss/other"] for one in children if one.data.tags["stage"] == "final"]
+    assert sorted(finals) == sorted(row["val_losses"]["other"] for row in result["final"][1:])
     assert parent.info.status == "FINISHED"
     assert parent.data.metrics["best_val_loss"] == pytest.approx(result["best"]["val_loss"])
     files = {one.path for one in client.list_artifacts(parent.info.run_id, "report")}
-    assert {"report/importance.png", "report/results.md", "report/losses.png"} <= files
+    report = ("importance.png", "results.md", "losses.png", "final.csv", "rank_agreement.png")
+    assert {f"report/{name}" for name in report} <= files
     assert client.get_model_version_by_alias(result["study"], "best").run_id == parent.info.run_id
 
 
@@ -97,6 +137,9 @@ def test_the_same_command_continues_the_study(small: list[object], first: tuple[
     assert again.returncode == 0, again.stderr
     assert what_was_found(json.loads(again.stdout)) == what_was_found(result)
     assert f"{TRIALS} of {TRIALS} trials are done already" in again.stderr
+    finals = len(result["final"]) - 1
+    assert f"{finals} of {finals} finals are done already" in again.stderr
+    assert "final d" not in again.stderr  # no line of one that runs
     assert "importance scores found in the cache" in again.stderr
 
 
@@ -125,7 +168,7 @@ def test_dry_run_starts_nothing(small: list[object], tmp_path: Path, capsys: pyt
     output = tmp_path / "nothing"
     assert main([*map(str, small), "--budget", "60%", "--output", str(output), "--dry-run"]) == 0
     printed = capsys.readouterr().out
-    for part in ("band", "architectures", "tokens", "estimated time"):
+    for part in ("band", "architectures", "tokens", "estimated time", "the best 3", "compared with"):
         assert part in printed
     assert not output.exists()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -24,6 +25,7 @@ FIRST_RUNG = TOKENS // 4
 PATIENCE = 600  # seconds for one run of the command; a bound for what hangs, on however slow a machine
 COMPLETE = re.compile(r"of 65,536 tokens, complete")
 IN_THE_MIDDLE = re.compile(r"after 16,384 of")
+FINAL_COMPLETE, FINAL_HALF_WAY = re.compile(r"of 131,072 tokens, complete"), re.compile(r"after 98,304 of 131,072")
 ENDED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
 
 
@@ -77,6 +79,7 @@ def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def command(output: Path, tiny_teacher_folder: Path) -> list[str]:
     changes = {"trials": TRIALS, "tokens_per_trial": TOKENS, "workers": 1, "scheduler": "none"}
+    changes |= {"finalists": 2, "baselines": "no"}
     teacher, text = (Path(os.path.relpath(path, output)) for path in (tiny_teacher_folder, write_text(output)))
     return ["python", "-m", "nas.search", *arguments(teacher, text, Path(), STUDY, **changes)]
 
@@ -107,12 +110,32 @@ def interrupted(command: list[str], output: Path, killed: list[FrozenTrial]) -> 
 
 
 @pytest.fixture(scope="module")
-def finished(interrupted: tuple[int, str, list[psutil.Process]], output: Path) -> list[FrozenTrial]:
-    """The study in the end, after the command that the second run printed."""
+def cut_in_the_end(
+    interrupted: tuple[int, str, list[psutil.Process]], output: Path
+) -> tuple[int, str, list[psutil.Process]]:
+    """The same of the third run, by the command that the second printed, ended by Ctrl-C in the second final."""
     (line,) = re.findall(r"interrupted; to continue: (.*)", interrupted[1])
+    driver = Driver(shlex.split(line), output)
+    driver.wait_for(FINAL_COMPLETE)
+    driver.wait_for(FINAL_HALF_WAY)
+    family = driver.signal(signal.SIGINT)
+    code = driver.finish(timeout=30)
+    return code, "".join(driver.lines), psutil.wait_procs(family, timeout=20)[1]
+
+
+@pytest.fixture(scope="module")
+def last_words(cut_in_the_end: tuple[int, str, list[psutil.Process]], output: Path) -> str:
+    """The output of the fourth run, which came to the end."""
+    (line,) = re.findall(r"interrupted; to continue: (.*)", cut_in_the_end[1])
     driver = Driver(shlex.split(line), output)
     code = driver.finish()
     assert code == 0, "".join(driver.lines)
+    return "".join(driver.lines)
+
+
+@pytest.fixture(scope="module")
+def finished(last_words: str, output: Path) -> list[FrozenTrial]:
+    """The study in the end."""
     return trials_in(output, STUDY)
 
 
@@ -133,6 +156,21 @@ def test_interrupt_ends_with_130_and_the_command(
     assert code == 130
     assert f"interrupted; to continue: {shlex.join(command)}\n" in text
     assert "Traceback" not in text
+
+
+def test_interrupt_in_the_final_stage_ends_alike(
+    cut_in_the_end: tuple[int, str, list[psutil.Process]], command: list[str]
+) -> None:
+    test_interrupt_ends_with_130_and_the_command(cut_in_the_end, command)
+    assert cut_in_the_end[2] == []
+
+
+def test_what_was_left_of_the_finals_is_done_and_nothing_else(last_words: str, output: Path) -> None:
+    assert f"{TRIALS} of {TRIALS} trials are done already" in last_words
+    assert "1 of 2 finals are done already" in last_words
+    assert len(FINAL_COMPLETE.findall(last_words)) == 1
+    results = [json.loads(file.read_text())["result"] for file in (output / STUDY / "finals").glob("*/result.json")]
+    assert sorted(one["resumed_from"] for one in results) == [0, TOKENS // 2]
 
 
 def test_interrupt_leaves_nothing_running(interrupted: tuple[int, str, list[psutil.Process]]) -> None:

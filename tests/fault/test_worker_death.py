@@ -6,23 +6,28 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import psutil
 import pytest
 from ray._private.state import actors
 from ray.cluster_utils import Cluster
 from small_search import arguments, write_text
 
 from nas import runner
+from nas.final_runner import Heard as HeardOfFinal
+from nas.final_runner import run_finals
 from nas.pipeline import open_study
-from nas.plan import make_plan, resolve_target
+from nas.plan import Resources, make_plan, resolve_target
 from nas.records import TrialRecord
 from nas.searcher import TOKENS, StudyScheduler
 from nas.settings import parse_arguments
 from nas.study import Candidate
+from trials.checkpoint import Rung
+from trials.final import FinalResult, FinalSpec, run_final
 from trials.trial import TrialSpec, run_trial
 
 HEAD, OTHER = "127.0.0.2", "127.0.0.3"  # addresses of their own, so that results tell the nodes apart
@@ -134,6 +139,39 @@ def test_killed_worker_costs_nothing_but_time(wounded: Search, tmp_path: Path) -
     for record, spec in zip(wounded.records, wounded.specs, strict=True):
         if record.metrics["resumed_from"]:
             assert record.curve == curve_of(spec, tmp_path)
+
+
+def test_killed_worker_of_a_final_costs_nothing_but_time(cluster: Cluster, wounded: Search, tmp_path: Path) -> None:
+    """The finals of two trials, one after the other; the worker of the first is killed half way."""
+    more = 8 * TRIAL  # the second half takes longer than it takes to hear of the first
+    specs = {spec.architecture.key: FinalSpec(spec, more, str(tmp_path / str(number))) for number, spec in two(wounded)}
+    heard: dict[str, list[HeardOfFinal]] = {name: [] for name in specs}
+    killed: list[str] = []
+
+    def kill_once(name: str, one: HeardOfFinal) -> None:
+        heard[name].append(one)
+        if isinstance(one, Rung) and one.tokens == TRIAL + more // 2 and not killed:
+            (worker,) = (one for one in psutil.Process().children(recursive=True) if "ray::_final" in one.cmdline()[0])
+            worker.kill()
+            killed.append(name)
+
+    settings, _, _ = parse_arguments(["--budget", "60%", "--address", cluster.address])
+    with runner.ray_session(settings):
+        run_finals(specs, Resources(workers=1, cpus=1, gpus=0), kill_once)
+    assert killed == list(specs)[:1]
+    for name in specs:
+        (result,) = (one for one in heard[name] if isinstance(one, FinalResult))
+        assert result.resumed_from == (more // 2 if name in killed else 0)
+        readings = [(one.tokens, one.metrics["val_loss"]) for one in heard[name] if isinstance(one, Rung)]
+        assert tuple(readings) == result.curve  # each once, in order
+    spec = specs[killed[0]]
+    undisturbed = run_final(replace(spec, directory=str(tmp_path / "undisturbed")), lambda *_: None)
+    (result,) = (one for one in heard[killed[0]] if isinstance(one, FinalResult))
+    assert (result.curve, result.windows) == (undisturbed.curve, undisturbed.windows)
+
+
+def two(done: Search) -> list[tuple[int, TrialSpec]]:
+    return list(enumerate(done.specs[:2]))
 
 
 def test_lost_node_costs_nothing_but_time(cluster: Cluster, tiny_teacher_folder: Path, tmp_path: Path) -> None:

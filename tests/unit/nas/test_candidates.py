@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from nas.candidates import informed
+from nas.candidates import baselines, informed
 from search_spaces.budget import parse_budget
 from search_spaces.files import PRESETS, load_space
 from search_spaces.shape import ModelShape
@@ -38,3 +38,21 @@ def test_ideas_are_what_they_say() -> None:
     assert max(shares) - min(shares) < 0.1
     same_depth = [one for one in feasible if (one.hidden, one.heads, one.mlp) == (depth.hidden, depth.heads, depth.mlp)]
     assert MEDIUM.parameters(depth) == max(MEDIUM.parameters(one) for one in same_depth)
+
+
+def test_baselines_are_the_pure_ideas_and_a_draw() -> None:
+    space = load_space("default", MEDIUM)
+    feasible = tuple(space.feasible(parse_budget("260M", MEDIUM.parameters(MEDIUM.full), space.counts)))
+    ideas, found = dict(informed(MEDIUM, feasible)), baselines(MEDIUM, feasible, 0)
+    assert list(found) == ["depth only", "width only", "random"]
+    assert (found["depth only"], found["width only"]) == (ideas["depth-only"], ideas["width-only"])
+    assert found == baselines(MEDIUM, feasible, 0)
+    drawn = {baselines(MEDIUM, feasible, seed)["random"] for seed in range(40)}
+    assert len(drawn) > 20
+    assert drawn <= set(feasible)
+
+
+def test_a_baseline_that_the_band_does_not_hold_is_not_called_so() -> None:
+    space = load_space("width", MEDIUM)
+    feasible = tuple(space.feasible(parse_budget("260M", MEDIUM.parameters(MEDIUM.full), space.counts)))
+    assert list(baselines(MEDIUM, feasible, 0)) == ["nearest to depth only", "width only", "random"]

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from nas.plan import Machine, Plan, expected_tokens, make_plan, resolve_target, summary, trial_bytes
+from nas.forecast import expected_tokens, summary
+from nas.plan import Machine, Plan, make_plan, resolve_target, trial_bytes
 from nas.settings import load_settings
 from search_spaces.errors import InputError
 
@@ -45,6 +46,12 @@ def test_workers_get_absolute_paths(tiny_teacher_folder: Path, monkeypatch: pyte
     assert recipe.model == str(tiny_teacher_folder)
     assert recipe.corpus == str(tiny_teacher_folder / "text.txt")
     assert make(tiny_teacher_folder, corpus="org/name").recipe.corpus == "org/name"
+    (tiny_teacher_folder / "more.txt").write_text("text")
+    try:
+        further = make(Path("."), validation="m=more.txt,org/name").recipe.validation
+    finally:
+        (tiny_teacher_folder / "more.txt").unlink()
+    assert further == (("m", str(tiny_teacher_folder / "more.txt")), ("name", "org/name"))
 
 
 def test_resources_use_the_whole_machine_and_no_more(tiny_teacher_folder: Path) -> None:
@@ -72,6 +79,7 @@ def test_default_name_changes_with_what_makes_losses_incomparable_and_with_nothi
 ) -> None:
     name = make(tiny_teacher_folder).study
     assert make(tiny_teacher_folder, trials=99, sampler="random", workers=1, output="elsewhere").study == name
+    assert make(tiny_teacher_folder, finalists=9, final_tokens=4096, baselines="no").study == name
     changes: list[dict[str, Any]] = [
         {"seed": 1},
         {"tokens_per_trial": 4096},
@@ -80,6 +88,7 @@ def test_default_name_changes_with_what_makes_losses_incomparable_and_with_nothi
         {"scheduler": "none"},
         {"space": "depth", "tolerance": "0.3"},
         {"corpus": "other.txt"},
+        {"validation": "other.txt"},
     ]
     names = {make(tiny_teacher_folder, **change).study for change in changes}
     assert len(names) == len(changes)
@@ -88,11 +97,28 @@ def test_default_name_changes_with_what_makes_losses_incomparable_and_with_nothi
 
 
 def test_halving_is_planned(tiny_teacher_folder: Path) -> None:
-    plan = make(tiny_teacher_folder, trials=8, tokens_per_trial=4096, batch_tokens=64)
+    trial = {"trials": 8, "tokens_per_trial": 4096, "batch_tokens": 64, "finalists": 0}
+    plan = make(tiny_teacher_folder, **trial)
     assert plan.recipe.rungs == (1024, 2048, 4096)
     assert expected_tokens(plan) == 8 * 1024 + 4 * 1024 + 2 * 2048
-    whole = make(tiny_teacher_folder, trials=8, tokens_per_trial=4096, batch_tokens=64, scheduler="none")
+    whole = make(tiny_teacher_folder, **trial, scheduler="none")
     assert expected_tokens(whole) == 8 * 4096
+
+
+def test_the_final_stage_is_planned(tiny_teacher_folder: Path) -> None:
+    trial = {"trials": 8, "tokens_per_trial": 4096, "batch_tokens": 64}
+    off = make(tiny_teacher_folder, **trial, finalists=0)
+    alone = make(tiny_teacher_folder, **trial, finalists=2, final_tokens=700, baselines="no")
+    assert (off.baselines, alone.baselines) == ({}, {})
+    assert alone.final_tokens == 640  # whole steps
+    assert make(tiny_teacher_folder, **trial, final_tokens=1).final_tokens == 64
+    assert expected_tokens(alone) == expected_tokens(off) + 3 * 640  # one of them for the best stock candidate
+    whole = make(tiny_teacher_folder, **trial)
+    assert whole.final_tokens == whole.recipe.tokens
+    assert len(set(whole.baselines.values())) == 3
+    assert expected_tokens(whole) == expected_tokens(off) + 4 * 4096 + 3 * 8192
+    assert "nearest to depth only, width only, random" in dict(summary(whole))["finals"]
+    assert "the best trial wins" in dict(summary(off))["finals"]
 
 
 def test_no_more_trials_than_the_band_holds(tiny_teacher_folder: Path) -> None:

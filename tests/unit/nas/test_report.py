@@ -40,7 +40,7 @@ def records() -> list[TrialRecord]:
 @pytest.fixture(autouse=True)
 def coarse(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fewer pixels: most of the time of a plot goes into them."""
-    monkeypatch.setattr("nas.plots.DPI", 30)
+    monkeypatch.setattr("nas.canvas.DPI", 30)
 
 
 def shown(table: Table, width: int = 300) -> list[str]:
@@ -74,13 +74,14 @@ def test_a_row_says_what_the_record_says(records: list[TrialRecord]) -> None:
 def test_csv_reads_back_to_the_same_values(records: list[TrialRecord]) -> None:
     read = list(csv.DictReader(io.StringIO(csv_text(records, TEACHER))))
     for line, row in zip(read, rows(records, TEACHER), strict=True):
-        assert {name: str(value) if value is not None else "" for name, value in vars(row).items()} == line
+        known = {name: str(value) if value is not None else "" for name, value in vars(row).items()}
+        assert {name: value for name, value in known.items() if name != "losses"} == line
 
 
 def test_every_line_of_the_markdown_has_every_column(records: list[TrialRecord]) -> None:
     lines = markdown_table(records, TEACHER).splitlines()
     assert len(lines) == 2 + len(records)
-    columns = len(Row.__dataclass_fields__)
+    columns = len(Row.__dataclass_fields__) - 1
     assert all(line.replace("\\|", "").count("|") == columns + 1 for line in lines)
     assert "NonFiniteLoss" in lines[-2]
 
@@ -103,6 +104,24 @@ def test_the_best_stock_candidate_is_named(records: list[TrialRecord]) -> None:
     assert both[-1].endswith("best, stock")
 
 
+def test_each_validation_text_is_a_column_where_there_are_several(records: list[TrialRecord]) -> None:
+    both = record(5, metrics={"val_loss/a": 1.5, "val_loss/b": 2.5})
+    lines = list(csv.DictReader(io.StringIO(csv_text([*records, both], TEACHER))))
+    assert list(lines[0])[10:13] == ["val_loss", "val_loss/a", "val_loss/b"]
+    assert {line["trial"]: line["val_loss/b"] for line in lines} == {"5": "2.5", **dict.fromkeys("01234", "")}
+    head, _, *rest = markdown_table([*records, both], TEACHER).splitlines()
+    assert "| val loss | val loss/a | val loss/b |" in head
+    assert sum("| 1.5000 | 2.5000 |" in line for line in rest) == 1
+
+
+def test_after_a_final_stage_the_table_says_what_that_made_of_a_trial(records: list[TrialRecord]) -> None:
+    keys = {one.number: one.architecture.key for one in records}
+    lines = shown(terminal_table(records, TEACHER, final_roles={keys[2]: "winner", keys[0]: "width only"}))
+    assert [line.split()[1] for line in lines if line.endswith("winner")] == ["2"]
+    assert not [line for line in lines if line.endswith(("best", "best stock"))]
+    assert next(line for line in lines if f" {keys[0]} " in line).endswith("stopped early")
+
+
 def test_no_records_make_empty_tables() -> None:
     assert len(markdown_table([], TEACHER).splitlines()) == 2
     assert len(csv_text([], TEACHER).splitlines()) == 1
@@ -120,6 +139,19 @@ def test_a_plot_shows_its_records(plot: Plot, records: list[TrialRecord], tmp_pa
     other = imread(plot([*records[:3], record(3, val_loss=2.9, rungs=3), *records[4:]], tmp_path / "other.png"))
     assert np.array_equal(first, again)
     assert not np.array_equal(first, other)
+
+
+@pytest.mark.parametrize("plot", [plot_losses, plot_pareto, plot_sizes])
+def test_the_winner_is_the_one_that_a_final_stage_chose(
+    plot: Callable[..., Path], records: list[TrialRecord], tmp_path: Path
+) -> None:
+    best, other = (imread(plot(records, tmp_path / f"{number}.png", **_chosen(records, number))) for number in (3, 2))
+    assert np.array_equal(best, imread(plot(records, tmp_path / "none.png")))
+    assert not np.array_equal(best, other)
+
+
+def _chosen(records: list[TrialRecord], number: int) -> dict[str, Architecture]:
+    return {"winner_architecture": records[number].architecture}
 
 
 @pytest.mark.filterwarnings("error")

@@ -12,10 +12,20 @@ import mlflow
 import pytest
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
-from tracking_reference import STARTED, best_version, contents, record, search_events
+from tracking_reference import RUNGS, STARTED, best_version, contents, final, record, search_events
 
 from nas.delivery import MlflowDelivery
-from nas.events import Artifacts, Event, ModelExported, SearchFinished, SearchStarted, TrialChanged, from_dict, to_dict
+from nas.events import (
+    Artifacts,
+    Event,
+    FinalChanged,
+    ModelExported,
+    SearchFinished,
+    SearchStarted,
+    TrialChanged,
+    from_dict,
+    to_dict,
+)
 from nas.outbox import Outbox, RejectedError
 from nas.tracking import Tracker, code_version, tracking_uri, ui_command
 from search_spaces.errors import InputError
@@ -168,6 +178,31 @@ def test_a_continued_study_continues_its_run(store: Store, tmp_path: Path) -> No
     assert [one["status"] for one in runs] == ["FINISHED", "FINISHED", "KILLED", "FINISHED"]
 
 
+def test_finals_have_runs_of_their_own_which_go_on(store: Store, tmp_path: Path) -> None:
+    outbox, first = Outbox(tmp_path), [SearchStarted("s", {}, {}, started=STARTED), TrialChanged("s", record(0))]
+    deliver_all(store.delivery(), outbox, [*first, FinalChanged("s", final(0, "RUNNING"))])
+    deliver_all(store.delivery(), outbox, [SearchStarted("s", {}, {}, started=STARTED)])  # the first run was cut off
+    (left,) = (one for one in store.contents("s")["runs"] if one["name"].startswith("final"))
+    assert (left["status"], left["tags"]["state"]) == ("KILLED", "INTERRUPTED")
+    assert "the same command goes on" in left["tags"]["reason"]
+    again = store.delivery()
+    deliver_all(again, outbox, [FinalChanged("s", final(0, "RUNNING"))])
+    assert [one["status"] for one in store.contents("s")["runs"]] == ["RUNNING", "RUNNING", "FINISHED"]
+    ended = [FinalChanged("s", final(0)), FinalChanged("s", final(1, "FAIL")), FinalChanged("s", final(0, tokens=99))]
+    deliver_all(again, outbox, [*ended, SearchFinished("s", {"lead": 0.5}, {"winner_vs_runner_up": "clear"})])
+    done, longer, failed, parent, trial = store.contents("s")["runs"]
+    assert parent["tags"]["winner_vs_runner_up"] == "clear"
+    assert (trial["tags"]["stage"], trial["tags"]["nas.trial"]) == ("trial", "0")
+    assert {one["tags"]["stage"] for one in (done, longer, failed)} == {"final"}
+    assert all(one["is_child"] for one in (done, longer, failed, trial))
+    assert [one["status"] for one in (done, longer, failed)] == ["FINISHED", "FINISHED", "FAILED"]
+    assert (done["tags"]["roles"], done["tags"]["state"], done["tags"]["reason"]) == ("finalist", "COMPLETE", "")
+    losses = [(step, value) for key, value, _, step in done["metrics"] if key == "val_loss"]
+    assert sorted(losses) == sorted(final(0).curve)
+    assert [step for key, *_, step in done["metrics"] if key == "final_val_loss"] == [2 * RUNGS[-1]]
+    assert failed["tags"]["reason"] == "NonFiniteLoss: nan"
+
+
 def test_versions_follow_the_weights_and_keep_their_files(store: Store, tmp_path: Path) -> None:
     outbox, delivery, model = Outbox(tmp_path / "outbox"), store.delivery(), tmp_path / "best"
     model.mkdir()
@@ -248,8 +283,16 @@ def test_a_later_snapshot_of_a_trial_replaces_those_that_wait(tmp_path: Path) ->
     for state, rungs in (("RUNNING", 0), ("RUNNING", 2), ("COMPLETE", 4)):
         for number in (0, 1):
             outbox.add(TrialChanged("s", record(number, state, rungs)))
+    for state in ("RUNNING", "COMPLETE"):
+        for place in (0, 1):
+            outbox.add(FinalChanged("s", final(place, state)))
     events = [outbox.read(name) for name in outbox.waiting()]
-    assert events == [TrialChanged("s", record(0)), TrialChanged("s", record(1))]
+    assert events == [
+        TrialChanged("s", record(0)),
+        TrialChanged("s", record(1)),
+        FinalChanged("s", final(0)),
+        FinalChanged("s", final(1)),
+    ]
 
 
 def test_events_wait_in_the_order_they_were_put_in_whoever_put_them(tmp_path: Path) -> None:
@@ -261,7 +304,7 @@ def test_events_wait_in_the_order_they_were_put_in_whoever_put_them(tmp_path: Pa
 
 
 def test_every_event_survives_json(tmp_path: Path) -> None:
-    for event in search_events("s", tmp_path):
+    for event in [*search_events("s", tmp_path), FinalChanged("s", final(0)), FinalChanged("s", final(1, "FAIL"))]:
         assert from_dict(json.loads(json.dumps(to_dict(event)))) == event
 
 

@@ -1,0 +1,71 @@
+"""What a plan will do and what it will cost, before anything is started."""
+
+from __future__ import annotations
+
+import math
+
+from nas.plan import Plan
+from nas.scheduler import REDUCTION
+from trials.estimate import estimate_seconds
+
+
+def expected_tokens(plan: Plan) -> int:
+    """Distillation tokens of the whole search, the final stage included."""
+    return trial_tokens(plan) + final_stage_tokens(plan)
+
+
+def final_stage_tokens(plan: Plan) -> int:
+    """Distillation tokens of the final stage at most: baselines may be finalists, or trials that are there already."""
+    if not plan.settings.finalists:
+        return 0
+    stock = [plan.target.shape.is_stock(one) for one in plan.target.feasible]
+    going_on = min(plan.settings.finalists, plan.trials) + (any(stock) and not all(stock))
+    return going_on * plan.final_tokens + len(set(plan.baselines.values())) * (plan.recipe.tokens + plan.final_tokens)
+
+
+def trial_tokens(plan: Plan) -> int:
+    """Distillation tokens of all trials: each rung halves them where ``asha`` schedules them."""
+    starts = (0, *plan.recipe.rungs[:-1])
+    halving = plan.settings.scheduler == "asha"
+    stretches = zip(starts, plan.recipe.rungs, strict=True)
+    going = (math.ceil(plan.trials / REDUCTION**place) if halving else plan.trials for place in range(len(starts)))
+    return sum(trials * (end - start) for trials, (start, end) in zip(going, stretches, strict=True))
+
+
+def estimated_seconds(plan: Plan) -> float:
+    """How long the search will take on this machine, from FLOPs and a short measurement of its speed."""
+    candidate = plan.target.feasible[len(plan.target.feasible) // 2]
+    whole_trial = estimate_seconds(plan.target.shape, candidate, plan.recipe, plan.resources.device)
+    at_a_time = plan.resources.workers if plan.resources.gpus else 1  # trials on a CPU share what is measured
+    return whole_trial * expected_tokens(plan) / plan.recipe.tokens / at_a_time
+
+
+def summary(plan: Plan) -> list[tuple[str, str]]:
+    """What the plan says, as (what, value) lines for a person."""
+    target, recipe, resources = plan.target, plan.recipe, plan.resources
+    teacher = target.shape.parameters(target.shape.full)
+    axes = ", ".join(f"{name} {sizes[0]}..{sizes[-1]} ({len(sizes)})" for name, sizes in target.space.axes.items())
+    each = f"{resources.cpus} CPU" + (f", {resources.gpus:g} GPU" if resources.gpus else "")
+    compared = ", ".join(f"{rung:,}" for rung in recipe.rungs)
+    steps = f"{recipe.batch_tokens:,} tokens each, sequences of {recipe.sequence_length}"
+    return [
+        ("teacher", f"{plan.settings.model}: {teacher:,} parameters, {target.shape.family}"),
+        ("space", axes),
+        ("band", f"{target.budget}: {len(target.feasible)} architectures"),
+        ("trials", f"{plan.trials} by {plan.settings.sampler}, {resources.workers} at a time with {each} each"),
+        ("tokens", f"{recipe.tokens:,} a trial from {recipe.corpus}; {plan.settings.scheduler} compares at {compared}"),
+        *_final_stage(plan),
+        ("in all", f"about {expected_tokens(plan):,} tokens"),
+        ("steps", f"{steps}, learning rate {recipe.learning_rate:g}"),
+        ("study", f"{plan.study} in {plan.storage}"),
+        ("output", str(plan.folder)),
+    ]
+
+
+def _final_stage(plan: Plan) -> list[tuple[str, str]]:
+    if not plan.settings.finalists:
+        return [("finals", "none: the best trial wins")]
+    count = min(plan.settings.finalists, plan.trials)
+    who = f"the best {count} and the best stock one" if count > 1 else "the best one and the best stock one"
+    compared = f"; compared with {', '.join(plan.baselines)}" if plan.baselines else ""
+    return [("finals", f"{who} go on for {plan.final_tokens:,} tokens{compared}")]

@@ -1,0 +1,53 @@
+"""The folder ``report`` of a study: what was found, as tables and pictures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from nas.agreement import lines
+from nas.comparison import UNEQUAL
+from nas.final_report import comparison_csv, comparison_markdown
+from nas.outcome import Outcome
+from nas.plots import plot_agreement, plot_losses, plot_pareto, plot_sizes
+from nas.report import csv_text, markdown_table
+
+
+def write_report(outcome: Outcome) -> list[Path]:
+    """Write the tables as Markdown and CSV, and the plots. Returns the files."""
+    folder, records, loss = outcome.plan.folder / "report", outcome.records, outcome.preparation.teacher_loss
+    folder.mkdir(parents=True, exist_ok=True)
+    tables = {"results.md": results(outcome), "results.csv": csv_text(records, teacher_parameters(outcome))}
+    if outcome.comparison:
+        tables["final.csv"] = comparison_csv(outcome.comparison)
+    for name, text in tables.items():
+        (folder / name).write_text(text, "utf-8")
+    winner = outcome.winner.record.architecture
+    plots = [
+        plot_losses(records, folder / "losses.png", loss, winner),
+        plot_pareto(records, folder / "pareto.png", loss, winner),
+        plot_sizes(records, folder / "sizes.png", winner),
+        plot_agreement(outcome.agreements, folder / "rank_agreement.png"),
+    ]
+    return [*(folder / name for name in tables), *plots]
+
+
+def results(outcome: Outcome) -> str:
+    """The text of results.md."""
+    parts = [f"# {outcome.plan.study}"]
+    if outcome.comparison:
+        texts = "The loss is the mean over validation texts. " if outcome.preparation.teacher_losses else ""
+        parts += ["## Final comparison", comparison_markdown(outcome.comparison).rstrip()]
+        parts += [f"{texts}{UNEQUAL[0].upper()}{UNEQUAL[1:]}."]
+        parts += ["\n".join(f"- {note}" for note in outcome.comparison.notes)]
+    parts += ["## Trials", markdown_table(outcome.records, teacher_parameters(outcome)).rstrip()]
+    stopped = any(one.state == "PRUNED" for one in outcome.records)
+    agreement = [f"- {line}" for line in lines(outcome.agreements, stopped)]
+    if agreement:
+        parts += ["## Could the cheap comparison be trusted?", "\n".join(agreement)]
+    return "\n\n".join(parts) + "\n"
+
+
+def teacher_parameters(outcome: Outcome) -> int:
+    """Of the teacher, which shares are of."""
+    shape = outcome.plan.target.shape
+    return shape.parameters(shape.full)

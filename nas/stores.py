@@ -1,0 +1,38 @@
+"""What MLflow stores do: how they refuse, and how one in SQLite must be opened."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock
+from mlflow.exceptions import MlflowException
+from requests import HTTPError
+
+PERMANENT_CODES = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_ALREADY_EXISTS")
+PERMANENT_STATUSES = (400, 413, 422)
+
+
+def is_permanent(error: MlflowException | HTTPError) -> bool:
+    """Whether the same request would be refused again."""
+    if isinstance(error, HTTPError):
+        return error.response is not None and error.response.status_code in PERMANENT_STATUSES
+    return str(error.error_code) in PERMANENT_CODES
+
+
+def one_line(error: Exception) -> str:
+    """What went wrong, for a log."""
+    return " ".join(f"{type(error).__name__}: {error}".split())[:500]
+
+
+@contextmanager
+def alone(uri: str) -> Iterator[None]:
+    """Two processes that create one SQLite store at once leave it broken; the second waits here."""
+    path = uri.split(":///", 1)[1] if uri.startswith("sqlite:///") else ""
+    if not path or path == ":memory:":
+        yield
+        return
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{path}.lock"):
+        yield
