@@ -35,13 +35,14 @@ def window_losses(
     """
     device = model.device.type
     batch = batch or max(1, BATCH_TOKENS[device] // windows.shape[1])
-    losses = np.empty(len(windows), dtype=np.float64)
+    losses: list[Tensor] = []
     model.eval()  # and it stays so: dropout is never wanted here
     for start in range(0, len(windows), batch):
         tokens = torch.from_numpy(windows[start : start + batch].astype(np.int64)).to(model.device)
         with torch.autocast(device, enabled=False) if device == "cpu" else autocast(device):
-            losses[start : start + batch] = _token_losses(model, family, tokens).double().mean(dim=1).cpu().numpy()
-    return losses
+            losses.append(_token_losses(model, family, tokens).double().mean(dim=1))
+    found: NDArray[np.float64] = torch.cat(losses).cpu().numpy()
+    return found
 
 
 def _token_losses(model: PreTrainedModel, family: Family, tokens: Tensor) -> Tensor:

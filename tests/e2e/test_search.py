@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import subprocess
@@ -96,6 +97,8 @@ def test_finalists_and_baselines_are_compared_after_as_many_tokens(first: tuple[
     assert all(row["architecture"] in text for row in (winner, *others))
     assert "Could the cheap comparison be trusted?" in text
     assert (report / "final.csv").exists()
+    trials = list(csv.DictReader((report / "results.csv").open()))
+    assert all(float(line["val_loss/other"]) > 0 for line in trials)
     for line in ("final comparison", "winner", "runner-up", "95 % interval"):
         assert line in log
     assert "and 2,048 more as a finalist" in (Path(result["best"]["path"]) / "README.md").read_text()
