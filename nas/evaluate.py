@@ -177,7 +177,7 @@ def _progress(console: Console) -> Iterator[Callable[[int, int], None]]:
 def _print(document: Document, console: Console) -> None:
     about = document.about
     what = f"{about['class']}, {about['parameters']:,} parameters, {about['dtype']} on {about['device']}"
-    console.print(f"[bold]{about['model']}[/bold]: {what}\n")
+    console.print(f"[bold]{about['model']}[/bold]: {what}\n", soft_wrap=True)
     console.print(readings_table(document.readings))
     console.print(f"\n{about['seconds']} s; figures of different conventions cannot be compared: docs/evaluation.md")
 

@@ -151,7 +151,8 @@ def test_killed_worker_of_a_final_costs_nothing_but_time(cluster: Cluster, wound
     def kill_once(name: str, one: HeardOfFinal) -> None:
         heard[name].append(one)
         if isinstance(one, Rung) and one.tokens == TRIAL + more // 2 and not killed:
-            (worker,) = (one for one in psutil.Process().children(recursive=True) if "ray::_final" in one.cmdline()[0])
+            alive = [one for one in psutil.Process().children(recursive=True) if one.status() != psutil.STATUS_ZOMBIE]
+            (worker,) = (one for one in alive if "ray::_final" in "".join(one.cmdline()[:1]))
             worker.kill()
             killed.append(name)
 
