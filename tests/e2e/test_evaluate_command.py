@@ -92,7 +92,13 @@ def test_document_is_what_the_library_measures(
         assert one["value"] == pytest.approx(other["value"], rel=1e-5)
 
 
-def test_table(tiny_teacher_folder: Path, texts: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
+def test_table(
+    tiny_teacher_folder: Path,
+    texts: dict[str, Path],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)  # as in a pipe; a narrow terminal folds the cells of the table
     assert main([str(tiny_teacher_folder), "--tasks", tasks(texts), "--dtype", "bfloat16"]) == 0
     printed = capsys.readouterr()
     for part in ("GPT2LMHeadModel, 75,408 parameters, bfloat16", "strided windows of 64, stride 32", "3 documents"):
