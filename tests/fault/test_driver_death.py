@@ -41,6 +41,8 @@ class Driver:
             stderr=subprocess.STDOUT,
             text=True,
             start_new_session=True,
+            # Ctrl-C is ignored by whatever is started behind an &, these tests perhaps among it.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
         self.lines: list[str] = []
         self.limit = threading.Timer(PATIENCE, self.process.kill)  # what hangs is to fail here, not to hang the tests
