@@ -11,6 +11,7 @@ from nas.records import FinalRecord, text_losses
 from nas.selection import COMPETING, competes, final_ranking
 from trials.losses import WindowLosses, mean_loss
 from trials.losses import text_losses as losses_on_texts
+from trials.reading import Reading
 
 TEACHER, WINNER, RUNNER_UP, BEST_STOCK = "teacher", "winner", "runner-up", "best stock"
 UNEQUAL = "a difference whose interval holds 0 is not distinguishable from none"
@@ -21,8 +22,8 @@ class ComparisonRow:
     """One model of the final table.
 
     ``tokens`` are those it was distilled on in all. Losses are on validation text, in nats per token; ``losses`` on
-    each text, where there are several. ``difference`` is its loss minus the winner's. ``test`` is for readings on
-    test text, by their name: nothing that is chosen here depends on it.
+    each text, where there are several. ``difference`` is its loss minus the winner's. ``test`` are readings on test
+    text: nothing that is chosen depends on them.
     """
 
     roles: tuple[str, ...]
@@ -35,7 +36,12 @@ class ComparisonRow:
     losses: Mapping[str, float] = field(default_factory=dict)
     difference: Difference | None = None
     reason: str = ""
-    test: Mapping[str, float] = field(default_factory=dict)
+    test: tuple[Reading, ...] = ()
+
+    @property
+    def is_read(self) -> bool:
+        """Whether it is to be read on test text: all that is exported or compared with, not who lost to the winner."""
+        return self.val_loss is not None and any(role not in (*COMPETING, RUNNER_UP) for role in self.roles)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Finals on Ray: a fixed list of tasks, as many at a time as trials, and what they say on the way."""
+"""Finals, and readings of test text, on Ray: fixed lists of tasks, as many at a time as trials."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from queue import SimpleQueue
 from threading import Thread
-from typing import Any
+from typing import Any, TypeVar
 
 import ray
 from ray.exceptions import RayError, RayTaskError
@@ -17,11 +17,14 @@ from nas.runner import WORKER_DEATHS, resource_options
 from search_spaces.errors import InputError
 from trials.checkpoint import Rung
 from trials.final import FinalResult, FinalSpec, run_final
+from trials.final_readings import ReadingSpec, read_model
+from trials.reading import Reading
 
 LOOK_SECONDS = 1.0  # how long Ctrl-C may have to wait
 
 # What is heard of a final: that it was started (None), a reading, its result, or why there is none.
 Heard = Rung | FinalResult | Failure | None
+Said = TypeVar("Said")
 
 
 def run_finals(specs: Mapping[str, FinalSpec], resources: Resources, hear: Callable[[str, Heard], None]) -> None:
@@ -30,13 +33,34 @@ def run_finals(specs: Mapping[str, FinalSpec], resources: Resources, hear: Calla
     A final whose worker or node dies is tried again, from its last checkpoint, and so is one whose surroundings
     failed; its readings are heard once. Raises InputError when a worker does.
     """
+    _run_all(_final, {name: spec.to_dict() for name, spec in specs.items()}, resources, hear)
+
+
+def run_readings(
+    specs: Mapping[str, ReadingSpec],
+    resources: Resources,
+    hear: Callable[[str, list[Reading] | Failure | None], None],
+) -> None:
+    """Take the readings of all ``specs``, by name; ``hear`` is called with None at the start of each, then with them.
+
+    Retries and errors are as in `run_finals`.
+    """
+    _run_all(_readings, specs, resources, hear)
+
+
+def _run_all(
+    function: Callable[[Any], Iterator[Said]],
+    specs: Mapping[str, Any],
+    resources: Resources,
+    hear: Callable[[str, Said | Failure | None], None],
+) -> None:
     options: dict[str, Any] = {"num_returns": "streaming", "max_retries": WORKER_DEATHS}
-    task = ray.remote(_final).options(**options, retry_exceptions=list(TRANSIENT), **resource_options(resources))
+    task = ray.remote(function).options(**options, retry_exceptions=list(TRANSIENT), **resource_options(resources))
     waiting, running = deque(specs), dict[Any, str]()
     while waiting or running:
         while waiting and len(running) < resources.workers:
             name = waiting.popleft()
-            running[task.remote(specs[name].to_dict())] = name
+            running[task.remote(specs[name])] = name
             hear(name, None)
         ready, _ = ray.wait(list(running), num_returns=1, timeout=LOOK_SECONDS)
         for stream in ready:
@@ -47,11 +71,10 @@ def run_finals(specs: Mapping[str, FinalSpec], resources: Resources, hear: Calla
                 hear(running[stream], heard)
 
 
-def _next(stream: Any) -> Rung | FinalResult | Failure | None:
-    """What comes next from a task; None when it has ended."""
+def _next(stream: Any) -> Any:
+    """What comes next from a task, or why nothing does; None when it has ended."""
     try:
-        said: Rung | FinalResult = ray.get(next(stream))
-        return said
+        return ray.get(next(stream))
     except StopIteration:
         return None
     except RayTaskError as error:
@@ -60,6 +83,11 @@ def _next(stream: Any) -> Rung | FinalResult | Failure | None:
         return classify(error.cause)
     except RayError as error:  # its worker or its node, each time
         return Failure(f"given up: {' '.join(str(error).split())[:300]}", retry=True)
+
+
+def _readings(spec: ReadingSpec) -> Iterator[list[Reading]]:
+    """What runs in a worker: the readings of one model."""
+    yield read_model(spec)
 
 
 def _final(spec: dict[str, Any]) -> Iterator[Rung | FinalResult]:

@@ -20,7 +20,7 @@ from nas.selection import FINALIST, STOCK, best_stock, ranking
 from nas.study import SearchStudy
 from search_spaces.architecture import Architecture
 from trials.checkpoint import Rung
-from trials.final import FinalSpec, read_windows
+from trials.final import VERSION, FinalSpec, read_windows
 from trials.losses import OF_TEXT, WindowLosses
 from trials.results import STUDENT
 
@@ -125,4 +125,4 @@ def _folder(plan: Plan, record: FinalRecord) -> Path:
 
 
 def _label(record: FinalRecord) -> str:
-    return f"final {record.name}"
+    return f"final {VERSION} {record.name}"

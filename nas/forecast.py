@@ -55,6 +55,7 @@ def summary(plan: Plan) -> list[tuple[str, str]]:
         ("trials", f"{plan.trials} by {plan.settings.sampler}, {resources.workers} at a time with {each} each"),
         ("tokens", f"{recipe.tokens:,} a trial from {recipe.corpus}; {plan.settings.scheduler} compares at {compared}"),
         *_final_stage(plan),
+        *_tests(plan),
         ("in all", f"about {expected_tokens(plan):,} tokens"),
         ("steps", f"{steps}, learning rate {recipe.learning_rate:g}"),
         ("study", f"{plan.study} in {plan.storage}"),
@@ -69,3 +70,10 @@ def _final_stage(plan: Plan) -> list[tuple[str, str]]:
     who = f"the best {count} and the best stock one" if count > 1 else "the best one and the best stock one"
     compared = f"; compared with {', '.join(plan.baselines)}" if plan.baselines else ""
     return [("finals", f"{who} go on for {plan.final_tokens:,} tokens{compared}")]
+
+
+def _tests(plan: Plan) -> list[tuple[str, str]]:
+    if not plan.tests:
+        return []
+    much = f"the first {plan.settings.test_tokens:,} tokens of each" if plan.settings.test_tokens else "whole"
+    return [("test", f"{', '.join(task.name for task in plan.tests)}, {much}: for the final table alone")]

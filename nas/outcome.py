@@ -123,7 +123,7 @@ def _row(row: ComparisonRow) -> dict[str, Any]:
         **_losses(dict(row.losses)),
         "vs_winner": row.difference.to_dict() if row.difference else None,
         **({"failed": row.reason} if row.reason else {}),
-        **({"test": dict(row.test)} if row.test else {}),
+        **({"test": [one.to_dict() for one in row.test]} if row.test else {}),
     }
 
 

@@ -17,6 +17,7 @@ from nas.comparison import Comparison, compare
 from nas.errors import NothingFeasibleError
 from nas.exports import export_chosen
 from nas.final_progress import FinalProgress
+from nas.final_readings import with_test_readings
 from nas.finals import open_stage, run_stage, windows_of
 from nas.outcome import Chosen, Outcome
 from nas.plan import Plan
@@ -52,6 +53,8 @@ def conduct(plan: Plan, console: Console, command: str) -> Outcome:
             teller.files([_plot_scores(scores, plan)], "report")
             _run(plan, study, teller, console)
             comparison = _finals(plan, study, prepared, teller, console)
+            if comparison:
+                comparison = with_test_readings(plan, comparison, console)
             outcome = _export(plan, preparation, study, comparison, started, command)
             teller.files(write_report(outcome), "report")
             teller.finished(outcome)

@@ -20,6 +20,8 @@ from search_spaces.files import load_space
 from search_spaces.shape import ModelShape
 from search_spaces.space import SearchSpace
 from trials.cache import digest
+from trials.evaluation_text import TextTask
+from trials.final_readings import parse_tests
 from trials.teacher import read_shape, resolve_model
 from trials.trial import Recipe
 from trials.validation import parse_validation
@@ -98,6 +100,7 @@ class Plan:
     recipe: Recipe
     study: str
     final_tokens: int
+    tests: tuple[TextTask, ...]
 
     @property
     def baselines(self) -> dict[str, Architecture]:
@@ -139,7 +142,13 @@ class Plan:
 
 
 def resolve_target(settings: SearchSettings) -> Target:
-    """Teacher, space and band, from configuration files alone. Raises InputError for whatever is wrong with them."""
+    """Teacher, space and band, from configuration files alone.
+
+    Raises InputError for whatever is wrong with them, or can be seen to be wrong with the texts already.
+    """
+    parse_validation(settings.validation)
+    if parse_tests(settings.test) and not settings.finalists:
+        raise InputError("--test: is for the final table, which --finalists 0 does without; give --finalists 1 or more")
     folder = resolve_model(settings.model)
     shape = read_shape(folder)
     space = load_space(settings.space, shape)
@@ -154,7 +163,7 @@ def make_plan(settings: SearchSettings, target: Target, machine: Machine) -> Pla
     name = settings.study or _study_name(settings, identity(settings, target, recipe))
     wanted = settings.final_tokens or recipe.tokens
     final_tokens = max(1, wanted // recipe.batch_tokens) * recipe.batch_tokens
-    return Plan(settings, target, resources, recipe, name, final_tokens)
+    return Plan(settings, target, resources, recipe, name, final_tokens, parse_tests(settings.test))
 
 
 def identity(settings: SearchSettings, target: Target, recipe: Recipe) -> dict[str, Any]:

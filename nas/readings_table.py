@@ -30,6 +30,14 @@ def readings_table(readings: Sequence[Reading]) -> Table:
     return table
 
 
+SHORT = {"token perplexity": "ppl", "last-word accuracy": "acc", "last-word perplexity": "ppl"}
+
+
+def column_name(reading: Reading) -> str:
+    """A heading for readings of this kind, where all of one table are of one length and convention."""
+    return f"{reading.task} {SHORT[reading.metric]}"
+
+
 def figure(value: float, unit: str) -> str:
     """A value to as many digits as its unit deserves."""
     if unit == "share":

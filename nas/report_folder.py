@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from nas.agreement import lines
-from nas.comparison import UNEQUAL
-from nas.final_report import comparison_csv, comparison_markdown
+from nas.comparison import UNEQUAL, Comparison
+from nas.final_report import comparison_csv, comparison_markdown, on_test_markdown, on_test_notes
 from nas.outcome import Outcome
 from nas.plots import plot_agreement, plot_losses, plot_pareto, plot_sizes
 from nas.report import csv_text, markdown_table
@@ -39,12 +39,18 @@ def results(outcome: Outcome) -> str:
         parts += ["## Final comparison", comparison_markdown(outcome.comparison).rstrip()]
         parts += [f"{texts}{UNEQUAL[0].upper()}{UNEQUAL[1:]}."]
         parts += ["\n".join(f"- {note}" for note in outcome.comparison.notes)]
+        parts += _on_test_text(outcome.comparison)
     parts += ["## Trials", markdown_table(outcome.records, teacher_parameters(outcome)).rstrip()]
     stopped = any(one.state == "PRUNED" for one in outcome.records)
     agreement = [f"- {line}" for line in lines(outcome.agreements, stopped)]
     if agreement:
         parts += ["## Could the cheap comparison be trusted?", "\n".join(agreement)]
     return "\n\n".join(parts) + "\n"
+
+
+def _on_test_text(comparison: Comparison) -> list[str]:
+    table = on_test_markdown(comparison).rstrip()
+    return ["## On test text", table, "\n".join(f"- {note}" for note in on_test_notes(comparison))] if table else []
 
 
 def teacher_parameters(outcome: Outcome) -> int:

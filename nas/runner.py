@@ -34,6 +34,8 @@ from nas.settings import SearchSettings
 from nas.study import Candidate, SearchStudy
 from search_spaces.architecture import Architecture
 from search_spaces.errors import InputError
+from trials.evaluation_text import TextTask
+from trials.final_readings import check_tests
 from trials.importance import ImportanceScores
 from trials.losses import OF_TEXT, WindowLosses
 from trials.preparation import Preparation, Recipe, prepare, shared, teacher_windows
@@ -43,7 +45,16 @@ WORKER_DEATHS = 2  # a trial whose worker or node died is tried again this often
 THREAD_SECONDS = "600"
 # What Tune sets for its actors, set for the preparing task too: only then does Ray go on in the same process, in which
 # torch is imported and teacher, text and scores are loaded.
-WORKER_ENVIRONMENT = {"PL_DISABLE_FORK": "1", "RAY_CHDIR_TO_TRIAL_DIR": "0"}
+TUNE_ENVIRONMENT = {"PL_DISABLE_FORK": "1", "RAY_CHDIR_TO_TRIAL_DIR": "0"}
+# glibc hands large blocks back to the system when they are freed, and the next step of training asks for them anew,
+# page by page: 2.5 million faults a step, 40 % of its time for a student of 100M parameters. So they stay in the heap,
+# and in the main one: those of other threads, in which Tune runs trials, hold 64 MiB at most.
+ALLOCATOR_ENVIRONMENT = {
+    "MALLOC_ARENA_MAX": "1",
+    "MALLOC_MMAP_THRESHOLD_": str(4 * 2**30),
+    "MALLOC_TRIM_THRESHOLD_": str(4 * 2**30),
+}
+WORKER_ENVIRONMENT = {**TUNE_ENVIRONMENT, **ALLOCATOR_ENVIRONMENT}
 OBJECT_STORE_BYTES = 100 * 2**20  # results are a few numbers; the default would be 30 % of the memory
 
 
@@ -104,8 +115,9 @@ def prepare_remotely(plan: Plan) -> Prepared:
     Raises InputError for what is wrong with model, corpus or the shared folder.
     """
     task = ray.remote(_prepare).options(**resource_options(plan.resources), max_retries=WORKER_DEATHS)
+    tests = plan.tests, plan.settings.test_tokens
     try:
-        prepared: Prepared = ray.get(task.remote(plan.recipe, str(plan.cache), plan.resources.device))
+        prepared: Prepared = ray.get(task.remote(plan.recipe, str(plan.cache), plan.resources.device, *tests))
     except RayTaskError as error:
         if isinstance(error.cause, InputError):
             raise error.cause from None
@@ -114,7 +126,8 @@ def prepare_remotely(plan: Plan) -> Prepared:
     return prepared
 
 
-def _prepare(recipe: Recipe, cache: str, device: str) -> Prepared:
+def _prepare(recipe: Recipe, cache: str, device: str, tests: tuple[TextTask, ...], test_tokens: int | None) -> Prepared:
+    check_tests(recipe.model, tests, test_tokens)
     preparation, scores = prepare(recipe, cache, device), shared(recipe, cache, device).scores
     return Prepared(preparation, scores, teacher_windows(recipe, cache, device))
 

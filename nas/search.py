@@ -77,8 +77,8 @@ def _dry_run(settings: SearchSettings, console: Console) -> int:
 
     plan = make_plan(settings, resolve_target(settings), Machine.local())
     _print_plan(plan, console)
-    seconds = estimated_seconds(plan)
-    console.print(f"estimated time on this machine: {clock(seconds)}; nothing was started (--dry-run)")
+    time = clock(estimated_seconds(plan)) + (", and what reading the test text takes" if plan.tests else "")
+    console.print(f"estimated time on this machine: {time}; nothing was started (--dry-run)")
     return DONE
 
 
@@ -122,15 +122,17 @@ def _print_outcome(outcome: Outcome, console: Console) -> None:
 
 def _print_comparison(outcome: Outcome, console: Console) -> None:
     from nas.agreement import lines
-    from nas.final_report import comparison_table
+    from nas.final_report import comparison_table, on_test_table
 
     console.print("could the cheap comparison be trusted?")
     for line in lines(outcome.agreements, any(one.state == "PRUNED" for one in outcome.records)):
         console.print(line, style="dim", soft_wrap=True)
     console.print()
     if outcome.comparison:
-        console.print(comparison_table(outcome.comparison))
-        console.print()
+        for table in (comparison_table(outcome.comparison), on_test_table(outcome.comparison)):
+            if table is not None:
+                console.print(table)
+                console.print()
 
 
 if __name__ == "__main__":

@@ -53,6 +53,10 @@ class SearchSettings(BaseModel):
     validation: str | None = Field(
         None, description="further validation text, comma-separated: files, folders, hub names, or name=any of these"
     )
+    test: str | None = Field(
+        None, description="test text for the final table, read after all is chosen: wikitext-2,ptb=./ptb.txt,..."
+    )
+    test_tokens: int | None = Field(None, ge=1, description="tokens of each test text, from its start (all)")
     finalists: int = Field(3, ge=0, description="best trials that are trained further, to choose among; 0: none is")
     final_tokens: int | None = Field(
         None, ge=1, description="tokens that finalists are trained on beyond their trial (as many as a trial)"

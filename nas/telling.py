@@ -12,6 +12,7 @@ from rich.console import Console
 
 from nas.forecast import summary
 from nas.plan import Plan
+from nas.readings_table import column_name
 from nas.records import FinalRecord, TrialRecord
 from nas.selection import COMPETING, counts
 from nas.study import SearchStudy
@@ -130,9 +131,15 @@ def _final_metrics(outcome: Outcome) -> dict[str, float]:
         for role in row.roles
         if row.val_loss is not None and role not in COMPETING  # of which there may be several
     }
+    tests = {
+        f"test/{column_name(one).replace(' ', '_')}/{role}": one.value
+        for row in outcome.comparison.rows
+        for role in row.roles
+        for one in row.test
+    }
     lead = outcome.comparison.difference
     lead_metrics = {} if lead is None else {"lead": lead.mean, "lead_low": lead.low, "lead_high": lead.high}
-    return {**table, **lead_metrics}
+    return {**table, **tests, **lead_metrics}
 
 
 def _verdict(outcome: Outcome) -> dict[str, str]:

@@ -94,7 +94,7 @@ def _rows_of_file(name: str, path: Path, known: _Known | None) -> list[str]:
 
 def _rows_of_hub(name: str) -> list[str]:
     known = KNOWN[name]
-    ways_on = f"give the text as a file: --tasks {name}=./{known.file}"
+    ways_on = f"give the text as a file: {name}=./{known.file}"
     wanted = HubDataset(f"task {name}", ways_on, known.dataset, known.config, known.revision)
     return list(column(wanted, prepared(wanted), "test", known.column))
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 # Per float32 tensor of chunk x vocabulary, of which about five are alive at once.
-CHUNK_BYTES = {"cpu": 4 * 2**20, "cuda": 256 * 2**20}
+CHUNK_BYTES = {"cpu": 32 * 2**20, "cuda": 256 * 2**20}
 
 
 def chunk_tokens(vocabulary: int, device: str) -> int:

@@ -16,6 +16,7 @@ from trials.durable import file_sha256
 SUFFIXES = (".txt", ".jsonl")
 HELD_OUT = 0.05
 PARAGRAPHS_OF = 4096  # characters: consecutive paragraphs of a .txt up to about this length are one document
+BLANK_LINE = re.compile(r"\n\s*\n")
 TRAIN_STEM = re.compile(r"train", re.IGNORECASE)
 VALIDATION_STEM = re.compile(r"valid|dev", re.IGNORECASE)
 
@@ -101,7 +102,7 @@ def _from_file(path: Path) -> TextSource:
 def _split_documents(path: Path) -> tuple[list[str], list[str]]:
     documents = list(read_documents(path))
     if len(documents) < 2:
-        unit = "rows" if path.suffix == ".jsonl" else "paragraphs, separated by blank lines"
+        unit = "rows" if path.suffix == ".jsonl" else "paragraphs or lines"
         raise InputError(f"corpus {path}: its last 5 % are held out, which takes at least two {unit}; add text to it")
     held_out = max(1, round(HELD_OUT * len(documents)))
     return documents[:-held_out], documents[-held_out:]
@@ -116,17 +117,21 @@ def read_documents(path: Path) -> Iterator[str]:
 
 
 def _paragraph_groups(text: str) -> Iterator[str]:
-    """Shorter groups for a short text, so that there are twenty of them to hold some out of."""
+    """Paragraphs end at blank lines, or in a text without any at each line's end.
+
+    Shorter groups for a short text, so that there are twenty of them to hold some out of.
+    """
     wanted = min(PARAGRAPHS_OF, len(text) // 20)
+    between = "\n\n" if BLANK_LINE.search(text.strip()) else "\n"
     group: list[str] = []
-    for paragraph in re.split(r"\n\s*\n", text):
+    for paragraph in BLANK_LINE.split(text) if between == "\n\n" else text.split("\n"):
         if paragraph.strip():
             group.append(paragraph.strip("\n"))
         if group and sum(map(len, group)) >= wanted:
-            yield "\n\n".join(group) + "\n"
+            yield between.join(group) + "\n"
             group = []
     if group:
-        yield "\n\n".join(group) + "\n"
+        yield between.join(group) + "\n"
 
 
 def read_rows(path: Path) -> Iterator[str]:

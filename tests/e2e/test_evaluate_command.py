@@ -138,7 +138,7 @@ def test_our_own_export_runs_when_it_may(
         (["--tasks", "mine={latin}"], "not UTF-8 at byte 3"),
         (["--tasks", "mine={fields}"], 'line 1: each line is an object with a string under "text"'),
         (["--tasks", "mine={short}"], "less than one window of 64"),
-        (["--tasks", "ptb"], "--tasks ptb=./ptb.test.txt"),
+        (["--tasks", "ptb"], "as a file: ptb=./ptb.test.txt"),
         (["--length", "many"], "--length: invalid int value: 'many'"),
         (["--quick"], "--quick"),
         (["--dtype", "int4"], "'int4'"),
@@ -183,7 +183,7 @@ def test_the_hub_out_of_reach_is_one_line_that_names_files(tiny_teacher_folder: 
     done = run(tiny_teacher_folder, **unreachable)
     assert done.returncode == 2
     assert "out of reach" in done.stderr
-    assert "--tasks wikitext-2=./wiki.test.raw" in done.stderr
+    assert "as a file: wikitext-2=./wiki.test.raw" in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
     assert time.monotonic() - started < 40  # the client's own retries would take 46
 

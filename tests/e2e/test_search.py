@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -15,6 +16,7 @@ import pytest
 from mlflow import MlflowClient
 from transformers import AutoModelForCausalLM
 
+from nas.evaluate import main as evaluate
 from nas.search import main
 
 ROOT = Path(__file__).parents[2]
@@ -39,12 +41,17 @@ def run(*arguments: object, **environment: str) -> subprocess.CompletedProcess[s
 @pytest.fixture(scope="module")
 def small(tiny_teacher_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> list[object]:
     """The settings of a search that takes seconds."""
-    text, other = (tmp_path_factory.mktemp("text") / f"{name}.txt" for name in ("corpus", "other"))
+    folder = tmp_path_factory.mktemp("text")
+    text, other, unseen = (folder / f"{name}.txt" for name in ("corpus", "other", "unseen"))
+    passages = folder / "passages.jsonl"
     text.write_text("\n\n".join(" ".join(WORDS[i % 7 :] + WORDS[: i % 11]) for i in range(400)))
     other.write_text("\n\n".join(" ".join(WORDS[i % 5 :] + WORDS[: i % 13]) for i in range(200)))
+    unseen.write_text(" ".join(WORDS[i % 3 :][i % 16 % 14] for i in range(300)))
+    passages.write_text("".join(json.dumps({"text": " ".join(WORDS[i:])}) + "\n" for i in range(9)))
+    tests = ["--test", f"unseen={unseen},lambada={passages}"]
     sizes = ["--tokens-per-trial", 2048, "--sequence-length", 64, "--batch-tokens", 256, "--validation-tokens", 1024]
     model = ["--model", tiny_teacher_folder, "--corpus", text, "--calibration-samples", 8, "--tolerance", 0.1]
-    return [*model, *sizes, "--validation", other, "--trials", TRIALS, "--workers", 1, "--cpus-per-trial", 1]
+    return [*model, *sizes, *tests, "--validation", other, "--trials", TRIALS, "--workers", 1, "--cpus-per-trial", 1]
 
 
 @pytest.fixture(scope="module")
@@ -104,6 +111,25 @@ def test_finalists_and_baselines_are_compared_after_as_many_tokens(first: tuple[
     assert "and 2,048 more as a finalist" in (Path(result["best"]["path"]) / "README.md").read_text()
 
 
+def test_what_is_exported_or_compared_with_is_read_on_test_text_as_the_evaluation_reads_it(
+    small: list[object], first: tuple[Path, dict[str, Any], str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    output, result, log = first
+    others = {"runner-up", "finalist", "stock finalist"}
+    read = [row for row in result["final"] if not set(row["roles"]) <= others]
+    assert [row for row in result["final"] if "test" in row] == read
+    assert f"reading unseen, lambada with {len(read)} models" in log
+    tests = str(small[small.index("--test") + 1])
+    for row, model in ((read[0], str(small[1])), (read[1], result["best"]["path"])):
+        assert evaluate([model, "--tasks", tests, "--json", "--trust-remote-code"]) == 0
+        readings = json.loads(capsys.readouterr().out)["readings"]
+        kept = [one for one in readings if one["convention"] in ("non-overlapping windows", "lambada_openai")]
+        assert [{**one, "value": None} for one in row["test"]] == [{**one, "value": None} for one in kept]
+        values = [[one["value"] for one in found] for found in (row["test"], kept)]
+        assert values[0] == pytest.approx(values[1], rel=1e-5)
+    assert "## On test text" in (output / result["study"] / "report" / "results.md").read_text()
+
+
 def test_export_is_the_model_that_was_counted(first: tuple[Path, dict[str, Any], str]) -> None:
     _, result, _ = first
     best = result["best"]
@@ -123,6 +149,8 @@ def test_every_trial_is_in_mlflow(first: tuple[Path, dict[str, Any], str]) -> No
     assert len(runs) == 1 + len(children)
     assert {one.info.status for one in children if one.data.tags["stage"] == "final"} == {"FINISHED"}
     assert "runner-up" in parent.data.tags["winner_vs_runner_up"]
+    ppl = result["final"][1]["test"][0]["value"]
+    assert parent.data.metrics["test/unseen_ppl/winner"] == pytest.approx(ppl)
     assert parent.data.metrics["lead"] == pytest.approx(result["winner_vs_runner_up"]["mean"])
     finals = [one.data.metrics["val_loss/other"] for one in children if one.data.tags["stage"] == "final"]
     assert sorted(finals) == sorted(row["val_losses"]["other"] for row in result["final"][1:])
@@ -183,6 +211,12 @@ def test_dry_run_starts_nothing(small: list[object], tmp_path: Path, capsys: pyt
         (["--budget", "10G"], "nearest feasible budget"),
         (["--budget", "60%", "--space", "nowhere.yaml"], "nowhere.yaml"),
         (["--budget", "60%", "--trials", "none"], "--trials 'none'"),
+        (["--budget", "60%", "--validation", "a.txt,,b.txt"], "--validation ''"),
+        (["--budget", "60%", "--test", "wikitext2"], "task 'wikitext2': unknown"),
+        (["--budget", "60%", "--test", "ptb=nowhere.txt"], "no such file: nowhere.txt"),
+        (["--budget", "60%", "--test", "ptb,ptb"], "'ptb' is there twice"),
+        (["--budget", "60%", "--test", "efficiency"], "is no text"),
+        (["--budget", "60%", "--finalists", "0"], "--test: is for the final table"),
     ],
 )
 def test_wrong_input_is_one_line_and_exit_code_2(
@@ -195,6 +229,17 @@ def test_wrong_input_is_one_line_and_exit_code_2(
     assert len(printed.err.strip().splitlines()) == 1
     assert not printed.out
     assert not output.exists()
+
+
+def test_what_only_a_worker_can_see_to_be_wrong_is_one_line_too(
+    small: list[object], tiny_teacher_folder: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(tiny_teacher_folder, tmp_path / "cut")
+    os.truncate(tmp_path / "cut" / "model.safetensors", 100_000)
+    done = run(*small, "--model", tmp_path / "cut", "--budget", "60%", "--output", tmp_path / "out")
+    assert done.returncode == 2, done.stderr
+    (line,) = done.stderr.strip().splitlines()
+    assert line.startswith(f"error: model {tmp_path / 'cut'}: its weights cannot be loaded")
 
 
 def test_hub_out_of_reach_is_one_line_that_names_the_ways_on(tmp_path: Path) -> None:

@@ -14,9 +14,18 @@ from tracking_reference import final
 from nas.bootstrap import paired_difference
 from nas.comparison import Comparison, compare
 from nas.errors import NothingFeasibleError
-from nas.final_report import comparison_csv, comparison_markdown, comparison_table
+from nas.final_report import (
+    comparison_csv,
+    comparison_markdown,
+    comparison_table,
+    on_test_markdown,
+    on_test_notes,
+    on_test_table,
+)
 from nas.records import FinalRecord
 from nas.selection import FINALIST, STOCK
+from trials.perplexity import NON_OVERLAPPING
+from trials.reading import Reading
 
 NOISE = np.random.default_rng(0).normal(0, 0.02, (8, 64))
 WIDTH = 120
@@ -138,7 +147,18 @@ def test_several_texts_and_readings_on_test_text_are_columns() -> None:
     found = compare(finals, windows, {"a": np.full(64, 1.0), "b": np.full(64, 2.0)}, 8_000_000)
     assert (found.rows[0].val_loss, found.rows[0].losses) == (1.5, {"a": 1.0, "b": 2.0})
     assert found.rows[1].losses == {"a": 1.25, "b": 2.75}
-    read_on_test = replace(found, rows=tuple(replace(row, test={"wikitext": 20.5}) for row in found.rows))
-    for text in (comparison_csv(read_on_test), comparison_markdown(read_on_test)):
-        assert all(name in text.splitlines()[0] for name in ("a", "b", "wikitext"))
-        assert text.count("20.5") == len(found.rows)
+    for text in (comparison_csv(found), comparison_markdown(found)):
+        assert all(name in text.splitlines()[0] for name in ("a", "b"))
+    assert on_test_table(found) is None
+    assert on_test_markdown(found) == ""
+    reading = Reading("wikitext-2", NON_OVERLAPPING, "token perplexity", 20.25, "per token", tokens=2046, length=1024)
+    read_on_test = replace(
+        found, rows=tuple(replace(row, test=(reading,)) if row.is_read else row for row in found.rows)
+    )
+    assert "wikitext-2 ppl" in comparison_csv(read_on_test).splitlines()[0]
+    for text in (comparison_csv(read_on_test), on_test_markdown(read_on_test)):
+        assert text.count("20.25") == sum(row.is_read for row in found.rows)
+    assert on_test_notes(read_on_test) == [
+        "wikitext-2 ppl: token perplexity, non-overlapping windows of 1,024, 2,046 tokens"
+    ]
+    assert [row.roles for row in found.rows if not row.is_read] == [("runner-up",), ("finalist",)]

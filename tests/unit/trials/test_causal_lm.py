@@ -46,7 +46,7 @@ def test_a_family_that_need_not_be_prunable(saved: Save, make: Callable[[], PreT
     tokens = torch.arange(20)[None]
     assert torch.equal(loaded(tokens).logits, model(tokens).logits)
     assert tokenizer.decode(tokenizer("a layer")["input_ids"]) == "a layer"
-    assert positions_of(loaded) == 64
+    assert positions_of(loaded.config) == 64
 
 
 def test_formats(tiny_teacher_folder: Path) -> None:

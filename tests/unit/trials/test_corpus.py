@@ -150,6 +150,15 @@ def test_paragraphs_are_grouped_and_none_is_lost(paragraphs: list[str]) -> None:
     assert "\n".join(documents).split() == "\n\n".join(paragraphs).split()
 
 
+def test_lines_are_paragraphs_where_no_line_is_blank(tmp_path: Path) -> None:
+    lines = [f"line {number} of a text" for number in range(400)]
+    (tmp_path / "rows.txt").write_text("\n".join(lines) + "\n\n")
+    source = from_path(tmp_path / "rows.txt")
+    train, held_out = "".join(source.train()), "".join(source.validation())
+    assert (train + held_out).split("\n")[:-1] == lines
+    assert 0.03 < len(held_out) / len(train) < 0.08
+
+
 def test_the_end_of_a_text_file_is_held_out(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_text("\n\n".join(f"Paragraph {number}.\nTwo lines." for number in range(100)), "utf-8")
@@ -208,7 +217,7 @@ CASES = {
     "not there": ("missing.txt", None, "no such file"),
     "unknown kind": ("text.pdf", b"%PDF", "'.pdf'"),
     "not UTF-8": ("latin.txt", b"caf\xe9\n\nau lait", "not UTF-8 at byte 3"),
-    "one paragraph": ("one.txt", b"only this", "at least two paragraphs"),
+    "one line": ("one.txt", b"only this\n", "at least two paragraphs or lines"),
     "empty": ("empty.txt", b"", "at least two paragraphs"),
     "no JSON": ("a.jsonl", b'{"text": "a"}\nnot json\n', "line 2: not JSON"),
     "no text": ("b.jsonl", b'{"body": "a"}\n', 'line 1: each line is an object with a string under "text"'),

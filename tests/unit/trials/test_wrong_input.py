@@ -1,0 +1,130 @@
+"""Everything that can be wrong with what a user brings, each refused in one line that names the file and the rule."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
+from transformers import PreTrainedTokenizerFast
+
+from search_spaces.errors import InputError
+from trials.preparation import Recipe, prepare
+
+LENGTH = 16
+TEXT = "\n\n".join("the teacher is pruned to a smaller architecture" for _ in range(120))
+
+
+@dataclass(frozen=True)
+class Brought:
+    """What a user brings: a teacher's folder and a text file, both good until they are spoilt."""
+
+    teacher: Path
+    text: Path
+
+    def prepare(self, cache: Path, length: int = LENGTH) -> None:
+        sizes: dict[str, Any] = {"tokens": 4 * length, "rungs": (4 * length,), "validation_tokens": 4 * length}
+        sizes |= {"sequence_length": length, "batch_tokens": length, "calibration_samples": 2}
+        prepare(Recipe(str(self.teacher), str(self.text), **sizes, learning_rate=1e-3, seed=0), str(cache), "cpu")
+
+
+@pytest.fixture
+def brought(tiny_teacher_folder: Path, tmp_path: Path) -> Brought:
+    teacher, text = tmp_path / "teacher", tmp_path / "text.txt"
+    shutil.copytree(tiny_teacher_folder, teacher)
+    text.write_text(TEXT)
+    return Brought(teacher, text)
+
+
+def empty(one: Brought) -> None:
+    one.text.write_text("")
+
+
+def blank(one: Brought) -> None:
+    one.text.write_text(" \n\n \n")
+
+
+def tiny(one: Brought) -> None:
+    one.text.write_text("a\n\nb\n\nc")
+
+
+def not_utf8(one: Brought) -> None:
+    one.text.write_bytes(TEXT.encode() + b"caf\xe9")
+
+
+def larger_vocabulary(one: Brought) -> None:
+    fast = json.loads((one.teacher / "tokenizer.json").read_text())
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(fast)))
+    tokenizer.add_tokens([f"<{number}>" for number in range(100)])
+    tokenizer.save_pretrained(one.teacher)
+
+
+def truncated(one: Brought) -> None:
+    weights = one.teacher / "model.safetensors"
+    os.truncate(weights, weights.stat().st_size // 2)
+
+
+def overwritten(one: Brought) -> None:
+    (one.teacher / "model.safetensors").write_bytes(os.urandom(1000))
+
+
+def emptied(one: Brought) -> None:
+    (one.teacher / "model.safetensors").write_bytes(b"")
+
+
+def no_json(one: Brought) -> None:
+    (one.teacher / "config.json").write_text('{"model_type": "gpt2", ')
+
+
+def lacking(one: Brought) -> None:
+    weights = load_file(one.teacher / "model.safetensors")
+    del weights["transformer.ln_f.weight"]
+    save_file(weights, one.teacher / "model.safetensors", metadata={"format": "pt"})
+
+
+def untied(one: Brought) -> None:
+    weights = load_file(one.teacher / "model.safetensors")
+    weights["lm_head.weight"] = weights["transformer.wte.weight"] + 1
+    save_file(weights, one.teacher / "model.safetensors", metadata={"format": "pt"})
+
+
+CASES = (
+    (empty, "text.txt", "at least two paragraphs"),
+    (blank, "text.txt", "at least two paragraphs"),
+    (tiny, "text.txt", "shorter than one window of 16 tokens"),
+    (not_utf8, "text.txt", "not UTF-8 at byte"),
+    (larger_vocabulary, "teacher", "its tokenizer has"),
+    (truncated, "teacher", "its weights cannot be loaded"),
+    (overwritten, "teacher", "its weights cannot be loaded"),
+    (emptied, "teacher", "its weights cannot be loaded"),
+    (no_json, "teacher", "config.json cannot be used"),
+    (lacking, "teacher", "lack 1 tensors, the first is transformer.ln_f.weight"),
+    (untied, "teacher", "tie_word_embeddings: true"),
+)
+
+
+@pytest.mark.parametrize(("spoil", "file", "rule"), CASES, ids=[case[0].__name__ for case in CASES])
+def test_is_refused(brought: Brought, tmp_path: Path, spoil: Callable[[Brought], None], file: str, rule: str) -> None:
+    spoil(brought)
+    with pytest.raises(InputError) as error:
+        brought.prepare(tmp_path / "cache")
+    message = str(error.value)
+    assert str(tmp_path / file) in message
+    assert rule in message
+    assert "\n" not in message
+
+
+def test_sequences_longer_than_the_positions_are_refused(brought: Brought, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="sequence length 65: the teacher reads at most 64 tokens"):
+        brought.prepare(tmp_path / "cache", 65)
+
+
+def test_what_is_not_spoilt_is_taken(brought: Brought, tmp_path: Path) -> None:
+    brought.prepare(tmp_path / "cache")

@@ -1,0 +1,108 @@
+"""What a finished search reads on test text: a few figures of each model of its final table, and never before it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedModel
+
+from search_spaces.errors import InputError
+from trials.cache import Cache, digest
+from trials.causal_lm import DEFAULT_DTYPES, DTYPES
+from trials.durable import file_sha256
+from trials.evaluation import default_length, headline, read
+from trials.evaluation_text import EFFICIENCY, TextTask, open_text, text_task
+from trials.likelihood import Measurement
+from trials.reading import Reading
+from trials.results import WEIGHTS
+from trials.teacher import fingerprint, load_tokenizer, load_weights, read_config, resolve_model
+from trials.trial import TrialSpec
+from trials.trial import load_weights as load_student
+
+VERSION = 1  # of what is read and how: raise it, and readings of before are not taken up
+READINGS = "readings.json"
+
+
+def parse_tests(argument: str | None) -> tuple[TextTask, ...]:
+    """The tasks of a comma-separated list of ``name`` or ``name=path``, paths made absolute, none read yet.
+
+    Raises InputError for what is no text, for a file that is not there, and for a name that is there twice.
+    """
+    tasks: dict[str, TextTask] = {}
+    for part in (part.strip() for part in argument.split(",")) if argument else ():
+        if part.partition("=")[0] == EFFICIENCY:
+            raise InputError(f"--test {part}: is no text; python -m nas.evaluate measures it")
+        task = text_task(part)
+        if task.name in tasks:
+            raise InputError(f"--test {argument!r}: {task.name!r} is there twice; give one of them another name")
+        tasks[task.name] = TextTask(task.name, task.path.resolve() if task.path else None)
+    return tuple(tasks.values())
+
+
+@dataclass(frozen=True)
+class ReadingSpec:
+    """The teacher of ``trial``, or its student in the folder ``weights``, to be read on ``tasks``.
+
+    ``tokens`` is how many of each text at most, from its start; None means all.
+    """
+
+    trial: TrialSpec
+    weights: str | None
+    tasks: tuple[TextTask, ...]
+    tokens: int | None
+
+
+def check_tests(model: str, tasks: Sequence[TextTask], tokens: int | None) -> None:
+    """Open and tokenise all of ``tasks`` for the teacher ``model``, so that no search of hours ends at a wrong one.
+
+    Raises InputError.
+    """
+    _measurements(resolve_model(model), tuple(tasks), tokens)
+
+
+def read_model(spec: ReadingSpec) -> list[Reading]:
+    """The `headline` readings of one model on its tasks, from the cache or taken now.
+
+    They are those that ``python -m nas.evaluate`` gives by the same conventions, in the same number format.
+    """
+    path, device = resolve_model(spec.trial.recipe.model), spec.trial.device
+    dtype = DEFAULT_DTYPES[device]
+    weights = file_sha256(Path(spec.weights) / WEIGHTS) if spec.weights else fingerprint(path)
+    measurements = _measurements(path, spec.tasks, spec.tokens)
+
+    def write(folder: Path) -> None:
+        model = _load(spec, path).to(DTYPES[dtype]).to(device).eval().requires_grad_(False)
+        readings = read(model, [one for _, one in measurements])
+        (folder / READINGS).write_text(json.dumps([asdict(one) for one in readings]))
+
+    key = digest(VERSION, weights, dtype, *(content for content, _ in measurements))
+    try:
+        folder = Cache(Path(spec.trial.cache)).build("final_readings", key, write)
+    finally:
+        if device == "cuda":
+            torch.cuda.empty_cache()
+    return [Reading(**one) for one in json.loads((folder / READINGS).read_text())]
+
+
+def _load(spec: ReadingSpec, teacher: Path) -> PreTrainedModel:
+    if spec.weights is None:
+        return load_weights(teacher, torch.float32)
+    return load_student(spec.trial, Path(spec.weights))
+
+
+@lru_cache(maxsize=1)
+def _measurements(path: Path, tasks: tuple[TextTask, ...], tokens: int | None) -> tuple[tuple[str, Measurement], ...]:
+    """Of each task, a digest of what is read and the measurement, in the order of ``tasks``."""
+    texts = [open_text(task) for task in tasks]
+    measurements = headline(texts, load_tokenizer(path), default_length(read_config(path)), tokens)
+    return tuple((_content(task.name, one), one) for task, one in zip(tasks, measurements, strict=True))
+
+
+def _content(name: str, measurement: Measurement) -> str:
+    windows = [[list(window.tokens), window.predicted] for window in measurement.windows]
+    return digest(name, json.dumps(windows))
