@@ -20,7 +20,7 @@ from trials.hub_text import ALIASES, from_hub, is_hub_name
 from trials.stdlib_text import stdlib_identity, training_documents, validation_documents
 from trials.text_source import SUFFIXES, TextSource, from_path
 
-FORMAT = 1  # part of the cache key: raise it when the same text and tokenizer give other tokens
+FORMAT = 2  # part of the cache key: raise it when the same text and tokenizer give other tokens
 ENCODED_TOGETHER = 64  # documents; the tokenizer works on them in parallel, and few are encoded beyond the limit
 
 TokenArray = npt.NDArray[np.uint16] | npt.NDArray[np.uint32]
