@@ -195,7 +195,8 @@ def _resources(settings: SearchSettings, target: Target, machine: Machine) -> Re
 def _recipe(settings: SearchSettings, shape: ModelShape, defaults: Defaults) -> Recipe:
     sequence = min(settings.sequence_length or defaults.sequence, shape.positions)
     if settings.sequence_length and settings.sequence_length > shape.positions:
-        raise InputError(f"--sequence-length {settings.sequence_length}: the teacher has {shape.positions} positions")
+        most = f"the teacher has {shape.positions} positions; give at most that"
+        raise InputError(f"--sequence-length {settings.sequence_length}: {most}")
     batch = math.ceil((settings.batch_tokens or defaults.batch) / sequence) * sequence
     steps = rungs(settings.tokens_per_trial or defaults.tokens, batch)
     return Recipe(
