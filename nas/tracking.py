@@ -101,6 +101,7 @@ class Tracker:
     def _work(self) -> None:
         pause = FIRST_PAUSE
         while not self._ended.is_set():
+            closing = self._closing.is_set()  # before the look: what is put later than a look that found nothing waits
             try:
                 self._deliver_waiting()
             except Exception as error:  # whatever a store, a network or a server comes up with: try again
@@ -109,7 +110,7 @@ class Tracker:
                 pause = min(2 * pause, LONGEST_PAUSE)
                 continue
             self.problem, pause = None, FIRST_PAUSE
-            if self._closing.is_set():
+            if closing:
                 return
             self._added.wait(IDLE_PAUSE)
             self._added.clear()

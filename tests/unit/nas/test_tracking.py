@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -79,6 +80,25 @@ def deliver_all(delivery: MlflowDelivery, outbox: Outbox, events: list[Event]) -
         name = outbox.add(event)
         delivery.deliver(event, outbox.files(name))
         outbox.remove(name)
+
+
+def test_what_is_put_while_a_look_finds_nothing_is_delivered_before_the_end(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    look, looked, go_on = Tracker._deliver_waiting, threading.Event(), threading.Event()
+
+    def slow_look(tracker: Tracker) -> None:
+        look(tracker)
+        looked.set()
+        assert go_on.wait(LONG)
+
+    monkeypatch.setattr(Tracker, "_deliver_waiting", slow_look)
+    tracker = store.tracker(tmp_path / "outbox")
+    assert looked.wait(LONG)  # and found nothing
+    for event in search_events("s", tmp_path):
+        tracker.put(event)
+    threading.Thread(target=lambda: (tracker._closing.wait(LONG), go_on.set()), daemon=True).start()
+    assert tracker.close(LONG) == 0
 
 
 def test_a_search_is_in_the_store_as_it_was(expected: dict[str, Any]) -> None:

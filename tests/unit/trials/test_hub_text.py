@@ -162,5 +162,5 @@ def test_texts_to_judge_on_are_the_test_splits(hub: str, tmp_path: Path) -> None
     assert "stream='c d e'" in ptb
     assert "passages=('a b',)" in lambada
     assert missing.startswith("task wikitext-103: cannot be loaded from the hub")
-    assert missing.endswith("give the text as a file: --tasks wikitext-103=./wiki.test.raw")
+    assert missing.endswith("give the text as a file: wikitext-103=./wiki.test.raw")
     assert ask(NOBODY, tmp_path, *names[:3], probe=OPEN_TEXT) == [wikitext, ptb, lambada]
