@@ -95,7 +95,7 @@ def test_what_is_put_while_a_look_finds_nothing_is_delivered_before_the_end(
     monkeypatch.setattr(Tracker, "_deliver_waiting", slow_look)
     tracker = store.tracker(tmp_path / "outbox")
     assert looked.wait(LONG)  # and found nothing
-    for event in search_events("s", tmp_path):
+    for event in search_events("late", tmp_path):
         tracker.put(event)
     threading.Thread(target=lambda: (tracker._closing.wait(LONG), go_on.set()), daemon=True).start()
     assert tracker.close(LONG) == 0
