@@ -105,7 +105,7 @@ def comparison_csv(comparison: Comparison) -> str:
         known = (", ".join(row.roles), row.architecture, row.parameters, row.share, row.stock, row.tokens, row.val_loss)
         interval = (row.difference.mean, row.difference.low, row.difference.high) if row.difference else ("", "", "")
         losses = (row.losses.get(name, "") for name in texts)
-        readings = [*map(str, (one.value for one in row.test))] or [""] * len(tests)
+        readings = [str(one.value) for one in row.test] or [""] * len(tests)
         writer.writerow([*("" if one is None else one for one in known), *losses, *interval, *readings, row.reason])
     return text.getvalue()
 

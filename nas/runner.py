@@ -127,7 +127,8 @@ def prepare_remotely(plan: Plan) -> Prepared:
 
 
 def _prepare(recipe: Recipe, cache: str, device: str, tests: tuple[TextTask, ...], test_tokens: int | None) -> Prepared:
-    check_tests(recipe.model, tests, test_tokens)
+    if tests:
+        check_tests(recipe.model, tests, test_tokens)
     preparation, scores = prepare(recipe, cache, device), shared(recipe, cache, device).scores
     return Prepared(preparation, scores, teacher_windows(recipe, cache, device))
 

@@ -135,6 +135,7 @@ def _final_metrics(outcome: Outcome) -> dict[str, float]:
         f"test/{column_name(one).replace(' ', '_')}/{role}": one.value
         for row in outcome.comparison.rows
         for role in row.roles
+        if role not in COMPETING  # of which there may be several
         for one in row.test
     }
     lead = outcome.comparison.difference

@@ -162,13 +162,11 @@ def _lacking(folder: Path) -> str | None:
 def _from_hub(model: str, check: Callable[[Path], object]) -> Path:
     try:
         local = Path(snapshot_download(model, allow_patterns=HUB_FILES, local_files_only=True))
-        if _lacking(local) is None:
-            return _checked(local, model, check)
     except HFValidationError as error:
         raise InputError(f"model {model!r}: neither a folder nor a hub id such as openai-community/gpt2") from error
-    except LocalEntryNotFoundError:
-        pass  # not in the local hub cache: the hub is asked
-    return _download(model, check)
+    except LocalEntryNotFoundError:  # not in the local hub cache
+        return _download(model, check)
+    return _checked(local, model, check) if _lacking(local) is None else _download(model, check)
 
 
 def _download(model: str, check: Callable[[Path], object]) -> Path:

@@ -16,7 +16,7 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from search_spaces.errors import InputError
-from trials.preparation import Recipe, prepare
+from trials.preparation import Preparation, Recipe, prepare
 
 LENGTH = 16
 TEXT = "\n\n".join("the teacher is pruned to a smaller architecture" for _ in range(120))
@@ -29,10 +29,11 @@ class Brought:
     teacher: Path
     text: Path
 
-    def prepare(self, cache: Path, length: int = LENGTH) -> None:
+    def prepare(self, cache: Path, length: int = LENGTH) -> Preparation:
         sizes: dict[str, Any] = {"tokens": 4 * length, "rungs": (4 * length,), "validation_tokens": 4 * length}
         sizes |= {"sequence_length": length, "batch_tokens": length, "calibration_samples": 2}
-        prepare(Recipe(str(self.teacher), str(self.text), **sizes, learning_rate=1e-3, seed=0), str(cache), "cpu")
+        recipe = Recipe(str(self.teacher), str(self.text), **sizes, learning_rate=1e-3, seed=0)
+        return prepare(recipe, str(cache), "cpu")
 
 
 @pytest.fixture
@@ -127,4 +128,6 @@ def test_sequences_longer_than_the_positions_are_refused(brought: Brought, tmp_p
 
 
 def test_what_is_not_spoilt_is_taken(brought: Brought, tmp_path: Path) -> None:
-    brought.prepare(tmp_path / "cache")
+    prepared = brought.prepare(tmp_path / "cache")
+    assert prepared.corpus.startswith("text.txt: ")
+    assert 0 < prepared.teacher_loss < 20
