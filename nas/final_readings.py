@@ -56,4 +56,5 @@ def _spec(plan: Plan, comparison: Comparison, row: ComparisonRow) -> ReadingSpec
     """Any trial says which teacher it is; a student is that of its final."""
     final = next((one for one in comparison.finals if one.architecture.key == row.architecture), comparison.winner)
     weights = None if TEACHER in row.roles else str(student_of(plan, final))
-    return ReadingSpec(architecture_spec(plan, final.architecture), weights, plan.tests, plan.settings.test_tokens)
+    settings, trial = plan.settings, architecture_spec(plan, final.architecture)
+    return ReadingSpec(trial, weights, plan.tests, settings.test_tokens, settings.test_dtype)

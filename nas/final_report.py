@@ -73,6 +73,7 @@ def on_test_notes(comparison: Comparison) -> list[str]:
         f"{column_name(one)}: {one.metric}, {one.convention}"
         + (f" of {one.length:,}" if one.convention == NON_OVERLAPPING else "")
         + (f", {one.documents:,} passages" if one.documents else f", {one.tokens:,} tokens")
+        + (f", in {one.dtype}" if one.dtype else "")
         for one in _readings(comparison)
     ]
 

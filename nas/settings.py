@@ -57,6 +57,9 @@ class SearchSettings(BaseModel):
         None, description="test text for the final table, read after all is chosen: wikitext-2,ptb=./ptb.txt,..."
     )
     test_tokens: int | None = Field(None, ge=1, description="tokens of each test text, from its start (all)")
+    test_dtype: Literal["float32", "bfloat16", "float16"] | None = Field(
+        None, description="number format in which models read test text (float32 on CPU, bfloat16 on GPU)"
+    )
     finalists: int = Field(3, ge=0, description="best trials that are trained further, to choose among; 0: none is")
     final_tokens: int | None = Field(
         None, ge=1, description="tokens that finalists are trained on beyond their trial (as many as a trial)"

@@ -104,7 +104,7 @@ def timings(model: PreTrainedModel, workload: Workload) -> list[Reading]:
 
     def timed(metric: str, unit: str, seconds: list[float], figure: Callable[[float], float], size: int) -> Reading:
         at_median, at_p5 = figure(statistics.median(seconds)), figure(float(np.percentile(seconds, 5)))
-        sizes = {"length": length, "batch": size, "warmup": warmup, "repeats": len(seconds)}
+        sizes: dict[str, Any] = {"length": length, "batch": size, "warmup": warmup, "repeats": len(seconds)}
         return Reading(EFFICIENCY, TIMED, metric, at_median, unit, at_p5=at_p5, **sizes)
 
     peak = _peak_memory(model, batch)

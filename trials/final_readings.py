@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -48,13 +48,15 @@ def parse_tests(argument: str | None) -> tuple[TextTask, ...]:
 class ReadingSpec:
     """The teacher of ``trial``, or its student in the folder ``weights``, to be read on ``tasks``.
 
-    ``tokens`` is how many of each text at most, from its start; None means all.
+    ``tokens`` is how many of each text at most, from its start; None means all. ``dtype``, a key of `DTYPES`, is the
+    number format of the model; None means that of ``python -m nas.evaluate`` on the device.
     """
 
     trial: TrialSpec
     weights: str | None
     tasks: tuple[TextTask, ...]
     tokens: int | None
+    dtype: str | None = None
 
 
 def check_tests(model: str, tasks: Sequence[TextTask], tokens: int | None) -> None:
@@ -68,10 +70,10 @@ def check_tests(model: str, tasks: Sequence[TextTask], tokens: int | None) -> No
 def read_model(spec: ReadingSpec) -> list[Reading]:
     """The `headline` readings of one model on its tasks, from the cache or taken now.
 
-    They are those that ``python -m nas.evaluate`` gives by the same conventions, in the same number format.
+    They are those that ``python -m nas.evaluate`` gives by the same conventions in the same number format.
     """
     path, device = resolve_model(spec.trial.recipe.model), spec.trial.device
-    dtype = DEFAULT_DTYPES[device]
+    dtype = spec.dtype or DEFAULT_DTYPES[device]
     weights = file_sha256(Path(spec.weights) / WEIGHTS) if spec.weights else fingerprint(path)
     measurements = _measurements(path, spec.tasks, spec.tokens)
 
@@ -86,7 +88,7 @@ def read_model(spec: ReadingSpec) -> list[Reading]:
     finally:
         if device == "cuda":
             torch.cuda.empty_cache()
-    return [Reading(**one) for one in json.loads((folder / READINGS).read_text())]
+    return [replace(Reading(**one), dtype=dtype) for one in json.loads((folder / READINGS).read_text())]
 
 
 def _load(spec: ReadingSpec, teacher: Path) -> PreTrainedModel:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
@@ -60,7 +61,7 @@ def rolling_likelihood(
             "from which the first token of a document is predicted; add one to tokenizer_config.json"
         )
     encoded = [tokens_of(tokenizer, document.text) for document in documents]
-    counts = {
+    counts: dict[str, Any] = {
         "tokens": sum(map(len, encoded)),
         "words": sum(document.words for document in documents),
         "bytes": sum(document.bytes for document in documents),

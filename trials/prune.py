@@ -1,4 +1,4 @@
-"""The teacher cut down to an architecture: the most important parts stay, in their original order."""
+"""The teacher cut down to an architecture: the most important parts stay, in order, and make up for the others."""
 
 from __future__ import annotations
 
@@ -14,23 +14,30 @@ from transformers import PretrainedConfig, PreTrainedModel
 from search_spaces.architecture import Architecture
 from trials.families import Kept, family_of
 from trials.importance import ImportanceScores
+from trials.moments import Moments
+from trials.refit import refit
 
 
 @torch.no_grad()
-def prune(teacher: PreTrainedModel, scores: ImportanceScores, architecture: Architecture) -> PreTrainedModel:
+def prune(
+    teacher: PreTrainedModel, scores: ImportanceScores, architecture: Architecture, moments: Moments | None = None
+) -> PreTrainedModel:
     """A student of ``architecture`` made of slices of ``teacher``, which shares no memory with it.
 
     Layers, hidden channels (one choice for the whole network), heads and MLP neurons stay by their ``scores``;
-    of equal ones the earlier stays. Dtype and device are the teacher's. The student is in eval mode and its
-    parameters want gradients.
+    of equal ones the earlier stays. With the teacher's ``moments`` the output projections are fitted to them
+    (`trials.refit`); without, all weights are the teacher's own. Dtype and device are the teacher's. The student is in
+    eval mode and its parameters want gradients.
 
     Raises InputError when ``architecture`` exceeds the teacher.
     """
     family = family_of(teacher.config)
     shape = family.shape(teacher.config)
     shape.check(architecture)
-    state = family.cut(teacher, choose(scores, architecture, shape.group, teacher.device))
-    student = student_from(teacher.config, architecture, state)
+    kept = choose(scores, architecture, shape.group, teacher.device)
+    student = student_from(teacher.config, architecture, family.cut(teacher, kept))
+    if moments is not None:
+        refit(teacher, student, family, kept, moments)
     student.generation_config = copy.deepcopy(teacher.generation_config)
     return student
 

@@ -11,7 +11,8 @@ from typing import Any
 class Reading:
     """What was measured, how, and on how much.
 
-    Two readings may stand in one column only if they agree in task, convention, metric, unit, length and stride.
+    Two readings may stand in one column only if they agree in task, convention, metric, unit, length, stride and
+    ``dtype``, the number format of the model where nothing else says it.
 
     ``tokens`` (predicted ones), ``words``, ``bytes`` and ``documents`` are what was counted; ``length`` is the most
     tokens that the model saw at once, ``stride`` how far a window is from the next. Of timings, ``value`` is the
@@ -34,6 +35,7 @@ class Reading:
     warmup: int | None = None
     repeats: int | None = None
     at_p5: float | None = None
+    dtype: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """JSON form: what does not apply is left out; a value beyond every number is None."""

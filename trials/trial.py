@@ -37,7 +37,7 @@ __all__ = [
     "run_trial",
 ]
 
-VERSION = 1  # of what a trial computes: raise it, and results and checkpoints of before are not taken up
+VERSION = 2  # of what a trial computes: raise it, and results and checkpoints of before are not taken up
 
 
 @dataclass(frozen=True)
@@ -144,7 +144,7 @@ def _train(spec: TrialSpec, common: Shared, identity: str, report: Report) -> Tr
     directory, recipe = Path(spec.directory), spec.recipe
     if spec.device == "cuda":
         torch.cuda.reset_peak_memory_stats()
-    student = prune(common.teacher.model, common.scores, spec.architecture).float()
+    student = prune(common.teacher.model, common.scores, spec.architecture, common.moments).float()
     settings = DistillSettings(
         recipe.tokens,
         recipe.rungs,

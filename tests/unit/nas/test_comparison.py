@@ -151,7 +151,8 @@ def test_several_texts_and_readings_on_test_text_are_columns() -> None:
         assert all(name in text.splitlines()[0] for name in ("a", "b"))
     assert on_test_table(found) is None
     assert on_test_markdown(found) == ""
-    reading = Reading("wikitext-2", NON_OVERLAPPING, "token perplexity", 20.25, "per token", tokens=2046, length=1024)
+    reading = Reading("wikitext-2", NON_OVERLAPPING, "token perplexity", 20.25, "per token", 2046, length=1024)
+    reading = replace(reading, dtype="bfloat16")
     read_on_test = replace(
         found, rows=tuple(replace(row, test=(reading,)) if row.is_read else row for row in found.rows)
     )
@@ -159,6 +160,6 @@ def test_several_texts_and_readings_on_test_text_are_columns() -> None:
     for text in (comparison_csv(read_on_test), on_test_markdown(read_on_test)):
         assert text.count("20.25") == sum(row.is_read for row in found.rows)
     assert on_test_notes(read_on_test) == [
-        "wikitext-2 ppl: token perplexity, non-overlapping windows of 1,024, 2,046 tokens"
+        "wikitext-2 ppl: token perplexity, non-overlapping windows of 1,024, 2,046 tokens, in bfloat16"
     ]
     assert [row.roles for row in found.rows if not row.is_read] == [("runner-up",), ("finalist",)]
