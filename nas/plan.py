@@ -27,7 +27,7 @@ from trials.trial import Recipe
 from trials.validation import parse_validation
 
 PROCESS_BYTES = 2**30  # interpreter, torch, transformers and the activations of a micro-batch
-RATE_BY_WIDTH = 0.2  # peak learning rate times hidden size; see docs/results.md
+RATE_BY_WIDTH = 0.05  # peak learning rate times hidden size; see docs/results.md
 
 
 @dataclass(frozen=True)

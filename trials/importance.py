@@ -1,7 +1,4 @@
-"""One calibration pass over the teacher: how much each layer, hidden channel, head and MLP neuron matters.
-
-The same pass gathers the second moments (`trials.moments`) by which what was pruned is refitted.
-"""
+"""One calibration pass over the teacher: how much each layer, hidden channel, head and MLP neuron matters."""
 
 from __future__ import annotations
 
@@ -22,10 +19,9 @@ from transformers import PreTrainedModel
 from search_spaces.errors import InputError
 from trials.cache import Cache, digest
 from trials.families import Family, family_of
-from trials.moments import HEADS, MLP, Moments, MomentSums
 from trials.teacher import Teacher
 
-SCORING_VERSION = 2  # part of the cache key: raise it whenever a score or a moment changes
+SCORING_VERSION = 1  # part of the cache key: raise it whenever a score changes
 SCORES_FILE = "scores.npz"
 BATCH = 4  # windows in one forward pass; bounds memory, changes no score
 
@@ -55,12 +51,7 @@ class ImportanceScores:
 
 @torch.inference_mode()
 def compute_importance(
-    model: PreTrainedModel,
-    family: Family,
-    windows: Tensor,
-    mask: Tensor | None = None,
-    batch: int = BATCH,
-    moments: MomentSums | None = None,
+    model: PreTrainedModel, family: Family, windows: Tensor, mask: Tensor | None = None, batch: int = BATCH
 ) -> ImportanceScores:
     """Activation scores of Minitron (arXiv 2407.14679, section 2.2; mean over the sequence, L2 over the batch).
 
@@ -73,12 +64,10 @@ def compute_importance(
     then being summed; for head i the L2 norm of its output, the input of the attention output projection; for
     MLP neuron i its activation. A layer scores its Block Importance, 1 - E_bt[cos(its input, its output)].
 
-    What the output projections read, heads and neurons of all real tokens, is counted by ``moments`` too, if given.
-
     ``model`` must be in eval mode. Raises InputError when it yields activations that are not finite.
     """
     real = torch.ones_like(windows, dtype=torch.bool) if mask is None else mask.bool()
-    collector = _Collector(family.shape(model.config).head_dim, moments)
+    collector = _Collector(family.shape(model.config).head_dim)
     with _reading(model, family, collector):
         for start in range(0, len(windows), batch):
             part = slice(start, start + batch)
@@ -87,22 +76,19 @@ def compute_importance(
     return collector.scores(len(family.layers(model)))
 
 
-def load_importance(
-    teacher: Teacher, windows: NDArray[np.integer], cache: Cache
-) -> tuple[ImportanceScores, Moments, bool]:
-    """Scores and moments of ``teacher`` on calibration ``windows`` (n, T), and whether they came from the cache."""
+def load_importance(teacher: Teacher, windows: NDArray[np.integer], cache: Cache) -> tuple[ImportanceScores, bool]:
+    """The scores of ``teacher`` on calibration ``windows`` (n, T), and whether they came from the cache."""
     tokens = np.ascontiguousarray(windows, dtype=np.int64)
     key = digest(teacher.fingerprint, *tokens.shape, tokens.tobytes(), SCORING_VERSION)
     computed: list[ImportanceScores] = []
 
     def write(folder: Path) -> None:
-        family, sums = family_of(teacher.model.config), MomentSums()
-        computed.append(compute_importance(teacher.model, family, torch.from_numpy(tokens), moments=sums))
+        family = family_of(teacher.model.config)
+        computed.append(compute_importance(teacher.model, family, torch.from_numpy(tokens)))
         computed[0].save(folder / SCORES_FILE)
-        sums.save(folder)
 
     folder = cache.build("importance", key, write)
-    return ImportanceScores.load(folder / SCORES_FILE), Moments.load(folder), not computed
+    return ImportanceScores.load(folder / SCORES_FILE), not computed
 
 
 @dataclass
@@ -110,7 +96,6 @@ class _Collector:
     """Running sums over windows, one float32 vector for each place that is read."""
 
     head_dim: int
-    moments: MomentSums | None = None
     mask: Tensor = field(default_factory=lambda: torch.empty(0))
     squares: dict[str, Tensor] = field(default_factory=dict)  # sum over windows of the squared sequence means
     cosines: dict[str, Tensor] = field(default_factory=dict)  # sum over tokens
@@ -120,15 +105,13 @@ class _Collector:
         """Count the outputs (B, T, H) of a norm."""
         self._add(place, channels.float().abs())
 
-    def add_heads(self, layer: int, heads: Tensor, _: Tensor) -> None:
+    def add_heads(self, place: str, heads: Tensor, _: Tensor) -> None:
         """Count the inputs (B, T, A * head_dim) of an attention output projection, by the norm of each head."""
-        self._add(f"heads {layer}", heads.float().reshape(*heads.shape[:2], -1, self.head_dim).norm(dim=-1))
-        self._add_moments(HEADS, layer, heads)
+        self._add(place, heads.float().reshape(*heads.shape[:2], -1, self.head_dim).norm(dim=-1))
 
-    def add_mlp(self, layer: int, neurons: Tensor, _: Tensor) -> None:
+    def add_mlp(self, place: str, neurons: Tensor, _: Tensor) -> None:
         """Count the inputs (B, T, M) of the second matrix of an MLP."""
-        self._add(f"mlp {layer}", neurons.float().abs())
-        self._add_moments(MLP, layer, neurons)
+        self._add(place, neurons.float().abs())
 
     def add_layer(self, place: str, before: Tensor, after: Tensor) -> None:
         """Count the cosines between the inputs and the outputs (B, T, H) of a layer."""
@@ -140,10 +123,6 @@ class _Collector:
         lengths = self.mask.sum(dim=1, keepdim=True).clamp(min=1)
         means = magnitudes.masked_fill(~self.mask[..., None], 0).sum(dim=1) / lengths
         _accumulate(self.squares, place, means.square().sum(dim=0))
-
-    def _add_moments(self, kind: str, layer: int, inputs: Tensor) -> None:
-        if self.moments is not None:
-            self.moments.add(kind, layer, inputs, self.mask)
 
     def scores(self, layers: int) -> ImportanceScores:
         """The finished scores. Raises InputError when one is not finite."""
@@ -178,8 +157,8 @@ def _reading(model: PreTrainedModel, family: Family, collector: _Collector) -> I
     for number, layer in enumerate(family.layers(model)):
         handles += [
             _watch(layer, partial(collector.add_layer, f"layer {number}")),
-            _watch(family.attention_output(layer), partial(collector.add_heads, number)),
-            _watch(family.mlp_output(layer), partial(collector.add_mlp, number)),
+            _watch(family.attention_output(layer), partial(collector.add_heads, f"heads {number}")),
+            _watch(family.mlp_output(layer), partial(collector.add_mlp, f"mlp {number}")),
         ]
     try:
         yield

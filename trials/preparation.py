@@ -20,7 +20,7 @@ from trials.evaluate import window_losses
 from trials.families import family_of
 from trials.importance import ImportanceScores, load_importance
 from trials.losses import WindowLosses, mean_loss, text_losses
-from trials.moments import Moments
+from trials.streams import Streams, load_streams
 from trials.targets import Targets, load_targets
 from trials.teacher import Teacher, load_teacher, resolve_model
 from trials.validation import add_validation
@@ -95,7 +95,7 @@ class Preparation:
 
 @dataclass(frozen=True)
 class Shared:
-    """The loaded values themselves, and whether scores and moments came from the cache.
+    """The loaded values themselves, and whether the scores came from the cache.
 
     ``first`` windows of the training text are those that trials read; the others are for finals.
     """
@@ -104,7 +104,7 @@ class Shared:
     corpus: Corpus
     targets: Targets
     scores: ImportanceScores
-    moments: Moments
+    streams: Streams
     scores_cached: bool
     first: int
 
@@ -192,10 +192,12 @@ def _shared(
     for name, tokens in corpus.texts.items():
         if len(tokens) < length:
             raise InputError(f"--validation {name}: its text is shorter than one window of {length} tokens")
-    scores, moments, cached = load_importance(teacher, windows(corpus.train, length)[:samples], cache)
+    calibration = windows(corpus.train, length)[:samples]
+    scores, cached = load_importance(teacher, calibration, cache)
+    streams = load_streams(teacher, calibration, cache)
     first = min(train_tokens, len(corpus.train)) // length
     targets = load_targets(teacher, corpus, length, cache, first)
-    return Shared(teacher, corpus, targets, scores, moments, cached, first)
+    return Shared(teacher, corpus, targets, scores, streams, cached, first)
 
 
 @lru_cache(maxsize=1)

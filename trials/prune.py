@@ -14,20 +14,20 @@ from transformers import PretrainedConfig, PreTrainedModel
 from search_spaces.architecture import Architecture
 from trials.families import Kept, family_of
 from trials.importance import ImportanceScores
-from trials.moments import Moments
 from trials.refit import refit
+from trials.streams import Streams
 
 
 @torch.no_grad()
 def prune(
-    teacher: PreTrainedModel, scores: ImportanceScores, architecture: Architecture, moments: Moments | None = None
+    teacher: PreTrainedModel, scores: ImportanceScores, architecture: Architecture, streams: Streams | None = None
 ) -> PreTrainedModel:
     """A student of ``architecture`` made of slices of ``teacher``, which shares no memory with it.
 
     Layers, hidden channels (one choice for the whole network), heads and MLP neurons stay by their ``scores``;
-    of equal ones the earlier stays. With the teacher's ``moments`` the output projections are fitted to them
-    (`trials.refit`); without, all weights are the teacher's own. Dtype and device are the teacher's. The student is in
-    eval mode and its parameters want gradients.
+    of equal ones the earlier stays. With the teacher's ``streams`` the output projections are fitted to them
+    (`trials.refit`), unless nothing was cut; without, all weights are the teacher's own. Dtype and device are the
+    teacher's. The student is in eval mode and its parameters want gradients.
 
     Raises InputError when ``architecture`` exceeds the teacher.
     """
@@ -36,8 +36,8 @@ def prune(
     shape.check(architecture)
     kept = choose(scores, architecture, shape.group, teacher.device)
     student = student_from(teacher.config, architecture, family.cut(teacher, kept))
-    if moments is not None:
-        refit(teacher, student, family, kept, moments)
+    if streams is not None and architecture != shape.full:
+        refit(student, family, kept, streams)
     student.generation_config = copy.deepcopy(teacher.generation_config)
     return student
 

@@ -1,83 +1,113 @@
-"""Output projections fitted anew after pruning: what is left of a layer takes over what it can of what is gone."""
+"""Output projections fitted anew after pruning: what is left of a model takes over what it can of what is gone."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from trials.families import Family, Kept
-from trials.families.base import channels
-from trials.moments import Moments
+from trials.precision import autocast
+from trials.streams import Streams
 
-# Of the mean variance of the inputs that stay, on the diagonal. On two models 1e-4 was as good and 1e-1 was worse.
-RIDGE = 1e-3
+RIDGE = 0.1  # of the mean variance of a projection's inputs, on the diagonal; benchmarks/pruning.py
 
 
 @torch.no_grad()
-def refit(teacher: PreTrainedModel, student: PreTrainedModel, family: Family, kept: Kept, moments: Moments) -> None:
-    """Fit the output projections of ``student``, which is ``teacher`` cut to what is ``kept``, by least squares.
+def refit(student: PreTrainedModel, family: Family, kept: Kept, streams: Streams) -> None:
+    """Bring the residual stream of ``student``, cut to what is ``kept``, back to its teacher's, layer by layer.
 
-    Both projections of every layer - of attention, which reads the heads, and of the MLP, which reads the neurons -
-    give as nearly as they can, from the inputs that stay, what the teacher's give from all of theirs: see
-    `fitted`. One after the other on the teacher's own ``moments``, that is, as if the rest of the student were
-    exact. A projection that lost no input is left as it is.
+    From the first layer to the last, each output projection - of attention, then of the MLP - is changed by least
+    squares (see `fitted`) so that the student's stream behind it comes as near as it can to the teacher's at the same
+    place, on calibration text: what is missing there is what the layer itself has lost and all that the layers before
+    left over. Behind the MLP of a layer whose successors were dropped, the place is the one behind those, so that it
+    stands in for them too. All of it happens in one forward pass of the student, in which each projection is fitted
+    when its inputs arrive.
+
+    Fitting a pruned layer to the dense one is the "reconstruction" of channel pruning (He et al., arXiv 1707.06168,
+    section 3.1) and of SparseGPT (arXiv 2301.00774); inputs of the pruned model against outputs of the dense one are
+    ThiNet's and GPTQ's asymmetric form. Here the target is the stream, not the layer's own output.
     """
-    head_dim = family.shape(teacher.config).head_dim
-    for place, layer in enumerate(kept.layers.tolist()):
-        old, new = family.layers(teacher)[layer], family.layers(student)[place]
-        heads = channels(kept.heads[place], head_dim)
-        sources = (
-            (family.attention_output, heads, moments.heads_mean, moments.heads),
-            (family.mlp_output, kept.mlp[place], moments.mlp_mean, moments.mlp),
-        )
-        for projection, inputs, means, seconds in sources:
-            if len(inputs) < seconds.shape[-1]:
-                mean, second = (torch.from_numpy(array[layer].copy()).to(teacher.device) for array in (means, seconds))
-                _refit(projection(old), projection(new), inputs, kept.hidden, mean, second)
+    layers, numbers = family.layers(student), kept.layers.tolist()
+    handles: list[RemovableHandle] = []
+    try:
+        for layer, number, following in zip(layers, numbers, [*numbers[1:], len(streams.inputs) - 1], strict=True):
+            handles += _watch(layer, family, kept.hidden, streams, number, following)
+        with autocast(student.device.type):
+            family.backbone(student, streams.windows.to(student.device))
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
-def fitted(
-    weight: Tensor, bias: Tensor | None, mean: Tensor, second: Tensor, kept: Tensor, ridge: float = RIDGE
-) -> tuple[Tensor, Tensor | None]:
-    """The projection (W', b') from inputs x_kept that comes nearest to ``weight`` x + ``bias`` from all inputs x.
+def fitted(inputs: Tensor, missing: Tensor, biased: bool, ridge: float = RIDGE) -> tuple[Tensor, Tensor | None]:
+    """What to add to a projection of ``inputs`` (N, n) so that it gives ``missing`` (N, m) more: (m, n) and (m,).
 
-    ``weight`` (m, n), ``bias`` (m,) or None, ``mean`` E[x] (n,), ``second`` E[x x^T] (n, n), ``kept`` (k,) ascending;
-    the result is float64, (m, k) and (m,) or None. With K kept and D dropped inputs it minimises
+    The minimum of E |missing - D x - d|^2 + lambda |D|^2, lambda = ridge * mean of the diagonal of C:
 
-        E |W x + b - W' x_K - b'|^2 + lambda |W' - W_K|^2,   lambda = ridge * mean of the diagonal of C_KK,
+        D = E[missing x^T] (C + lambda I)^-1,   C = E[x x^T],   d = None,
 
-        W' = W_K + W_D C_DK (C_KK + lambda I)^-1,   b' = b + (W - W') E[x]   (W' with zeros at D)
-
-    where C is the covariance of x, or without a bias, which could take up the mean, E[x x^T]. The ridge draws to the
-    slice, not to 0, so inputs that say nothing of the dropped ones keep their weights. Least squares on the layer's
-    output is what SparseGPT (arXiv 2301.00774, section 3) and OBC (arXiv 2208.11580, section 4) solve for a mask;
-    here whole inputs go, so that it is one solution for all outputs.
+    or if ``biased`` the same with x and ``missing`` centred, and d = E[missing] - D E[x]. Moments are summed in the
+    format of ``inputs``, the rest is float64.
     """
-    weight, mean, second = weight.double(), mean.double(), second.double()
-    moment = second if bias is None else second - mean[:, None] * mean
-    stays = torch.zeros(len(mean), dtype=torch.bool, device=kept.device)
-    stays[kept] = True
-    own, cross = moment[kept][:, kept], moment[~stays][:, kept]
-    penalty = (ridge * own.diagonal().mean()).clamp(min=torch.finfo(own.dtype).tiny)
-    own.diagonal().add_(penalty)
-    gain = torch.cholesky_solve((weight[:, ~stays] @ cross).T, torch.linalg.cholesky(own)).T
-    new = weight[:, kept] + gain
-    if bias is None:
-        return new, None
-    return new, bias.double() + weight @ mean - new @ mean[kept]
+    mean, offset = inputs.mean(dim=0), missing.mean(dim=0)
+    if biased:
+        inputs, missing = inputs - mean, missing - offset
+    second, cross = (inputs.T @ inputs).double() / len(inputs), (inputs.T @ missing).double() / len(inputs)
+    penalty = (ridge * second.diagonal().mean()).clamp(min=torch.finfo(second.dtype).tiny)
+    second.diagonal().add_(penalty)
+    weight = torch.cholesky_solve(cross, torch.linalg.cholesky(second)).T
+    return weight, offset - weight @ mean.double() if biased else None
 
 
-def _refit(old: nn.Module, new: nn.Module, inputs: Tensor, outputs: Tensor, mean: Tensor, second: Tensor) -> None:
-    bias, new_bias = (dict(projection.named_parameters()).get("bias") for projection in (old, new))
-    weight, found = fitted(_matrix(old)[outputs], None if bias is None else bias[outputs], mean, second, inputs)
-    _matrix(new).copy_(weight)
-    if new_bias is not None and found is not None:
-        new_bias.copy_(found)
+def _watch(
+    layer: nn.Module, family: Family, hidden: Tensor, streams: Streams, number: int, following: int
+) -> list[RemovableHandle]:
+    """While these hooks are there, a pass of the student fits the projections of ``layer``.
+
+    It is the teacher's ``number``; the one that is kept after it is ``following``. Its stream is what it reads, plus
+    what its attention adds, plus what its MLP adds, also where both read the same.
+    """
+    stream = torch.empty(0)
+
+    def begin(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        nonlocal stream
+        stream = inputs[0].flatten(0, 1).float()
+
+    def fit(target: Callable[[int], Tensor], place: int) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        def before(projection: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            wanted = target(place).to(stream.device)[:, hidden] - stream
+            with torch.autocast(stream.device.type, enabled=False):
+                _add(projection, inputs[0].flatten(0, 1).float(), wanted)
+
+        return before
+
+    def add(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        nonlocal stream
+        stream = stream + output.flatten(0, 1)
+
+    attention, mlp = family.attention_output(layer), family.mlp_output(layer)
+    return [
+        layer.register_forward_pre_hook(begin),
+        attention.register_forward_pre_hook(fit(streams.after_attention, number)),
+        attention.register_forward_hook(add),
+        mlp.register_forward_pre_hook(fit(streams.before, following)),
+    ]
 
 
-def _matrix(projection: nn.Module) -> Tensor:
-    """The weight of a projection as (outputs, inputs); a view, which may be written to."""
+def _add(projection: nn.Module, inputs: Tensor, wanted: Tensor) -> None:
+    """Change ``projection`` so that from ``inputs`` it gives what is ``wanted``, as nearly as it can."""
     weight = projection.get_parameter("weight")
-    return weight.T if isinstance(projection, Conv1D) else weight
+    matrix = weight.T if isinstance(projection, Conv1D) else weight  # (outputs, inputs), a view that can be written to
+    bias = dict(projection.named_parameters()).get("bias")
+    missing = wanted - inputs @ matrix.float().T
+    if bias is not None:
+        missing -= bias.float()
+    change, shift = fitted(inputs, missing, bias is not None)
+    matrix.add_(change)
+    if bias is not None and shift is not None:
+        bias.add_(shift)

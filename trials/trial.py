@@ -144,7 +144,7 @@ def _train(spec: TrialSpec, common: Shared, identity: str, report: Report) -> Tr
     directory, recipe = Path(spec.directory), spec.recipe
     if spec.device == "cuda":
         torch.cuda.reset_peak_memory_stats()
-    student = prune(common.teacher.model, common.scores, spec.architecture, common.moments).float()
+    student = prune(common.teacher.model, common.scores, spec.architecture, common.streams).float()
     settings = DistillSettings(
         recipe.tokens,
         recipe.rungs,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 
 import gpt2_reference
@@ -20,7 +20,6 @@ from trials import importance
 from trials.cache import Cache
 from trials.families import family_of
 from trials.importance import ImportanceScores, compute_importance, load_importance
-from trials.moments import Moments, MomentSums
 from trials.teacher import Teacher
 
 NAMES = ("layers", "hidden", "heads", "mlp")
@@ -78,42 +77,6 @@ def test_scores_follow_the_formula(tied: bool) -> None:
 def test_batches_change_no_score(tiny_gpt2: GPT2LMHeadModel, count: int, batch: int) -> None:
     tokens = tokens_of(count, 9)
     assert_same(compute(tiny_gpt2, tokens, batch=batch), compute(tiny_gpt2, tokens, batch=count))
-
-
-def expected_moments(model: GPT2LMHeadModel, texts: list[Tensor]) -> dict[str, Tensor]:
-    traces = []
-    for text in texts:
-        traces.append(gpt2_reference.Trace())
-        gpt2_reference.masked_logits(model, text[None], gpt2_reference.everything(model), traces[-1])
-    found: dict[str, list[Tensor]] = {"heads_mean": [], "heads": [], "mlp_mean": [], "mlp": []}
-    for layer in range(model.config.n_layer):
-        for name in ("heads", "mlp"):
-            rows = torch.cat([getattr(trace, name)[layer][0].flatten(1) for trace in traces]).double()
-            found[f"{name}_mean"].append(rows.mean(dim=0))
-            found[name].append(rows.T @ rows / len(rows))
-    return {name: torch.stack(values) for name, values in found.items()}
-
-
-def assert_moments(sums: MomentSums, expected: dict[str, Tensor], folder: Path) -> None:
-    folder.mkdir(exist_ok=True)
-    sums.save(folder)
-    moments = Moments.load(folder)
-    for name, values in expected.items():
-        np.testing.assert_allclose(getattr(moments, name), values.float().numpy(), rtol=1e-4, atol=1e-5, err_msg=name)
-
-
-@pytest.mark.parametrize("batch", [1, 2, 5])
-@pytest.mark.parametrize("left", [True, False])
-def test_moments_are_those_of_the_real_tokens(batch: int, left: bool, tmp_path: Path) -> None:
-    model, lengths, width = make_gpt2(seed=3), (13, 1, 7, 12, 4), 13
-    texts = [tokens_of(1, length, seed)[0] for seed, length in enumerate(lengths)]
-    tokens, mask = torch.full((5, width), 7), torch.zeros(5, width, dtype=torch.bool)
-    for row, text in enumerate(texts):
-        place = slice(width - len(text), width) if left else slice(0, len(text))
-        tokens[row, place], mask[row, place] = text, True
-    sums = MomentSums()
-    compute(model, tokens, mask, batch=batch, moments=sums)
-    assert_moments(sums, expected_moments(model, texts), tmp_path)
 
 
 @settings(max_examples=15, deadline=None)
@@ -175,14 +138,13 @@ def windows_of(seed: int = 0, dtype: type = np.uint16) -> np.ndarray:
 def test_the_second_time_scores_come_from_the_cache(
     teacher: Teacher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first, moments, from_cache = load_importance(teacher, windows_of(), Cache(tmp_path))
+    first, from_cache = load_importance(teacher, windows_of(), Cache(tmp_path))
     assert not from_cache
     assert_same(first, compute(teacher.model, torch.from_numpy(windows_of().astype(np.int64))))
     monkeypatch.setattr(importance, "compute_importance", None)  # whoever computes again fails
-    second, again, from_cache = load_importance(teacher, windows_of(dtype=np.uint32), Cache(tmp_path))
+    second, from_cache = load_importance(teacher, windows_of(dtype=np.uint32), Cache(tmp_path))
     assert from_cache
     assert_same(second, first, rtol=0)
-    assert all(np.array_equal(getattr(again, one.name), getattr(moments, one.name)) for one in fields(Moments))
 
 
 @pytest.mark.parametrize("change", ["weights", "tokens", "window length", "version"])
@@ -197,13 +159,13 @@ def test_what_the_scores_depend_on_is_in_the_key(
         windows = windows.reshape(6, 4)
     if change == "version":
         monkeypatch.setattr(importance, "SCORING_VERSION", importance.SCORING_VERSION + 1)
-    assert not load_importance(teacher, windows, Cache(tmp_path))[2]
+    assert not load_importance(teacher, windows, Cache(tmp_path))[1]
 
 
 def test_damaged_scores_are_computed_again(teacher: Teacher, tmp_path: Path) -> None:
-    first, _, _ = load_importance(teacher, windows_of(), Cache(tmp_path))
+    first, _ = load_importance(teacher, windows_of(), Cache(tmp_path))
     [file] = tmp_path.rglob("scores.npz")
     file.write_bytes(file.read_bytes()[:-1])
-    again, _, from_cache = load_importance(teacher, windows_of(), Cache(tmp_path))
+    again, from_cache = load_importance(teacher, windows_of(), Cache(tmp_path))
     assert not from_cache
     assert_same(again, first, rtol=0)

@@ -1,7 +1,8 @@
-"""Refitted projections against least squares on the activations themselves, and students with what they gain by it."""
+"""Refitted projections against least squares on the activations themselves, and streams that come back by them."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,98 +11,102 @@ import torch
 from conftest import make_decoder, make_gpt2
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor, nn
-from transformers import PreTrainedModel
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from search_spaces.architecture import Architecture
-from trials.families import FAMILIES, family_of
-from trials.families.base import channels
+from trials import streams as streams_file
+from trials.cache import Cache
+from trials.families import FAMILIES, Family, family_of
 from trials.importance import ImportanceScores, compute_importance
-from trials.moments import Moments, MomentSums
-from trials.prune import choose, prune
+from trials.prune import prune
 from trials.refit import fitted
+from trials.streams import Streams, load_streams
+from trials.teacher import Teacher
 
-TOKENS = torch.randint(320, (8, 32), generator=torch.Generator().manual_seed(5))
+TOKENS = torch.randint(320, (24, 32), generator=torch.Generator().manual_seed(5))
 
 
 def make_teacher(model_type: str) -> PreTrainedModel:
     return make_gpt2() if model_type == "gpt2" else make_decoder(model_type)
 
 
-def calibrated(teacher: PreTrainedModel, folder: Path) -> tuple[ImportanceScores, Moments]:
-    sums = MomentSums()
-    scores = compute_importance(teacher, family_of(teacher.config), TOKENS, moments=sums)
-    sums.save(folder)
-    return scores, Moments.load(folder)
+def as_teacher(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> Teacher:
+    return Teacher(Path("teacher"), model, tokenizer, family_of(model.config).shape(model.config), "fingerprint")
 
 
-def activations(seed: int, tokens: int, inputs: int) -> Tensor:
-    """Correlated, and not of mean 0."""
+def streams_of(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, folder: Path) -> Streams:
+    return load_streams(as_teacher(model, tokenizer), TOKENS.numpy(), Cache(folder))
+
+
+def scores_of(model: PreTrainedModel) -> ImportanceScores:
+    return compute_importance(model, family_of(model.config), TOKENS)
+
+
+@given(st.integers(0, 99), st.integers(1, 9), st.booleans(), st.sampled_from([1e-6, 1e-2, 1.0]))
+def test_the_fit_is_least_squares_on_the_activations(seed: int, width: int, biased: bool, ridge: float) -> None:
     generator = torch.Generator().manual_seed(seed)
-    mixed = torch.randn(tokens, inputs, generator=generator) @ torch.randn(inputs, inputs, generator=generator)
-    return (mixed + 3 * torch.randn(inputs, generator=generator)).double()
+    inputs, missing = (torch.randn(50, size, generator=generator).double() for size in (width, 4))
+    inputs = inputs @ torch.randn(width, width, generator=generator).double() + 3  # correlated, and not of mean 0
+    missing = missing + inputs.sum(dim=1, keepdim=True) - 2
 
+    change, shift = fitted(inputs, missing, biased, ridge)
 
-@given(st.integers(0, 99), st.integers(1, 9), st.booleans(), st.sampled_from([1e-6, 1e-3, 1.0]))
-def test_the_fit_is_least_squares_on_the_activations(seed: int, count: int, biased: bool, ridge: float) -> None:
-    inputs, generator = activations(seed, 50, 10), torch.Generator().manual_seed(seed)
-    weight = torch.randn(4, 10, generator=generator).double()
-    bias = torch.randn(4, generator=generator).double() if biased else None
-    kept = torch.randperm(10, generator=generator)[:count].sort().values
-    mean, second = inputs.mean(dim=0), inputs.T @ inputs / len(inputs)
-
-    new, new_bias = fitted(weight, bias, mean, second, kept, ridge)
-
-    # What is missing from the slice, fitted from what stays, with the ridge as so many rows more.
-    own, lost = inputs[:, kept], inputs @ weight.T - inputs[:, kept] @ weight[:, kept].T
-    if biased:
-        own, lost = own - own.mean(dim=0), lost - lost.mean(dim=0)
+    own, wanted = (one - one.mean(dim=0) if biased else one for one in (inputs, missing))
     penalty = ridge * own.square().mean(dim=0).mean() * len(inputs)
-    rows = torch.cat([own, penalty.sqrt() * torch.eye(count)])
-    gain = torch.linalg.lstsq(rows, torch.cat([lost, torch.zeros(count, 4)]), driver="gelsd").solution.T
-    torch.testing.assert_close(new, weight[:, kept] + gain, rtol=1e-5, atol=1e-6)
-    assert (new_bias is not None) == biased
+    rows = torch.cat([own, penalty.sqrt() * torch.eye(width)])  # the ridge as so many rows more
+    expected = torch.linalg.lstsq(rows, torch.cat([wanted, torch.zeros(width, 4)]), driver="gelsd").solution.T
+    torch.testing.assert_close(change, expected, rtol=1e-5, atol=1e-6)
+    assert (shift is not None) == biased
     if biased:
-        means = (inputs[:, kept] @ new.T + new_bias).mean(dim=0)
-        torch.testing.assert_close(means, (inputs @ weight.T + bias).mean(dim=0))
+        torch.testing.assert_close((inputs @ change.T + shift).mean(dim=0), missing.mean(dim=0))
 
 
-@pytest.mark.parametrize("biased", [True, False])
-def test_what_stays_whole_or_says_nothing_is_not_changed(biased: bool) -> None:
-    inputs, weight = activations(0, 40, 6), torch.randn(3, 6).double()
-    bias = torch.randn(3).double() if biased else None
-    mean, second = inputs.mean(dim=0), inputs.T @ inputs / len(inputs)
-    whole, _ = fitted(weight, bias, mean, second, torch.arange(6))
-    assert torch.equal(whole, weight)
-    silent, same = fitted(weight, bias, torch.zeros(6), torch.zeros(6, 6), torch.arange(4))
-    assert torch.equal(silent, weight[:, :4])
-    assert bias is None or torch.equal(same, bias)
+def test_inputs_that_say_nothing_change_nothing() -> None:
+    change, shift = fitted(torch.zeros(9, 3), torch.zeros(9, 2), biased=True)
+    assert not change.any()
+    assert not shift.any()
 
 
-@pytest.mark.parametrize("members", ["whole groups", "parts of groups"])
+CUTS = {"depth": (2, 48, None, 96), "hidden": (3, 36, None, 96), "heads": (3, 48, 2, 96), "all": (2, 40, 2, 60)}
+
+
+@pytest.mark.parametrize("cut", CUTS)
 @pytest.mark.parametrize("model_type", FAMILIES)
-def test_a_projection_comes_nearer_to_the_teachers(model_type: str, members: str, tmp_path: Path) -> None:
+def test_the_stream_comes_back_to_the_teachers(
+    model_type: str, cut: str, tiny_tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
     teacher = make_teacher(model_type)
-    family, shape = family_of(teacher.config), family_of(teacher.config).shape(teacher.config)
-    scores, moments = calibrated(teacher, tmp_path)
-    heads, kv_heads = (2 * shape.group, 2) if members == "whole groups" else (shape.heads // shape.group, None)
-    if heads == shape.heads:
-        pytest.skip("every head is a group of its own")
-    smaller = Architecture.uniform(2, 40, heads, 60, kv_heads)
-    kept = choose(scores, smaller, shape.group)
-    sliced, refitted = prune(teacher, scores, smaller), prune(teacher, scores, smaller, moments)
-    for place, layer in enumerate(kept.layers.tolist()):
-        heads = channels(kept.heads[place], shape.head_dim)
-        for projection, stays in ((family.attention_output, heads), (family.mlp_output, kept.mlp[place])):
-            inputs, outputs = seen(teacher, projection(family.layers(teacher)[layer]))
-            sliced_error, refitted_error = (
-                (projection(family.layers(student)[place])(inputs[:, stays]) - outputs[:, kept.hidden]).square().sum()
-                for student in (sliced, refitted)
-            )
-            assert refitted_error < 0.95 * sliced_error
+    family, (depth, hidden, kv_heads, mlp) = family_of(teacher.config), CUTS[cut]
+    shape = family.shape(teacher.config)
+    kv_heads = kv_heads or shape.kv_heads
+    smaller = Architecture.uniform(depth, hidden, kv_heads * shape.group, mlp, kv_heads)
+    scores, streams = scores_of(teacher), streams_of(teacher, tiny_tokenizer, tmp_path)
+    sliced, refitted = (prune(teacher, scores, smaller, one) for one in (None, streams))
+    kept = torch.from_numpy(np.sort(np.argsort(-scores.hidden, kind="stable")[:hidden]))
+    wanted = last_stream(teacher, family)[:, kept]
+    errors = [(last_stream(student, family) - wanted).square().sum() for student in (sliced, refitted)]
+    assert errors[1] < 0.7 * errors[0]
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in refitted.modules())
+    after = refitted.state_dict()
+    changed = {name for name, weight in sliced.state_dict().items() if not torch.equal(weight, after[name])}
+    fitted_ones = [
+        one(layer) for layer in family.layers(refitted) for one in (family.attention_output, family.mlp_output)
+    ]
+    names = {name for name, module in refitted.named_modules() if any(module is one for one in fitted_ones)}
+    assert {name.rpartition(".")[0] for name in changed} == names
 
 
-def test_what_was_there_twice_is_not_missed(tmp_path: Path) -> None:
+def last_stream(model: PreTrainedModel, family: Family) -> Tensor:
+    """What the final norm reads on `TOKENS`, a row for each token."""
+    rows: list[Tensor] = []
+    handle = family.norms(model)[-1].register_forward_pre_hook(lambda _, inputs: rows.append(inputs[0]))
+    family.backbone(model, TOKENS)
+    handle.remove()
+    return rows[0].flatten(0, 1)
+
+
+def test_what_was_there_twice_is_not_missed(tiny_tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
     """Of a layer whose neurons and heads come in equal pairs, half can go: the others take over their part."""
     teacher = make_gpt2()
     with torch.no_grad():
@@ -111,31 +116,64 @@ def test_what_was_there_twice_is_not_missed(tmp_path: Path) -> None:
             for part in range(3):
                 first, second = slice(48 * part, 48 * part + 24), slice(48 * part + 24, 48 * part + 48)
                 attention.weight[:, second], attention.bias[second] = attention.weight[:, first], attention.bias[first]
-    _, moments = calibrated(teacher, tmp_path)
-    first = (np.repeat([[1, 0]], 3, axis=0).repeat(half, axis=1).astype(np.float32) for half in (2, 48))
-    scores = ImportanceScores(np.ones(3, np.float32), np.ones(48, np.float32), *first)
-    student = prune(teacher, scores, Architecture.uniform(3, 48, 2, 48), moments)
-    tokens = TOKENS[:2]
-    torch.testing.assert_close(student(tokens).logits, teacher(tokens).logits, rtol=0, atol=0.1)
-    plain = prune(teacher, scores, Architecture.uniform(3, 48, 2, 48))
-    assert (plain(tokens).logits - teacher(tokens).logits).abs().max() > 1
+    halves = (np.repeat([[1, 0]], 3, axis=0).repeat(half, axis=1).astype(np.float32) for half in (2, 48))
+    scores = ImportanceScores(np.ones(3, np.float32), np.ones(48, np.float32), *halves)
+    half, tokens = Architecture.uniform(3, 48, 2, 48), TOKENS[:2]
+    sliced, refitted = (
+        prune(teacher, scores, half, one)(tokens).logits - teacher(tokens).logits
+        for one in (None, streams_of(teacher, tiny_tokenizer, tmp_path))
+    )
+    assert refitted.square().mean() < 0.05 * sliced.square().mean()
 
 
 @pytest.mark.parametrize("model_type", FAMILIES)
-def test_a_projection_that_lost_no_input_is_a_slice(model_type: str, tmp_path: Path) -> None:
+def test_what_was_not_cut_is_not_changed(
+    model_type: str, tiny_tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
     teacher = make_teacher(model_type)
-    scores, moments = calibrated(teacher, tmp_path)
     full = family_of(teacher.config).shape(teacher.config).full
-    thin = Architecture.uniform(2, 40, full.heads[0], full.mlp[0], full.kv_heads[0])
-    sliced, refitted = prune(teacher, scores, thin).state_dict(), prune(teacher, scores, thin, moments).state_dict()
-    assert all(torch.equal(weight, refitted[name]) for name, weight in sliced.items())
+    student = prune(teacher, scores_of(teacher), full, streams_of(teacher, tiny_tokenizer, tmp_path))
+    assert torch.equal(student(TOKENS).logits, teacher(TOKENS).logits)
 
 
-def seen(model: PreTrainedModel, module: nn.Module) -> tuple[Tensor, Tensor]:
-    """What ``module`` reads and gives on `TOKENS`, one row for each token."""
-    rows = []
-    handle = module.register_forward_hook(lambda _, inputs, output: rows.extend([inputs[0], output]))
-    model(TOKENS)
-    handle.remove()
-    inputs, output = rows
-    return inputs.flatten(0, 1), output.flatten(0, 1)
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_streams_are_what_layers_read_and_attention_adds(
+    model_type: str, tiny_tokenizer: PreTrainedTokenizerFast, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(streams_file, "BATCH_TOKENS", {"cpu": 96})  # 8 batches of 3 windows
+    teacher = make_teacher(model_type)
+    streams, family = streams_of(teacher, tiny_tokenizer, tmp_path), family_of(teacher.config)
+    states = teacher(TOKENS, output_hidden_states=True).hidden_states  # the last one is behind the final norm
+    assert torch.equal(streams.windows, TOKENS)
+    for layer, state in enumerate(states[:-1]):
+        assert_near(streams.before(layer), state.flatten(0, 1))
+    assert_near(streams.before(len(states) - 1), last_stream(teacher, family))
+    added: list[Tensor] = []
+    for layer in family.layers(teacher):
+        family.attention_output(layer).register_forward_hook(lambda _, inputs, output: added.append(output))
+    family.backbone(teacher, TOKENS)
+    for layer, output in enumerate(added):
+        assert_near(streams.after_attention(layer), (states[layer] + output).flatten(0, 1))
+
+
+def assert_near(found: Tensor, expected: Tensor) -> None:
+    """As near as bfloat16 is, where it is what the hardware multiplies."""
+    assert (found - expected).square().mean() < 1e-3 * expected.square().mean()
+
+
+def test_streams_come_from_the_cache_and_their_number_is_limited(
+    tiny_tokenizer: PreTrainedTokenizerFast, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    teacher = as_teacher(make_gpt2(), tiny_tokenizer)
+    first = load_streams(teacher, TOKENS.numpy(), Cache(tmp_path))
+    monkeypatch.setattr(streams_file, "TOKENS", 100)
+    fewer = load_streams(teacher, TOKENS.numpy(), Cache(tmp_path))
+    assert torch.equal(fewer.windows, TOKENS[:3])
+    np.testing.assert_array_equal(fewer.inputs, first.inputs[:, :96])
+    assert load_streams(replace(teacher, fingerprint="other"), 1 + TOKENS.numpy() % 9, Cache(tmp_path))
+    monkeypatch.setattr(streams_file, "_write", None)  # whoever computes again fails
+    again = load_streams(teacher, TOKENS.numpy().astype(np.uint16), Cache(tmp_path))
+    np.testing.assert_array_equal(again.attention, fewer.attention)
+    monkeypatch.setattr(streams_file, "LIMIT_BYTES", 1)
+    with pytest.raises(TypeError):
+        load_streams(teacher, TOKENS.numpy(), Cache(tmp_path))  # one window, which is not there yet

@@ -68,7 +68,7 @@ def test_result_is_of_the_student_that_is_left(spec: TrialSpec, architecture: Ar
     text, family = windows(common.corpus.validation, 16), common.targets.family
     assert validation_loss(student, family, text) == result.val_loss
     assert sum(weight.numel() for weight in student.parameters()) == result.parameters
-    unchanged = prune(common.teacher.model, common.scores, architecture, common.moments)
+    unchanged = prune(common.teacher.model, common.scores, architecture, common.streams)
     assert validation_loss(unchanged, family, text) == result.zero_shot_loss
     assert (result.architecture, result.stock) == (architecture, architecture is STOCK)
     assert result.curve == tuple((tokens, metrics["val_loss"]) for tokens, metrics in readings)

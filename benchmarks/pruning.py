@@ -1,0 +1,139 @@
+"""What a refit is worth: plain Minitron students and refitted ones, before and after the same short distillation.
+
+    python -m benchmarks.pruning --model mini --corpus stdlib
+    python -m benchmarks.pruning --model teachers/SmolLM2-135M-Instruct.Q4_1.gguf --corpus ./wikitext-2 --candidates 8
+
+For each share of the teacher's non-embedding parameters, candidates of the default space (at most 3 % below the share)
+are cut twice by the same scores - mean over the sequence, L2 over the batch, Block Importance (arXiv 2407.14679): as
+slices, which is the plain recipe, and refitted (`trials.refit`). The best of either by its loss on validation text goes
+on: both are distilled on the same batches and compared window by window.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from transformers import PreTrainedModel
+
+from nas.bootstrap import paired_difference
+from nas.plan import Machine, make_plan, resolve_target
+from nas.settings import load_settings
+from search_spaces.architecture import Architecture
+from search_spaces.files import load_space
+from search_spaces.shape import ModelShape
+from trials.corpus import windows
+from trials.distill import DistillSettings, distill
+from trials.evaluate import window_losses
+from trials.losses import WindowLosses, mean_loss
+from trials.preparation import Recipe, shared
+from trials.prune import prune
+
+SHARES, SLACK = (0.75, 0.60), 0.03
+SLICES, REFIT = "slices", "refit"
+
+
+@dataclass(frozen=True)
+class Student:
+    """One candidate cut one way; ``excess`` is its loss above the teacher's before retraining, nats per token."""
+
+    architecture: Architecture
+    way: str
+    excess: float
+
+
+def candidates(shape: ModelShape, share: float, count: int | None) -> list[Architecture]:
+    """Those of the default space within `SLACK` below ``share`` of the non-embedding parameters, evenly thinned."""
+    target = share * shape.non_embedding_parameters(shape.full)
+    band = [one for one in load_space("default", shape) if (1 - SLACK) * target <= shape.non_embedding_parameters(one)]
+    band = [one for one in band if shape.non_embedding_parameters(one) <= target]
+    if count is None or count >= len(band):
+        return band
+    return [band[place] for place in np.linspace(0, len(band) - 1, count).round().astype(int)]
+
+
+class Bench:
+    """A teacher with its text, and what its students are worth."""
+
+    def __init__(self, recipe: Recipe, cache: Path) -> None:
+        self.recipe, self.common = recipe, shared(recipe, str(cache), "cpu")
+        self.text = windows(self.common.corpus.validation, recipe.sequence_length)
+        self.teacher_loss = mean_loss(self.losses(self.common.teacher.model))
+
+    def losses(self, model: PreTrainedModel) -> WindowLosses:
+        """On every window of the validation text."""
+        return {"validation": window_losses(model, self.common.targets.family, self.text)}
+
+    def student(self, architecture: Architecture, way: str) -> PreTrainedModel:
+        """The teacher cut to ``architecture``, in float32."""
+        streams = self.common.streams if way == REFIT else None
+        return prune(self.common.teacher.model, self.common.scores, architecture, streams).float()
+
+    def zero_shot(self, architectures: Sequence[Architecture]) -> list[Student]:
+        """Every architecture both ways, a line printed for each."""
+        found = []
+        for architecture in architectures:
+            pair = []
+            for way in (SLICES, REFIT):
+                started = time.perf_counter()
+                student = self.student(architecture, way)
+                seconds = time.perf_counter() - started
+                pair.append(Student(architecture, way, mean_loss(self.losses(student)) - self.teacher_loss))
+            plain, refitted = (one.excess for one in pair)
+            size = self.common.teacher.shape.parameters(architecture)
+            line = f"{architecture.key:<22}{size:>12,}{plain:9.3f}{refitted:9.3f}{refitted / plain:8.2f}"
+            print(f"{line}{seconds:8.1f} s", flush=True)
+            found += pair
+        return found
+
+    def distilled(self, student: Student) -> WindowLosses:
+        """The losses of ``student`` after the tokens of the recipe."""
+        recipe, model = self.recipe, self.student(student.architecture, student.way)
+        sizes = (recipe.tokens, recipe.rungs, recipe.sequence_length, recipe.batch_tokens, recipe.learning_rate)
+        settings = DistillSettings(*sizes, recipe.seed, identity="benchmark")
+        with tempfile.TemporaryDirectory() as folder:
+            distill(model, self.common.targets, self.common.corpus, settings, Path(folder), lambda *_: None)
+        return self.losses(model)
+
+
+def compare(bench: Bench, share: float, count: int | None) -> None:
+    """Print the table of one share."""
+    shape: ModelShape = bench.common.teacher.shape
+    print(f"\n{share:.0%} of the non-embedding parameters, teacher {bench.teacher_loss:.4f}; excess loss, nats a token")
+    print(f"{'architecture':<22}{'parameters':>12}{'slices':>9}{'refit':>9}{'ratio':>8}{'refitted in':>12}")
+    students = bench.zero_shot(candidates(shape, share, count))
+    best = [min((one for one in students if one.way == way), key=lambda one: one.excess) for way in (SLICES, REFIT)]
+    after = [bench.distilled(one) for one in best]
+    for one, losses in zip(best, after, strict=True):
+        excess = mean_loss(losses) - bench.teacher_loss
+        key = one.architecture.key
+        print(f"best {one.way:<8}{key:<22} before {one.excess:.3f}, after {bench.recipe.tokens:,} tokens {excess:.3f}")
+    ratio = best[1].excess / best[0].excess
+    print(f"before: {ratio:.2f} of plain; after: {paired_difference(after[1], after[0])} against plain")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--candidates", type=int, default=None, metavar="N", help="of each share (all)")
+    parser.add_argument("--model", default="mini")
+    parser.add_argument("--corpus", default="stdlib")
+    parser.add_argument("--calibration-samples", type=int, default=256)
+    parser.add_argument("--validation-tokens", type=int, default=8_192)
+    parser.add_argument("--tokens-per-trial", type=int, default=16_384)
+    parser.add_argument("--output", default="outputs")
+    flags = vars(parser.parse_args())
+    count = flags.pop("candidates")
+    settings = load_settings({**flags, "budget": "80%"}, None, {})  # the budget is not asked for anything
+    plan = make_plan(settings, resolve_target(settings), Machine.local())
+    bench = Bench(plan.recipe, plan.cache)
+    for share in SHARES:
+        compare(bench, share, count)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,114 @@
+"""The teacher's residual stream on calibration text, kept on disk: what `trials.refit` brings a student back to."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from trials.cache import Cache, digest
+from trials.families import family_of
+from trials.precision import autocast, training_precision
+from trials.teacher import Teacher
+
+VERSION = 1  # of what is kept and how: raise it, and streams of before are not taken up
+TOKENS = 65_536  # at most; a projection is a few thousand inputs wide
+LIMIT_BYTES = 8 * 2**30
+BATCH_TOKENS = {"cpu": 2048, "cuda": 32768}
+NAMES = ("inputs", "attention")
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class Streams:
+    """What a teacher of L layers adds up on ``windows`` (n, T) of token ids; N = n * T rows, memory-mapped.
+
+    ``inputs`` (L + 1, N, H) are what each layer reads, then what the final norm reads; ``attention`` (L, N, H) what
+    each attention adds. In float32, or bfloat16 as its bits.
+    """
+
+    windows: Tensor
+    inputs: NDArray[Any]
+    attention: NDArray[Any]
+
+    def before(self, layer: int) -> Tensor:
+        """The stream (N, H) in float32 that ``layer`` reads, or for L the final norm."""
+        return _floats(self.inputs[layer])
+
+    def after_attention(self, layer: int) -> Tensor:
+        """The stream (N, H) in float32 when the attention of ``layer`` has added its part."""
+        return self.before(layer) + _floats(self.attention[layer])
+
+
+def load_streams(teacher: Teacher, windows: NDArray[np.integer], cache: Cache) -> Streams:
+    """The streams of ``teacher`` on the first of ``windows`` (n, T), from the cache or computed.
+
+    As many as make `TOKENS` tokens and fit into `LIMIT_BYTES`, at least one.
+    """
+    dtype, _ = training_precision(teacher.model.device.type)
+    row = (2 * teacher.shape.layers + 1) * teacher.shape.hidden * dtype.itemsize
+    tokens = np.ascontiguousarray(windows[: max(1, min(TOKENS, LIMIT_BYTES // row) // windows.shape[1])], np.int64)
+    key = digest(teacher.fingerprint, str(dtype), *tokens.shape, tokens.tobytes(), VERSION)
+    folder = cache.build("streams", key, lambda empty: _write(empty, teacher, torch.from_numpy(tokens), dtype))
+    arrays = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in NAMES)
+    return Streams(torch.from_numpy(tokens), *arrays)
+
+
+@torch.no_grad()
+def _write(folder: Path, teacher: Teacher, windows: Tensor, dtype: torch.dtype) -> None:
+    log.info("computing the teacher's streams for %s tokens", f"{windows.numel():,}")
+    model, family, shape = teacher.model, family_of(teacher.model.config), teacher.shape
+    device, stored = model.device.type, np.int16 if dtype is torch.bfloat16 else np.float32
+    sizes = {"inputs": shape.layers + 1, "attention": shape.layers}
+    arrays = {
+        name: np.lib.format.open_memmap(
+            folder / f"{name}.npy", mode="w+", dtype=stored, shape=(count, windows.numel(), shape.hidden)
+        )
+        for name, count in sizes.items()
+    }
+    rows = slice(0, 0)
+
+    def keep(name: str, layer: int, values: Tensor) -> None:
+        flat = values.flatten(0, 1).to(dtype).cpu()
+        arrays[name][layer, rows] = (flat.view(torch.int16) if stored is np.int16 else flat).numpy()
+
+    handles = [family.norms(model)[-1].register_forward_pre_hook(_reading(keep, shape.layers))]
+    for number, layer in enumerate(family.layers(model)):
+        handles.append(layer.register_forward_pre_hook(_reading(keep, number)))
+        handles.append(family.attention_output(layer).register_forward_hook(_writing(keep, number)))
+    batch = max(1, BATCH_TOKENS[device] // windows.shape[1])
+    try:
+        for start in range(0, len(windows), batch):
+            part = windows[start : start + batch]
+            rows = slice(start * windows.shape[1], start * windows.shape[1] + part.numel())
+            with autocast(device):
+                family.backbone(model, part.to(model.device))
+    finally:
+        for handle in handles:
+            handle.remove()
+    for array in arrays.values():
+        array.flush()
+
+
+Keep = Callable[[str, int, Tensor], None]
+
+
+def _reading(keep: Keep, layer: int) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+    return lambda _, inputs: keep("inputs", layer, inputs[0])
+
+
+def _writing(keep: Keep, layer: int) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
+    return lambda _, inputs, output: keep("attention", layer, output)
+
+
+def _floats(stored: NDArray[Any]) -> Tensor:
+    values = torch.from_numpy(stored.copy())
+    return (values.view(torch.bfloat16) if values.dtype is torch.int16 else values).float()
