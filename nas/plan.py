@@ -74,7 +74,7 @@ class Defaults:
 
 
 DEFAULTS = {
-    "cpu": Defaults(tokens=65_536, sequence=256, batch=1_024, calibration=256, validation=16_384),
+    "cpu": Defaults(tokens=32_768, sequence=256, batch=1_024, calibration=256, validation=16_384),
     "cuda": Defaults(tokens=8_388_608, sequence=1_024, batch=32_768, calibration=1_024, validation=262_144),
 }
 

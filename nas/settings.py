@@ -35,7 +35,7 @@ class SearchSettings(BaseModel):
     scheduler: Literal["asha", "none"] = Field("asha", description="asha stops weak trials early; none trains all")
     trials: int = Field(16, ge=1, description="candidates in all, earlier ones of the study included")
     tokens_per_trial: int | None = Field(
-        None, ge=1, description="distillation tokens of a full trial (65,536 on CPU, 8,388,608 on GPU)"
+        None, ge=1, description="distillation tokens of a full trial (32,768 on CPU, 8,388,608 on GPU)"
     )
     sequence_length: int | None = Field(
         None, ge=8, description="tokens of a sequence (the model's positions, at most 256 on CPU, 1,024 on GPU)"
@@ -45,7 +45,7 @@ class SearchSettings(BaseModel):
     )
     learning_rate: float | None = Field(None, gt=0, description="peak learning rate")
     calibration_samples: int | None = Field(
-        None, ge=1, description="sequences that importance is measured on (256 on CPU, 1,024 on GPU)"
+        None, ge=1, description="sequences to measure importance and to refit students on (256 on CPU, 1,024 on GPU)"
     )
     validation_tokens: int | None = Field(
         None, ge=8, description="validation tokens of every comparison (16,384 on CPU, 262,144 on GPU)"

@@ -11,6 +11,7 @@ from search_spaces.architecture import Architecture
 from search_spaces.shape import ModelShape
 from trials.precision import training_precision
 from trials.preparation import Recipe
+from trials.streams import most_windows
 from trials.targets import are_stored
 
 PROBE_SECONDS = 0.3
@@ -22,9 +23,10 @@ EFFICIENCY = {"cpu": 0.55, "cuda": 0.35}
 def estimate_seconds(shape: ModelShape, architecture: Architecture, recipe: Recipe, device: str) -> float:
     """Seconds for a full trial of ``architecture`` on this machine's ``device``, alone on it; right within about 2x.
 
-    Without what is done once for all trials: corpus, importance scores, the teacher's targets.
+    Without what is done once for all trials: corpus, importance scores, the teacher's streams and targets.
     """
     work = training_flops(shape, architecture, recipe, device) + evaluation_flops(shape, architecture, recipe)
+    work += refit_flops(shape, architecture, recipe, device)
     return work / (EFFICIENCY[device] * _flops_per_second(shape.hidden, device))
 
 
@@ -44,6 +46,20 @@ def evaluation_flops(shape: ModelShape, architecture: Architecture, recipe: Reci
     """FLOPs of reading the validation text before training and at every rung."""
     readings = len(recipe.rungs) + 1
     return readings * recipe.validation_tokens * shape.flops_per_token(architecture, recipe.sequence_length)
+
+
+def refit_flops(shape: ModelShape, architecture: Architecture, recipe: Recipe, device: str) -> int:
+    """FLOPs of refitting a student: one pass without logits, and three products for each output projection.
+
+    They are what it gives, the second moments of its inputs, and those of inputs and what is missing. Solving for the
+    change, which does not grow with the tokens, is left out.
+    """
+    length, hidden = recipe.sequence_length, architecture.hidden
+    windows = min(recipe.calibration_samples, most_windows(shape, length, device))
+    widths = [*(heads * shape.head_dim for heads in architecture.heads), *architecture.mlp]
+    fits = sum(2 * width * (2 * hidden + width) for width in widths)
+    backbone = shape.flops_per_token(architecture, length) - 2 * shape.vocab * hidden
+    return windows * length * (backbone + fits)
 
 
 @lru_cache(maxsize=8)

@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from search_spaces.shape import ModelShape
 from trials.cache import Cache, digest
 from trials.families import family_of
 from trials.precision import autocast, training_precision
@@ -20,7 +21,8 @@ from trials.teacher import Teacher
 
 VERSION = 1  # of what is kept and how: raise it, and streams of before are not taken up
 TOKENS = 65_536  # at most; a projection is a few thousand inputs wide
-LIMIT_BYTES = 8 * 2**30
+LIMIT_BYTES = 8 * 2**30  # on disk
+ACTIVATION_BYTES = {"cpu": 2**29, "cuda": 2**31}  # of all neurons of one MLP: a refit holds a few times as much
 BATCH_TOKENS = {"cpu": 2048, "cuda": 32768}
 NAMES = ("inputs", "attention")
 
@@ -51,15 +53,25 @@ class Streams:
 def load_streams(teacher: Teacher, windows: NDArray[np.integer], cache: Cache) -> Streams:
     """The streams of ``teacher`` on the first of ``windows`` (n, T), from the cache or computed.
 
-    As many as make `TOKENS` tokens and fit into `LIMIT_BYTES`, at least one.
+    See `most_windows` for how many.
     """
     dtype, _ = training_precision(teacher.model.device.type)
-    row = (2 * teacher.shape.layers + 1) * teacher.shape.hidden * dtype.itemsize
-    tokens = np.ascontiguousarray(windows[: max(1, min(TOKENS, LIMIT_BYTES // row) // windows.shape[1])], np.int64)
+    count = most_windows(teacher.shape, windows.shape[1], teacher.model.device.type)
+    tokens = np.ascontiguousarray(windows[:count], np.int64)
     key = digest(teacher.fingerprint, str(dtype), *tokens.shape, tokens.tobytes(), VERSION)
     folder = cache.build("streams", key, lambda empty: _write(empty, teacher, torch.from_numpy(tokens), dtype))
     arrays = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in NAMES)
     return Streams(torch.from_numpy(tokens), *arrays)
+
+
+def most_windows(shape: ModelShape, length: int, device: str) -> int:
+    """How many windows of ``length`` tokens are read for a refit at most.
+
+    `TOKENS` tokens, or as many as `LIMIT_BYTES` and `ACTIVATION_BYTES` allow, but at least one window.
+    """
+    dtype, _ = training_precision(device)
+    stored = (2 * shape.layers + 1) * shape.hidden * dtype.itemsize
+    return max(1, min(TOKENS, LIMIT_BYTES // stored, ACTIVATION_BYTES[device] // (4 * shape.mlp)) // length)
 
 
 @torch.no_grad()

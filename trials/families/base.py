@@ -52,7 +52,10 @@ class Family(Protocol):
         ...
 
     def layers(self, model: PreTrainedModel) -> Sequence[nn.Module]:
-        """The decoder layers, first to last; each maps its first argument (B, T, hidden) to a tensor like it."""
+        """The decoder layers, first to last; each maps its first argument (B, T, hidden) to a tensor like it.
+
+        What a layer gives is what it reads, plus what `attention_output` gives, plus what `mlp_output` gives.
+        """
         ...
 
     def norms(self, model: PreTrainedModel) -> Sequence[nn.Module]:

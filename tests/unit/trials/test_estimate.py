@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from conftest import make_gpt2
 from torch.utils.flop_counter import FlopCounterMode
+from transformers import PreTrainedTokenizerFast
 
 from search_spaces.architecture import Architecture
 from search_spaces.shape import ModelShape
 from trials import estimate
-from trials.estimate import estimate_seconds, evaluation_flops, training_flops
+from trials.cache import Cache
+from trials.estimate import estimate_seconds, evaluation_flops, refit_flops, training_flops
 from trials.families import FAMILIES
+from trials.importance import compute_importance
 from trials.kl import chunked_kl
 from trials.preparation import Recipe
+from trials.prune import choose, prune
+from trials.refit import refit
+from trials.streams import load_streams
+from trials.teacher import Teacher
 
 MEDIUM = ModelShape("gpt2", 24, 1024, 16, 64, 4096, 50257, 1024, True)
 RECIPE = Recipe("model", "corpus", 65536, (32768, 65536), 16384, 256, 1024, 1e-3, 64, 0)
@@ -32,7 +40,7 @@ def seconds(architecture: Architecture, recipe: Recipe = RECIPE) -> float:
 
 
 def test_twice_the_work_takes_twice_as_long() -> None:
-    twice = replace(RECIPE, tokens=131072, rungs=(65536, 131072), validation_tokens=32768)
+    twice = replace(RECIPE, tokens=131072, rungs=(65536, 131072), validation_tokens=32768, calibration_samples=128)
     assert seconds(MEDIUM.full, twice) == pytest.approx(2 * seconds(MEDIUM.full))
 
 
@@ -67,6 +75,23 @@ def test_flops_are_what_a_step_and_a_reading_do() -> None:
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(tokens)
     assert evaluation_flops(shape, shape.full, recipe) == 2 * counter.get_total_flops()
+
+
+def test_flops_are_what_a_refit_does(tiny_tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    model, family = make_gpt2(), FAMILIES["gpt2"]
+    shape, tokens = family.shape(model.config), torch.arange(96).reshape(3, 32)
+    teacher = Teacher(tmp_path, model, tiny_tokenizer, shape, "fingerprint")
+    streams, architecture = (
+        load_streams(teacher, tokens.numpy(), Cache(tmp_path)),
+        Architecture(2, 40, (4, 2), (10, 96)),
+    )
+    scores = compute_importance(model, family, tokens)
+    student = prune(model, scores, architecture)
+    student.set_attn_implementation("eager")
+    with FlopCounterMode(display=False) as counter:
+        refit(student, family, choose(scores, architecture), streams)
+    recipe = replace(RECIPE, sequence_length=32, calibration_samples=3)
+    assert refit_flops(shape, architecture, recipe, "cpu") == counter.get_total_flops()
 
 
 def test_measured_speed_is_a_speed() -> None:
