@@ -28,9 +28,10 @@ def refit(student: PreTrainedModel, family: Family, kept: Kept, streams: Streams
     stands in for them too. All of it happens in one forward pass of the student, in which each projection is fitted
     when its inputs arrive.
 
-    Fitting a pruned layer to the dense one is the "reconstruction" of channel pruning (He et al., arXiv 1707.06168,
-    section 3.1) and of SparseGPT (arXiv 2301.00774); inputs of the pruned model against outputs of the dense one are
-    ThiNet's and GPTQ's asymmetric form. Here the target is the stream, not the layer's own output.
+    Least squares of a cut layer against the whole one is the reconstruction of channel pruning (He et al., arXiv
+    1707.06168) and SparseGPT (arXiv 2301.00774); with the inputs of the cut model and the outputs of the whole one,
+    layer after layer, it is the asymmetric reconstruction of Zhang et al. (arXiv 1505.06798). Here the target is the
+    stream and not the layer's own output, so that it also holds what a residual network carries past a layer.
     """
     layers, numbers = family.layers(student), kept.layers.tolist()
     handles: list[RemovableHandle] = []

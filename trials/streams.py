@@ -26,6 +26,8 @@ ACTIVATION_BYTES = {"cpu": 2**29, "cuda": 2**31}  # of all neurons of one MLP: a
 BATCH_TOKENS = {"cpu": 2048, "cuda": 32768}
 NAMES = ("inputs", "attention")
 
+Keep = Callable[[str, int, Tensor], None]
+
 log = logging.getLogger(__name__)
 
 
@@ -108,9 +110,6 @@ def _write(folder: Path, teacher: Teacher, windows: Tensor, dtype: torch.dtype) 
             handle.remove()
     for array in arrays.values():
         array.flush()
-
-
-Keep = Callable[[str, int, Tensor], None]
 
 
 def _reading(keep: Keep, layer: int) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
