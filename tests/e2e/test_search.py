@@ -122,8 +122,9 @@ def test_what_is_exported_or_compared_with_is_read_on_test_text_as_the_evaluatio
     tests = str(small[small.index("--test") + 1])
     for row, model in ((read[0], str(small[1])), (read[1], result["best"]["path"])):
         assert evaluate([model, "--tasks", tests, "--json", "--trust-remote-code"]) == 0
-        readings = json.loads(capsys.readouterr().out)["readings"]
-        kept = [one for one in readings if one["convention"] in ("non-overlapping windows", "lambada_openai")]
+        document = json.loads(capsys.readouterr().out)
+        conventions = ("non-overlapping windows", "lambada_openai")
+        kept = [{**one, "dtype": document["dtype"]} for one in document["readings"] if one["convention"] in conventions]
         assert [{**one, "value": None} for one in row["test"]] == [{**one, "value": None} for one in kept]
         values = [[one["value"] for one in found] for found in (row["test"], kept)]
         assert values[0] == pytest.approx(values[1], rel=1e-5)
