@@ -6,7 +6,7 @@
 For each share of the teacher's non-embedding parameters, candidates of the default space (at most 3 % below the share)
 are cut twice by the same scores - mean over the sequence, L2 over the batch, Block Importance (arXiv 2407.14679): as
 slices, which is the plain recipe, and refitted (`trials.refit`). The best of either by its loss on validation text goes
-on: both are distilled on the same batches and compared window by window.
+on: both are distilled on the same batches, each at a learning rate that suits it, and compared window by window.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ from trials.prune import prune
 
 SHARES, SLACK = (0.75, 0.60), 0.03
 SLICES, REFIT = "slices", "refit"
+RATE_BY_WIDTH = {SLICES: 0.1, REFIT: 0.05}  # peak learning rate times hidden size: the best of mini, docs/results.md
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,8 @@ class Bench:
     def distilled(self, student: Student) -> WindowLosses:
         """The losses of ``student`` after the tokens of the recipe."""
         recipe, model = self.recipe, self.student(student.architecture, student.way)
-        sizes = (recipe.tokens, recipe.rungs, recipe.sequence_length, recipe.batch_tokens, recipe.learning_rate)
+        rate = RATE_BY_WIDTH[student.way] / self.common.teacher.shape.hidden
+        sizes = (recipe.tokens, recipe.rungs, recipe.sequence_length, recipe.batch_tokens, rate)
         settings = DistillSettings(*sizes, recipe.seed, identity="benchmark")
         with tempfile.TemporaryDirectory() as folder:
             distill(model, self.common.targets, self.common.corpus, settings, Path(folder), lambda *_: None)

@@ -14,7 +14,7 @@ from trials.families import Family, Kept
 from trials.precision import autocast
 from trials.streams import Streams
 
-RIDGE = 0.1  # of the mean variance of a projection's inputs, on the diagonal; benchmarks/pruning.py
+RIDGE = 0.1  # of the mean variance of a projection's inputs, on the diagonal; docs/results.md
 
 
 @torch.no_grad()
