@@ -50,9 +50,8 @@ class Student:
 
 def candidates(shape: ModelShape, share: float, count: int | None) -> list[Architecture]:
     """Those of the default space within `SLACK` below ``share`` of the non-embedding parameters, evenly thinned."""
-    target = share * shape.non_embedding_parameters(shape.full)
-    band = [one for one in load_space("default", shape) if (1 - SLACK) * target <= shape.non_embedding_parameters(one)]
-    band = [one for one in band if shape.non_embedding_parameters(one) <= target]
+    whole, space = shape.non_embedding_parameters(shape.full), load_space("default", shape)
+    band = [one for one in space if 1 - SLACK <= shape.non_embedding_parameters(one) / (share * whole) <= 1]
     if count is None or count >= len(band):
         return band
     return [band[place] for place in np.linspace(0, len(band) - 1, count).round().astype(int)]

@@ -6,7 +6,6 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -15,15 +14,16 @@ from torch import Tensor, nn
 
 from search_spaces.shape import ModelShape
 from trials.cache import Cache, digest
+from trials.evaluate import BATCH_TOKENS
 from trials.families import family_of
 from trials.precision import autocast, training_precision
+from trials.stored import Stored, create, to_array, to_tensor
 from trials.teacher import Teacher
 
 VERSION = 1  # of what is kept and how: raise it, and streams of before are not taken up
 TOKENS = 65_536  # at most; a projection is a few thousand inputs wide
 LIMIT_BYTES = 8 * 2**30  # on disk
 ACTIVATION_BYTES = {"cpu": 2**29, "cuda": 2**31}  # of all neurons of one MLP: a refit holds a few times as much
-BATCH_TOKENS = {"cpu": 2048, "cuda": 32768}
 NAMES = ("inputs", "attention")
 
 Keep = Callable[[str, int, Tensor], None]
@@ -40,16 +40,16 @@ class Streams:
     """
 
     windows: Tensor
-    inputs: NDArray[Any]
-    attention: NDArray[Any]
+    inputs: Stored
+    attention: Stored
 
     def before(self, layer: int) -> Tensor:
         """The stream (N, H) in float32 that ``layer`` reads, or for L the final norm."""
-        return _floats(self.inputs[layer])
+        return to_tensor(self.inputs[layer]).float()
 
     def after_attention(self, layer: int) -> Tensor:
         """The stream (N, H) in float32 when the attention of ``layer`` has added its part."""
-        return self.before(layer) + _floats(self.attention[layer])
+        return self.before(layer) + to_tensor(self.attention[layer]).float()
 
 
 def load_streams(teacher: Teacher, windows: NDArray[np.integer], cache: Cache) -> Streams:
@@ -80,29 +80,24 @@ def most_windows(shape: ModelShape, length: int, device: str) -> int:
 def _write(folder: Path, teacher: Teacher, windows: Tensor, dtype: torch.dtype) -> None:
     log.info("computing the teacher's streams for %s tokens", f"{windows.numel():,}")
     model, family, shape = teacher.model, family_of(teacher.model.config), teacher.shape
-    device, stored = model.device.type, np.int16 if dtype is torch.bfloat16 else np.float32
-    sizes = {"inputs": shape.layers + 1, "attention": shape.layers}
-    arrays = {
-        name: np.lib.format.open_memmap(
-            folder / f"{name}.npy", mode="w+", dtype=stored, shape=(count, windows.numel(), shape.hidden)
-        )
-        for name, count in sizes.items()
-    }
+    counts = dict(zip(NAMES, (shape.layers + 1, shape.layers), strict=True))
+    sizes = {name: (count, windows.numel(), shape.hidden) for name, count in counts.items()}
+    arrays = {name: create(folder / f"{name}.npy", dtype, size) for name, size in sizes.items()}
     rows = slice(0, 0)
 
     def keep(name: str, layer: int, values: Tensor) -> None:
-        flat = values.flatten(0, 1).to(dtype).cpu()
-        arrays[name][layer, rows] = (flat.view(torch.int16) if stored is np.int16 else flat).numpy()
+        arrays[name][layer, rows] = to_array(values.flatten(0, 1), dtype)
 
     handles = [family.norms(model)[-1].register_forward_pre_hook(_reading(keep, shape.layers))]
     for number, layer in enumerate(family.layers(model)):
         handles.append(layer.register_forward_pre_hook(_reading(keep, number)))
         handles.append(family.attention_output(layer).register_forward_hook(_writing(keep, number)))
-    batch = max(1, BATCH_TOKENS[device] // windows.shape[1])
+    device, length = model.device.type, windows.shape[1]
+    batch = max(1, BATCH_TOKENS[device] // length)
     try:
         for start in range(0, len(windows), batch):
             part = windows[start : start + batch]
-            rows = slice(start * windows.shape[1], start * windows.shape[1] + part.numel())
+            rows = slice(start * length, start * length + part.numel())
             with autocast(device):
                 family.backbone(model, part.to(model.device))
     finally:
@@ -118,8 +113,3 @@ def _reading(keep: Keep, layer: int) -> Callable[[nn.Module, tuple[Tensor, ...]]
 
 def _writing(keep: Keep, layer: int) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
     return lambda _, inputs, output: keep("attention", layer, output)
-
-
-def _floats(stored: NDArray[Any]) -> Tensor:
-    values = torch.from_numpy(stored.copy())
-    return (values.view(torch.bfloat16) if values.dtype is torch.int16 else values).float()

@@ -14,15 +14,14 @@ from torch import Tensor
 from search_spaces.shape import ModelShape
 from trials.cache import Cache, digest
 from trials.corpus import Corpus, windows
+from trials.evaluate import BATCH_TOKENS
 from trials.families import family_of
 from trials.precision import autocast, training_precision
+from trials.stored import Stored, create, to_array, to_tensor
 from trials.teacher import Teacher
 
 # Above this the teacher reads each batch itself: 65,536 tokens of mini take 64 MiB, 10M of gpt2-medium 20 to 40 GB.
 LIMIT_BYTES = 2 * 2**30
-BATCH_TOKENS = {"cpu": 2048, "cuda": 32768}
-
-Stored = NDArray[np.float32] | NDArray[np.int16]  # numpy has no bfloat16: its bits as int16
 
 log = logging.getLogger(__name__)
 
@@ -50,10 +49,7 @@ class Targets:
             return self.family.backbone(self.teacher.model, tokens).flatten(0, 1)
         parts = np.searchsorted(self.starts, places, side="right") - 1
         rows = [self.stored[part][place - self.starts[part]] for part, place in zip(parts, places, strict=True)]
-        states = torch.from_numpy(np.stack(rows))
-        if states.dtype is torch.int16:
-            states = states.view(torch.bfloat16)
-        return states.to(tokens.device).flatten(0, 1)
+        return to_tensor(np.stack(rows)).to(tokens.device).flatten(0, 1)
 
 
 def load_targets(teacher: Teacher, corpus: Corpus, length: int, cache: Cache, first: int = 0) -> Targets:
@@ -87,13 +83,10 @@ def _write(folder: Path, teacher: Teacher, text: NDArray[np.integer], dtype: tor
     log.info("computing the teacher's targets for %s tokens", f"{text.size:,}")
     online, device = Targets(teacher), teacher.model.device
     batch = max(1, BATCH_TOKENS[device.type] // text.shape[1])
-    stored = np.int16 if dtype is torch.bfloat16 else np.float32
-    shape = (*text.shape, teacher.shape.hidden)
-    array = np.lib.format.open_memmap(folder / "hidden.npy", mode="w+", dtype=stored, shape=shape)
+    array = create(folder / "hidden.npy", dtype, (*text.shape, teacher.shape.hidden))
     for start in range(0, len(text), batch):
         part = text[start : start + batch]
         with autocast(device.type):
             states = online.hidden(np.empty(0, np.int64), torch.from_numpy(part.astype(np.int64)).to(device))
-        states = states.to(dtype).cpu().reshape(*part.shape, -1)
-        array[start : start + batch] = (states.view(torch.int16) if stored is np.int16 else states).numpy()
+        array[start : start + batch] = to_array(states.reshape(*part.shape, -1), dtype)
     array.flush()

@@ -81,11 +81,8 @@ def test_flops_are_what_a_refit_does(tiny_tokenizer: PreTrainedTokenizerFast, tm
     model, family = make_gpt2(), FAMILIES["gpt2"]
     shape, tokens = family.shape(model.config), torch.arange(96).reshape(3, 32)
     teacher = Teacher(tmp_path, model, tiny_tokenizer, shape, "fingerprint")
-    streams, architecture = (
-        load_streams(teacher, tokens.numpy(), Cache(tmp_path)),
-        Architecture(2, 40, (4, 2), (10, 96)),
-    )
-    scores = compute_importance(model, family, tokens)
+    streams = load_streams(teacher, tokens.numpy(), Cache(tmp_path))
+    scores, architecture = compute_importance(model, family, tokens), Architecture(2, 40, (4, 2), (10, 96))
     student = prune(model, scores, architecture)
     student.set_attn_implementation("eager")
     with FlopCounterMode(display=False) as counter:

@@ -1,0 +1,33 @@
+"""Activations in files: numpy has no bfloat16, so its bits are kept as int16."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+Stored = NDArray[np.float32] | NDArray[np.int16]
+
+
+def create(path: Path, dtype: torch.dtype, shape: tuple[int, ...]) -> np.memmap[Any, Any]:
+    """A new ``.npy`` file of ``shape`` for values in ``dtype``, float32 or bfloat16; `flush` it when it is filled."""
+    stored = np.int16 if dtype is torch.bfloat16 else np.float32
+    array: np.memmap[Any, Any] = np.lib.format.open_memmap(path, mode="w+", dtype=stored, shape=shape)
+    return array
+
+
+def to_array(values: Tensor, dtype: torch.dtype) -> Stored:
+    """``values`` in ``dtype`` as `create` keeps them."""
+    values = values.to(dtype).cpu()
+    array: Stored = (values.view(torch.int16) if dtype is torch.bfloat16 else values).numpy()
+    return array
+
+
+def to_tensor(array: Stored) -> Tensor:
+    """A copy of what is stored, in the format in which it was."""
+    values = torch.from_numpy(np.array(array))
+    return values.view(torch.bfloat16) if values.dtype is torch.int16 else values
