@@ -9,12 +9,12 @@ from rich.console import Console
 
 from nas.comparison import TEACHER, Comparison, ComparisonRow
 from nas.errors import Failure
-from nas.final_runner import run_readings
 from nas.finals import student_of
 from nas.plan import Plan
 from nas.progress import clock
 from nas.readings_table import column_name, figure
 from nas.runner import architecture_spec
+from nas.tasks import run_readings
 from trials.final_readings import ReadingSpec
 from trials.reading import Reading
 

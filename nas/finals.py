@@ -12,12 +12,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from nas.errors import Failure
-from nas.final_runner import Heard, run_finals
 from nas.plan import Plan
 from nas.records import FinalRecord, TrialRecord
 from nas.runner import architecture_spec
 from nas.selection import FINALIST, STOCK, best_stock, ranking
 from nas.study import SearchStudy
+from nas.tasks import Heard, run_finals
 from search_spaces.architecture import Architecture
 from trials.checkpoint import Rung
 from trials.final import VERSION, FinalSpec, read_windows

@@ -6,7 +6,8 @@ import math
 
 from nas.plan import Plan
 from nas.scheduler import REDUCTION
-from trials.estimate import estimate_seconds
+from trials.estimate import estimate_screen_seconds, estimate_seconds
+from trials.screen import CALIBRATION_TOKENS
 
 
 def expected_tokens(plan: Plan) -> int:
@@ -36,8 +37,9 @@ def estimated_seconds(plan: Plan) -> float:
     """How long the search will take on this machine, from FLOPs and a short measurement of its speed."""
     candidate = plan.target.feasible[len(plan.target.feasible) // 2]
     whole_trial = estimate_seconds(plan.target.shape, candidate, plan.recipe, plan.resources.device)
+    screening = estimate_screen_seconds(plan.target.shape, candidate, plan.recipe, plan.resources.device)
     at_a_time = plan.resources.workers if plan.resources.gpus else 1  # trials on a CPU share what is measured
-    return whole_trial * expected_tokens(plan) / plan.recipe.tokens / at_a_time
+    return (screening * len(plan.screened) + whole_trial * expected_tokens(plan) / plan.recipe.tokens) / at_a_time
 
 
 def summary(plan: Plan) -> list[tuple[str, str]]:
@@ -52,6 +54,7 @@ def summary(plan: Plan) -> list[tuple[str, str]]:
         ("teacher", f"{plan.settings.model}: {teacher:,} parameters, {target.shape.family}"),
         ("space", axes),
         ("band", f"{target.budget}: {len(target.feasible)} architectures"),
+        *_screening(plan),
         ("trials", f"{plan.trials} by {plan.settings.sampler}, {resources.workers} at a time with {each} each"),
         ("tokens", f"{recipe.tokens:,} a trial from {recipe.corpus}; {plan.settings.scheduler} compares at {compared}"),
         *_final_stage(plan),
@@ -61,6 +64,13 @@ def summary(plan: Plan) -> list[tuple[str, str]]:
         ("study", f"{plan.study} in {plan.storage}"),
         ("output", str(plan.folder)),
     ]
+
+
+def _screening(plan: Plan) -> list[tuple[str, str]]:
+    if not plan.screened:
+        return []
+    what = f"{len(plan.screened)} architectures before retraining, refitted on {CALIBRATION_TOKENS:,} tokens"
+    return [("screening", f"{what}; the best of them are tried first")]
 
 
 def _final_stage(plan: Plan) -> list[tuple[str, str]]:

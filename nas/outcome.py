@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -53,7 +54,10 @@ class Chosen:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a search found. Paths are exported checkpoints; ``comparison`` is None without a final stage."""
+    """What a search found. Paths are exported checkpoints; ``comparison`` is None without a final stage.
+
+    ``screened`` are losses before retraining by the architecture's key, None where there is none.
+    """
 
     plan: Plan
     preparation: Preparation
@@ -64,6 +68,7 @@ class Outcome:
     stock_path: Path | None
     comparison: Comparison | None
     agreements: list[Agreement]
+    screened: Mapping[str, float | None]
     seconds: float
 
     @property
@@ -87,6 +92,7 @@ def document(outcome: Outcome) -> dict[str, Any]:
         },
         "best": _described(outcome.winner, outcome.winner_path),
         "best_stock": _described(outcome.stock, outcome.stock_path) if outcome.stock and outcome.stock_path else None,
+        "screened": len(outcome.screened),
         "trials": counts(outcome.records),
         "final": [_row(row) for row in comparison.rows] if comparison else [],
         "winner_vs_runner_up": _versus(comparison) if comparison else None,

@@ -12,7 +12,6 @@ from filelock import FileLock, Timeout
 from rich.console import Console
 
 from nas.agreement import agreements
-from nas.candidates import informed
 from nas.comparison import Comparison, compare
 from nas.errors import NothingFeasibleError
 from nas.exports import export_chosen
@@ -26,6 +25,7 @@ from nas.progress import Progress
 from nas.records import FinalRecord, TrialRecord
 from nas.report_folder import write_report
 from nas.runner import Prepared, prepare_remotely, run_trials
+from nas.screening import first_candidates, run_screening
 from nas.selection import best, best_stock, ranking
 from nas.study import SearchStudy
 from nas.telling import Teller
@@ -98,8 +98,8 @@ def _run(plan: Plan, study: SearchStudy, teller: Teller, console: Console) -> No
     left_over = study.requeue()
     if left_over:
         console.print(f"{left_over} unfinished trials of an earlier run go on from their checkpoints")
-    if plan.settings.sampler != "exhaustive":
-        study.queue(informed(plan.target.shape, plan.target.feasible)[: plan.trials])
+    run_screening(plan, study, console)
+    study.queue(first_candidates(plan, study.sampler.screened)[: plan.trials])
     done = study.finished()
     if done:
         console.print(f"study {plan.study}: {done} of {plan.trials} trials are done already")
@@ -175,7 +175,19 @@ def _export(
         stock_path = export_chosen(plan, preparation, study, stock, "best_stock", command)
     found = agreements(records, comparison.finals if comparison else ())
     seconds = time.monotonic() - started
-    return Outcome(plan, preparation, records, winner, winner_path, stock, stock_path, comparison, found, seconds)
+    return Outcome(
+        plan=plan,
+        preparation=preparation,
+        records=records,
+        winner=winner,
+        winner_path=winner_path,
+        stock=stock,
+        stock_path=stock_path,
+        comparison=comparison,
+        agreements=found,
+        screened=study.screened(),
+        seconds=seconds,
+    )
 
 
 def _chosen(plan: Plan, records: list[TrialRecord], comparison: Comparison | None) -> tuple[Chosen, Chosen | None]:

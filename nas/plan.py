@@ -6,11 +6,12 @@ import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import psutil
 
-from nas.candidates import baselines
+from nas.candidates import baselines, informed
 from nas.scheduler import rungs
 from nas.settings import SearchSettings
 from search_spaces.architecture import Architecture
@@ -108,6 +109,19 @@ class Plan:
         if not (self.settings.baselines and self.settings.finalists):
             return {}
         return baselines(self.target.shape, self.target.feasible, self.settings.seed)
+
+    @property
+    def screened(self) -> tuple[Architecture, ...]:
+        """What is measured before any retraining: the whole band, or of a larger one the informed and a draw."""
+        feasible, most = self.target.feasible, self.settings.screened
+        if self.settings.sampler != "screen":
+            return ()
+        if len(feasible) <= most:
+            return feasible
+        first = dict.fromkeys([one for _, one in informed(self.target.shape, feasible)])
+        others = [one for one in feasible if one not in first]
+        drawn = Random(self.settings.seed).sample(others, max(0, most - len(first)))
+        return (*first, *drawn)[:most]
 
     @property
     def output(self) -> Path:

@@ -9,6 +9,8 @@ from typing import Any
 from search_spaces.architecture import Architecture
 from trials.losses import OF_TEXT
 
+SCREEN_LOSS = "screen_loss"  # a metric of trials whose architecture was screened: see `trials.screen`
+
 
 @dataclass(frozen=True)
 class TrialRecord:

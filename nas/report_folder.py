@@ -10,6 +10,7 @@ from nas.final_report import comparison_csv, comparison_markdown, on_test_markdo
 from nas.outcome import Outcome
 from nas.plots import plot_agreement, plot_losses, plot_pareto, plot_sizes
 from nas.report import csv_text, markdown_table
+from nas.screening_report import plot_screening, screening_csv
 
 
 def write_report(outcome: Outcome) -> list[Path]:
@@ -19,6 +20,9 @@ def write_report(outcome: Outcome) -> list[Path]:
     tables = {"results.md": results(outcome), "results.csv": csv_text(records, teacher_parameters(outcome))}
     if outcome.comparison:
         tables["final.csv"] = comparison_csv(outcome.comparison)
+    if outcome.screened:
+        target = outcome.plan.target
+        tables["screening.csv"] = screening_csv(outcome.screened, target.feasible, target.shape, records)
     for name, text in tables.items():
         (folder / name).write_text(text, "utf-8")
     winner = outcome.winner.record.architecture
@@ -28,6 +32,8 @@ def write_report(outcome: Outcome) -> list[Path]:
         plot_sizes(records, folder / "sizes.png", winner),
         plot_agreement(outcome.agreements, folder / "rank_agreement.png"),
     ]
+    if outcome.screened:
+        plots.append(plot_screening(outcome.screened, records, folder / "screening.png", winner))
     return [*(folder / name for name in tables), *plots]
 
 

@@ -22,6 +22,7 @@ Inner = Callable[[int], BaseSampler | None]
 
 # Made anew for every trial from its own seed, so that a continued search proposes what an uninterrupted one would.
 INNER: dict[str, Inner] = {
+    "screen": lambda seed: TPESampler(seed=seed, n_startup_trials=STARTUP_TRIALS),
     "tpe": lambda seed: TPESampler(seed=seed, n_startup_trials=STARTUP_TRIALS),
     "gp": lambda seed: GPSampler(seed=seed, n_startup_trials=STARTUP_TRIALS),
     "nsga2": lambda seed: NSGAIISampler(seed=seed, population_size=POPULATION),
@@ -36,7 +37,8 @@ class FeasibleSampler(BaseSampler):
     The inner sampler sees the whole grid, of which a band holds a few per cent; what the study records, and what
     the inner sampler therefore learns from, is the architecture that was really built. Where the inner sampler
     has no proposal yet (or for ``random``) the draw is uniform over the untried feasible architectures;
-    ``exhaustive`` takes them in grid order.
+    ``exhaustive`` takes them in grid order. ``screen`` takes those of ``screened`` by ascending loss before
+    retraining, and is ``tpe`` when it has come to their end.
 
     Distances are Euclidean between positions on the axes, each axis scaled to [0, 1].
     """
@@ -46,6 +48,7 @@ class FeasibleSampler(BaseSampler):
         self.seed = seed
         self.feasible = feasible
         self.space = space
+        self.screened: dict[str, float] = {}  # by key
         self.positions = np.array([self._position(space.sizes(one)) for one in feasible])
 
     def untried(self, study: Study) -> list[int]:
@@ -74,8 +77,11 @@ class FeasibleSampler(BaseSampler):
         seed = int(np.random.SeedSequence([self.seed, trial.number]).generate_state(1)[0])
         generator = np.random.default_rng(seed)
         proposal = self._propose(study, trial, search_space, seed)
+        screened = [index for index in untried if self.feasible[index].key in self.screened]
         if self.name == "exhaustive":
             chosen = untried[0]
+        elif self.name == "screen" and screened:
+            chosen = min(screened, key=lambda index: self.screened[self.feasible[index].key])
         elif proposal:
             # NSGA-II leaves a mutated size out, to be drawn afresh.
             drawn = {axis: int(generator.choice(sizes)) for axis, sizes in self.space.axes.items()}

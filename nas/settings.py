@@ -31,7 +31,10 @@ class SearchSettings(BaseModel):
     )
     tolerance: float = Field(DEFAULT_TOLERANCE, ge=0, lt=1, description="width of the budget band, share of the budget")
     space: str = Field("default", description=f"search space: {', '.join(PRESETS)}, or a YAML file")
-    sampler: Literal["tpe", "random", "nsga2", "gp", "exhaustive"] = Field("tpe", description="who proposes")
+    sampler: Literal["screen", "tpe", "random", "nsga2", "gp", "exhaustive"] = Field(
+        "screen", description="who proposes; screen takes those that are best before retraining first"
+    )
+    screened: int = Field(64, ge=1, description="architectures at most that screen measures before retraining")
     scheduler: Literal["asha", "none"] = Field("asha", description="asha stops weak trials early; none trains all")
     trials: int = Field(16, ge=1, description="candidates in all, earlier ones of the study included")
     tokens_per_trial: int | None = Field(

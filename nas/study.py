@@ -17,13 +17,14 @@ from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, Trial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
-from nas.records import TrialRecord
+from nas.records import SCREEN_LOSS, TrialRecord
 from nas.sampler import FeasibleSampler, distributions
 from search_spaces.architecture import Architecture
 from search_spaces.errors import InputError
 from search_spaces.shape import ModelShape
 from search_spaces.space import SearchSpace
 
+SCREENED = "screened/"  # and the key of an architecture: its loss before retraining, or None where there is none
 INTERRUPTED = "interrupted"  # the driver went away: queued again, not counted as a failure
 
 
@@ -59,6 +60,7 @@ class SearchStudy:
         self._study = _open(storage, name, self.sampler)
         self._asked: dict[int, Trial] = {}
         self._claim(identity)
+        self.sampler.screened = {key: loss for key, loss in self.screened().items() if loss is not None}
 
     def _claim(self, identity: Mapping[str, Any]) -> None:
         known = self._study.user_attrs.get("identity")
@@ -79,6 +81,18 @@ class SearchStudy:
     def remember(self, key: str, value: Any) -> None:
         """Keep ``value`` (JSON) with the study."""
         self._study.set_user_attr(key, value)
+
+    def screen(self, architecture: Architecture, loss: float | None) -> None:
+        """Keep the ``loss`` of a screening (see `trials.screen`), None where it came to nothing."""
+        finite = loss if loss is not None and math.isfinite(loss) else None
+        self.remember(f"{SCREENED}{architecture.key}", finite)
+        if finite is not None:
+            self.sampler.screened[architecture.key] = finite
+
+    def screened(self) -> dict[str, float | None]:
+        """What is kept of screenings, by the architecture's key."""
+        kept = self._study.user_attrs
+        return {name[len(SCREENED) :]: kept[name] for name in kept if name.startswith(SCREENED)}
 
     def requeue(self) -> int:
         """Fail the trials that a driver left RUNNING when it went away, and queue them again. Returns how many."""
@@ -167,8 +181,9 @@ class SearchStudy:
 
     def records(self) -> list[TrialRecord]:
         """All trials, oldest first, without the queued ones and without those that were interrupted and queued anew."""
+        screened = self.sampler.screened
         return [
-            _record(one, self.space)
+            _record(one, self.space, screened)
             for one in self._trials()
             if one.state is not TrialState.WAITING and one.user_attrs.get("reason") != INTERRUPTED
         ]
@@ -205,8 +220,9 @@ def _costs(architecture: Architecture, shape: ModelShape) -> dict[str, float]:
     return {"flops_per_token": float(flops), "kv_cache_bytes_per_token": float(shape.kv_cache_bytes(architecture))}
 
 
-def _record(trial: FrozenTrial, space: SearchSpace) -> TrialRecord:
+def _record(trial: FrozenTrial, space: SearchSpace, screened: Mapping[str, float]) -> TrialRecord:
     architecture = _architecture(trial.params)
+    loss = {SCREEN_LOSS: screened[architecture.key]} if architecture.key in screened else {}
     complete = trial.state is TrialState.COMPLETE
     return TrialRecord(
         number=trial.number,
@@ -217,7 +233,7 @@ def _record(trial: FrozenTrial, space: SearchSpace) -> TrialRecord:
         reason=trial.user_attrs.get("reason"),
         val_loss=trial.value if complete else None,
         curve=tuple(sorted(trial.intermediate_values.items())),
-        metrics={**_costs(architecture, space.shape), **trial.user_attrs.get("metrics", {})},
+        metrics={**_costs(architecture, space.shape), **loss, **trial.user_attrs.get("metrics", {})},
         origin=trial.user_attrs.get("origin", "sampler"),
         started=trial.datetime_start.timestamp() if trial.datetime_start else None,
         ended=trial.datetime_complete.timestamp() if trial.datetime_complete else None,

@@ -11,6 +11,7 @@ from search_spaces.architecture import Architecture
 from search_spaces.shape import ModelShape
 from trials.precision import training_precision
 from trials.preparation import Recipe
+from trials.screen import CALIBRATION_TOKENS, VALIDATION_TOKENS
 from trials.streams import most_windows
 from trials.targets import are_stored
 
@@ -26,7 +27,16 @@ def estimate_seconds(shape: ModelShape, architecture: Architecture, recipe: Reci
     Without what is done once for all trials: corpus, importance scores, the teacher's streams and targets.
     """
     work = training_flops(shape, architecture, recipe, device) + evaluation_flops(shape, architecture, recipe)
-    work += refit_flops(shape, architecture, recipe, device)
+    work += refit_flops(shape, architecture, recipe, refit_windows(shape, recipe, device))
+    return _seconds(work, shape, device)
+
+
+def estimate_screen_seconds(shape: ModelShape, architecture: Architecture, recipe: Recipe, device: str) -> float:
+    """Seconds for screening ``architecture``, as `estimate_seconds`."""
+    return _seconds(screen_flops(shape, architecture, recipe, CALIBRATION_TOKENS, VALIDATION_TOKENS), shape, device)
+
+
+def _seconds(work: int, shape: ModelShape, device: str) -> float:
     return work / (EFFICIENCY[device] * _flops_per_second(shape.hidden, device))
 
 
@@ -43,19 +53,32 @@ def training_flops(shape: ModelShape, architecture: Architecture, recipe: Recipe
 
 
 def evaluation_flops(shape: ModelShape, architecture: Architecture, recipe: Recipe) -> int:
-    """FLOPs of reading the validation text before training and at every rung."""
-    readings = len(recipe.rungs) + 1
+    """FLOPs of reading all validation texts before training and at every rung."""
+    readings = (len(recipe.rungs) + 1) * (1 + len(recipe.validation))
     return readings * recipe.validation_tokens * shape.flops_per_token(architecture, recipe.sequence_length)
 
 
-def refit_flops(shape: ModelShape, architecture: Architecture, recipe: Recipe, device: str) -> int:
+def screen_flops(
+    shape: ModelShape, architecture: Architecture, recipe: Recipe, calibration: int, validation: int
+) -> int:
+    """FLOPs of screening a student (see `trials.screen`) on so many tokens of each text."""
+    length, texts = recipe.sequence_length, 1 + len(recipe.validation)
+    reading = texts * max(1, validation // length) * length * shape.flops_per_token(architecture, length)
+    return refit_flops(shape, architecture, recipe, max(1, calibration // length)) + reading
+
+
+def refit_windows(shape: ModelShape, recipe: Recipe, device: str) -> int:
+    """How many windows the student of a trial is refitted on."""
+    return min(recipe.calibration_samples, most_windows(shape, recipe.sequence_length, device))
+
+
+def refit_flops(shape: ModelShape, architecture: Architecture, recipe: Recipe, windows: int) -> int:
     """FLOPs of refitting a student: one pass without logits, and three products for each output projection.
 
     They are what it gives, the second moments of its inputs, and those of inputs and what is missing. Solving for the
     change, which does not grow with the tokens, is left out.
     """
     length, hidden = recipe.sequence_length, architecture.hidden
-    windows = min(recipe.calibration_samples, most_windows(shape, length, device))
     widths = [*(heads * shape.head_dim for heads in architecture.heads), *architecture.mlp]
     fits = sum(2 * width * (2 * hidden + width) for width in widths)
     backbone = shape.flops_per_token(architecture, length) - 2 * shape.vocab * hidden

@@ -43,6 +43,11 @@ class Streams:
     inputs: Stored
     attention: Stored
 
+    def first(self, count: int) -> Streams:
+        """Those on the first ``count`` windows alone."""
+        rows = self.windows[:count].numel()
+        return Streams(self.windows[:count], self.inputs[:, :rows], self.attention[:, :rows])
+
     def before(self, layer: int) -> Tensor:
         """The stream (N, H) in float32 that ``layer`` reads, or for L the final norm."""
         return to_tensor(self.inputs[layer]).float()

@@ -13,12 +13,14 @@ import threading
 from collections import Counter
 from pathlib import Path
 
+import optuna
 import psutil
 import pytest
 from optuna.trial import FrozenTrial, TrialState
 from small_search import arguments, clean_environment, sizes, trials_in, write_text
 
-from nas.study import INTERRUPTED
+from nas.study import INTERRUPTED, SCREENED
+from search_spaces.architecture import Architecture
 
 STUDY, TRIALS, TOKENS = "mortal", 4, 65_536
 FIRST_RUNG = TOKENS // 4
@@ -199,6 +201,17 @@ def test_unfinished_trials_go_on_from_their_checkpoints(finished: list[FrozenTri
         assert (one.user_attrs["metrics"]["resumed_from"] >= FIRST_RUNG) == (sizes(one) in broken)
 
 
-def test_informed_candidates_are_queued_once(finished: list[FrozenTrial]) -> None:
-    origins = Counter(one.user_attrs["origin"] for one in counted(finished))
-    assert origins == {"depth-only": 1, "width-only": 1, "balanced": 1, "tpe": 1}
+def test_what_was_screened_is_not_screened_again(
+    finished: list[FrozenTrial], interrupted: tuple[int, str, list[psutil.Process]], last_words: str, output: Path
+) -> None:
+    assert "screened]" not in interrupted[1] + last_words
+    kept = optuna.load_study(storage=f"sqlite:///{output}/studies.db", study_name=STUDY).user_attrs
+    losses = {name.removeprefix(SCREENED): loss for name, loss in kept.items() if name.startswith(SCREENED)}
+    order = sorted(losses, key=losses.__getitem__)
+    keys = [Architecture.uniform(**one.params).key for one in counted(finished)]
+    first, *others = [one.user_attrs["origin"] for one in counted(finished)]
+    assert first == "best before retraining"
+    assert set(others) <= {"best stock before retraining", "screen"}
+    if "best stock before retraining" not in others:
+        assert keys == order[:TRIALS]
+    assert keys[0] == order[0]

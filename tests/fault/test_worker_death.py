@@ -18,14 +18,14 @@ from ray.cluster_utils import Cluster
 from small_search import arguments, write_text
 
 from nas import runner
-from nas.final_runner import Heard as HeardOfFinal
-from nas.final_runner import run_finals
 from nas.pipeline import open_study
 from nas.plan import Resources, make_plan, resolve_target
 from nas.records import TrialRecord
 from nas.searcher import TOKENS, StudyScheduler
 from nas.settings import parse_arguments
 from nas.study import Candidate
+from nas.tasks import Heard as HeardOfFinal
+from nas.tasks import run_finals
 from trials.checkpoint import Rung
 from trials.final import FinalResult, FinalSpec, run_final
 from trials.trial import TrialSpec, run_trial

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.image import imread
+from scipy.stats import kendalltau
 from tracking_reference import RUNGS, final, record
 
 from nas.agreement import FEWEST, SURVIVORS, agreement, agreements, lines
@@ -30,6 +31,25 @@ def pairs(early: list[float], late: list[float]) -> list[tuple[float, float]]:
 def test_equal_rankings_agree_and_reversed_ones_disagree(losses: list[float]) -> None:
     assert agreement("", "", 0, pairs(losses, [2 * loss + 1 for loss in losses])).tau == pytest.approx(1)
     assert agreement("", "", 0, pairs(losses, [-loss for loss in losses])).tau == pytest.approx(-1)
+
+
+@given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), min_size=FEWEST, max_size=12))
+def test_tau_is_that_of_scipy_ties_included(losses: list[tuple[int, int]]) -> None:
+    found, expected = agreement("", "", 0, losses), kendalltau(*zip(*losses, strict=True)).statistic
+    assert found.tau == (None if np.isnan(expected) else pytest.approx(expected))
+    if found.tau is not None:
+        assert found.low is not None
+        assert found.high is not None
+        assert -1.0001 <= found.low <= found.high <= 1.0001
+
+
+def test_the_interval_narrows_with_more_architectures_and_holds_what_more_of_them_would_give() -> None:
+    generator = np.random.default_rng(1)
+    early = generator.normal(size=400)
+    late = early + generator.normal(size=400)
+    many, few = (agreement("", "", 0, pairs(list(early[:n]), list(late[:n]))) for n in (400, 20))
+    assert (few.high or 0) - (few.low or 0) > 3 * ((many.high or 0) - (many.low or 0))
+    assert (few.low or 0) < (many.tau or 0) < (few.high or 0)
 
 
 @pytest.mark.parametrize("count", range(FEWEST))

@@ -12,13 +12,13 @@ from tracking_reference import record
 
 from nas import finals
 from nas.errors import Failure
-from nas.final_runner import Heard
 from nas.finals import after, entrants, final_spec, open_stage, run_stage, windows_of
 from nas.plan import Machine, Plan, Resources, make_plan, resolve_target
 from nas.records import FinalRecord, TrialRecord
 from nas.selection import FINALIST, STOCK, competes
 from nas.settings import load_settings
 from nas.study import SearchStudy
+from nas.tasks import Heard
 from search_spaces.architecture import Architecture
 from trials.checkpoint import Rung
 from trials.final import FinalResult, FinalSpec

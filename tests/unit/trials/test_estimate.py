@@ -15,7 +15,7 @@ from search_spaces.architecture import Architecture
 from search_spaces.shape import ModelShape
 from trials import estimate
 from trials.cache import Cache
-from trials.estimate import estimate_seconds, evaluation_flops, refit_flops, training_flops
+from trials.estimate import estimate_seconds, evaluation_flops, refit_flops, refit_windows, training_flops
 from trials.families import FAMILIES
 from trials.importance import compute_importance
 from trials.kl import chunked_kl
@@ -75,6 +75,8 @@ def test_flops_are_what_a_step_and_a_reading_do() -> None:
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(tokens)
     assert evaluation_flops(shape, shape.full, recipe) == 2 * counter.get_total_flops()
+    twice = replace(recipe, validation=(("more", "text"),))
+    assert evaluation_flops(shape, shape.full, twice) == 4 * counter.get_total_flops()
 
 
 def test_flops_are_what_a_refit_does(tiny_tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
@@ -88,7 +90,8 @@ def test_flops_are_what_a_refit_does(tiny_tokenizer: PreTrainedTokenizerFast, tm
     with FlopCounterMode(display=False) as counter:
         refit(student, family, choose(scores, architecture), streams)
     recipe = replace(RECIPE, sequence_length=32, calibration_samples=3)
-    assert refit_flops(shape, architecture, recipe, "cpu") == counter.get_total_flops()
+    assert refit_windows(shape, recipe, "cpu") == 3
+    assert refit_flops(shape, architecture, recipe, 3) == counter.get_total_flops()
 
 
 def test_measured_speed_is_a_speed() -> None:

@@ -1,4 +1,4 @@
-"""Finals, and readings of test text, on Ray: fixed lists of tasks, as many at a time as trials."""
+"""Screenings, finals and readings of test text on Ray: fixed lists of tasks, as many at a time as trials."""
 
 from __future__ import annotations
 
@@ -19,6 +19,8 @@ from trials.checkpoint import Rung
 from trials.final import FinalResult, FinalSpec, run_final
 from trials.final_readings import ReadingSpec, read_model
 from trials.reading import Reading
+from trials.screen import screen
+from trials.trial import TrialSpec
 
 LOOK_SECONDS = 1.0  # how long Ctrl-C may have to wait
 
@@ -46,6 +48,16 @@ def run_readings(
     Retries and errors are as in `run_finals`.
     """
     _run_all(_readings, specs, resources, hear)
+
+
+def run_screens(
+    specs: Mapping[str, TrialSpec], resources: Resources, hear: Callable[[str, float | Failure | None], None]
+) -> None:
+    """Screen all ``specs``, by name; ``hear`` is called with None at the start of each, then with its loss.
+
+    Retries and errors are as in `run_finals`.
+    """
+    _run_all(_screen, specs, resources, hear)
 
 
 def _run_all(
@@ -83,6 +95,11 @@ def _next(stream: Any) -> Any:
         return classify(error.cause)
     except RayError as error:  # its worker or its node, each time
         return Failure(f"given up: {' '.join(str(error).split())[:300]}", retry=True)
+
+
+def _screen(spec: TrialSpec) -> Iterator[float]:
+    """What runs in a worker: the loss of one student before retraining."""
+    yield screen(spec)
 
 
 def _readings(spec: ReadingSpec) -> Iterator[list[Reading]]:

@@ -1,0 +1,151 @@
+"""Who is screened, that nobody is twice, and that the best of them are tried first."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from matplotlib.image import imread
+from rich.console import Console
+from tracking_reference import record
+
+from nas import screening
+from nas.candidates import informed
+from nas.errors import Failure
+from nas.plan import Machine, Plan, Resources, make_plan, resolve_target
+from nas.screening import first_candidates, run_screening
+from nas.screening_report import plot_screening, screening_csv
+from nas.settings import load_settings
+from nas.study import SearchStudy
+from search_spaces.architecture import Architecture
+from trials.trial import TrialSpec
+
+Hear = Callable[[str, float | Failure | None], None]
+
+
+def loss_of(one: Architecture) -> float:
+    return 3 + abs(one.depth - 2) + one.hidden / 1000 - one.mlp[0] / 1e5
+
+
+class Runner:
+    """Takes the place of Ray: every screening ends at once with `loss_of`, or as ``outcome`` says."""
+
+    def __init__(self) -> None:
+        self.ran: list[str] = []
+        self.outcome: dict[int, float | Failure | BaseException] = {}
+
+    def __call__(self, specs: Mapping[str, TrialSpec], resources: Resources, hear: Hear) -> None:
+        for name, spec in specs.items():
+            assert spec.architecture.key == name
+            hear(name, None)
+            one = self.outcome.get(len(self.ran), loss_of(spec.architecture))
+            self.ran.append(name)
+            if isinstance(one, BaseException):
+                raise one
+            hear(name, one)
+
+
+@pytest.fixture
+def runner(monkeypatch: pytest.MonkeyPatch) -> Runner:
+    runner = Runner()
+    monkeypatch.setattr(screening, "run_screens", runner)
+    return runner
+
+
+def make(teacher: Path, output: Path, **changes: Any) -> Plan:
+    flags = {"model": teacher, "output": output, "corpus": "stdlib", "budget": "60%", "tolerance": "0.1", **changes}
+    settings = load_settings({name: str(value) for name, value in flags.items()}, None, {})
+    return make_plan(settings, resolve_target(settings), Machine(2, 0.0, 2**34, 2))
+
+
+@pytest.fixture
+def plan(tiny_teacher_folder: Path, tmp_path: Path) -> Plan:
+    return make(tiny_teacher_folder, tmp_path)
+
+
+def study_of(plan: Plan) -> SearchStudy:
+    target, sampler = plan.target, plan.settings.sampler
+    return SearchStudy(plan.storage, "s", target.space, target.feasible, sampler=sampler, seed=0, identity={})
+
+
+def screened(plan: Plan) -> str:
+    """Screen, and return what was said."""
+    console = Console(file=io.StringIO(), width=120)
+    run_screening(plan, study_of(plan), console)
+    return console.file.getvalue()  # type: ignore[attr-defined, no-any-return]
+
+
+def test_a_small_band_is_screened_whole_and_of_a_larger_one_the_informed_and_a_draw(
+    plan: Plan, tiny_teacher_folder: Path, tmp_path: Path
+) -> None:
+    feasible, count = plan.target.feasible, len(plan.target.feasible)
+    assert 8 < count <= 64
+    assert plan.screened == feasible
+    some = make(tiny_teacher_folder, tmp_path, screened=8).screened
+    assert len(set(some)) == 8
+    assert set(some) <= set(feasible)
+    assert {one for _, one in informed(plan.target.shape, feasible)} <= set(some)
+    assert make(tiny_teacher_folder, tmp_path, screened=8).screened == some
+    assert make(tiny_teacher_folder, tmp_path, screened=8, seed=1).screened != some
+    assert make(tiny_teacher_folder, tmp_path, screened=1).screened == some[:1]
+    assert make(tiny_teacher_folder, tmp_path, sampler="tpe").screened == ()
+
+
+def test_trials_come_in_the_order_of_the_screening_the_best_stock_one_second(plan: Plan, runner: Runner) -> None:
+    said = screened(plan)
+    assert f"{len(plan.screened)}/{len(plan.screened)} screened" in said
+    assert said.count("\n") == screening.LINES
+    study, order = study_of(plan), sorted(plan.screened, key=loss_of)
+    study.queue(first_candidates(plan, study.sampler.screened))
+    asked = [study.ask() for _ in order]
+    assert study.ask() is None
+    stock = next(one for one in order if plan.target.shape.is_stock(one))
+    assert stock not in order[:1]
+    expected = [order[0], stock, *(one for one in order[1:] if one != stock)]
+    assert [one.architecture for one in asked if one] == expected
+    assert [one.origin for one in study.records()][:3] == [
+        "best before retraining",
+        "best stock before retraining",
+        "screen",
+    ]
+    assert [one.metrics["screen_loss"] for one in study.records()] == [loss_of(one) for one in expected]
+
+
+def test_what_was_screened_before_an_interrupt_is_kept_and_not_done_again(plan: Plan, runner: Runner) -> None:
+    runner.outcome[3] = KeyboardInterrupt()
+    with pytest.raises(KeyboardInterrupt):
+        screened(plan)
+    assert "3 screenings are done already" in screened(plan)
+    assert len(runner.ran) == len(plan.screened) + 1
+    assert runner.ran.count(runner.ran[3]) == 2
+    assert screened(plan) == ""
+    assert study_of(plan).screened() == {one.key: loss_of(one) for one in plan.screened}
+
+
+def test_a_screening_that_fails_costs_the_architecture_its_place_and_nothing_else(plan: Plan, runner: Runner) -> None:
+    runner.outcome = {0: Failure("out of memory", retry=False), 1: float("nan")}
+    assert f"{plan.screened[0].key}: not screened: out of memory" in screened(plan)
+    study = study_of(plan)
+    assert [study.screened()[one.key] for one in plan.screened[:3]] == [None, None, loss_of(plan.screened[2])]
+    asked = [one.architecture for _ in plan.screened if (one := study.ask())]
+    assert set(asked[:-2]) == set(plan.screened[2:])
+    assert set(asked[-2:]) == set(plan.screened[:2])
+
+
+def test_table_and_picture_show_what_became_of_the_screened(plan: Plan, tmp_path: Path) -> None:
+    first, second, third, *_ = plan.screened
+    losses = {first.key: 4.0, second.key: None, third.key: 3.0}
+    records = [record(0, architecture=first, val_loss=2.5), record(1, "PRUNED", rungs=2)]
+    lines = list(csv.DictReader(io.StringIO(screening_csv(losses, plan.target.feasible, plan.target.shape, records))))
+    assert [line["architecture"] for line in lines] == [third.key, first.key, second.key]
+    assert [line["rank"] for line in lines] == ["1", "2", "3"]
+    assert [line["screen_loss"] for line in lines] == ["3.0", "4.0", ""]
+    assert (lines[0]["val_loss"], lines[1]["tokens"]) == ("", "4096")
+    assert int(lines[0]["parameters"]) == plan.target.shape.parameters(third)
+    drawn = [imread(plot_screening(losses, some, tmp_path / "plot.png", first)) for some in (records, [])]
+    assert not np.array_equal(*drawn)
