@@ -44,9 +44,8 @@ def plot_screening(
     """Loss at the end of a trial against that in the screening; those that were not tried are ticks at the foot."""
     figure = blank(7.5, 5)
     axes = figure.subplots()
-    tried = {
-        one.architecture.key: one for one in records if one.curve and screened.get(one.architecture.key) is not None
-    }
+    losses = {key: loss for key, loss in screened.items() if loss is not None}
+    tried = {one.architecture.key: one for one in records if one.curve and one.architecture.key in losses}
     for state, label, colour, marker in (
         ("COMPLETE", "complete", BLUE, "o"),
         ("PRUNED", "stopped early, its last reading", GREY, "x"),
