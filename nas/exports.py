@@ -18,12 +18,12 @@ from trials.trial import Preparation, load_weights
 def export_chosen(
     plan: Plan, preparation: Preparation, study: SearchStudy, chosen: Chosen, name: str, command: str
 ) -> Path:
-    """Export the student of ``chosen`` to the folder ``name`` of the study, verified in a fresh process.
+    """Export the student of ``chosen`` to the folder ``name`` of its budget, verified in a fresh process.
 
     An export of the same student, of which the same was said, is left as it is where it is whole. Raises InputError
     when the student's weights are gone, naming the folder and the way to get them back.
     """
-    folder, label = plan.folder / name, f"exported {name}"
+    folder, label = plan.results / name, f"exported {name} {plan.part}".rstrip()
     content = f"{chosen.weights.relative_to(plan.folder)}; {chosen.verdict}"
     if study.recall(label) == content and _is_whole(folder):
         return folder

@@ -12,11 +12,11 @@ from trials.screen import CALIBRATION_TOKENS
 
 def expected_tokens(plan: Plan) -> int:
     """Distillation tokens of the whole search, the final stage included."""
-    return trial_tokens(plan) + final_stage_tokens(plan)
+    return sum(trial_tokens(part) + final_stage_tokens(part) for part in plan.parts)
 
 
 def final_stage_tokens(plan: Plan) -> int:
-    """Distillation tokens of the final stage at most: baselines may be finalists, or trials that are there already."""
+    """Distillation tokens of the final stage of one budget at most: baselines may be finalists, or trials already."""
     if not plan.settings.finalists:
         return 0
     stock = [plan.target.shape.is_stock(one) for one in plan.target.feasible]
@@ -25,7 +25,7 @@ def final_stage_tokens(plan: Plan) -> int:
 
 
 def trial_tokens(plan: Plan) -> int:
-    """Distillation tokens of all trials: each rung halves them where ``asha`` schedules them."""
+    """Distillation tokens of all trials of one budget: each rung halves them where ``asha`` schedules them."""
     starts = (0, *plan.recipe.rungs[:-1])
     halving = plan.settings.scheduler == "asha"
     stretches = zip(starts, plan.recipe.rungs, strict=True)
@@ -49,13 +49,15 @@ def summary(plan: Plan) -> list[tuple[str, str]]:
     axes = ", ".join(f"{name} {sizes[0]}..{sizes[-1]} ({len(sizes)})" for name, sizes in target.space.axes.items())
     each = f"{resources.cpus} CPU" + (f", {resources.gpus:g} GPU" if resources.gpus else "")
     compared = ", ".join(f"{rung:,}" for rung in recipe.rungs)
+    bands = [f"{part.target.budget}: {len(part.target.feasible)} architectures" for part in plan.parts]
+    trials = " + ".join(str(part.trials) for part in plan.parts)
     steps = f"{recipe.batch_tokens:,} tokens each, sequences of {recipe.sequence_length}"
     return [
         ("teacher", f"{plan.settings.model}: {teacher:,} parameters, {target.shape.family}"),
         ("space", axes),
-        ("band", f"{target.budget}: {len(target.feasible)} architectures"),
+        *(("band", band) for band in bands),
         *_screening(plan),
-        ("trials", f"{plan.trials} by {plan.settings.sampler}, {resources.workers} at a time with {each} each"),
+        ("trials", f"{trials} by {plan.settings.sampler}, {resources.workers} at a time with {each} each"),
         ("tokens", f"{recipe.tokens:,} a trial from {recipe.corpus}; {plan.settings.scheduler} compares at {compared}"),
         *_final_stage(plan),
         *_tests(plan),
@@ -76,10 +78,12 @@ def _screening(plan: Plan) -> list[tuple[str, str]]:
 def _final_stage(plan: Plan) -> list[tuple[str, str]]:
     if not plan.settings.finalists:
         return [("finals", "none: the best trial wins")]
-    count = min(plan.settings.finalists, plan.trials)
+    count = min(plan.settings.finalists, plan.parts[0].trials)
+    each = " of each budget" if len(plan.parts) > 1 else ""
     who = f"the best {count} and the best stock one" if count > 1 else "the best one and the best stock one"
-    compared = f"; compared with {', '.join(plan.baselines)}" if plan.baselines else ""
-    return [("finals", f"{who} go on for {plan.final_tokens:,} tokens{compared}")]
+    baselines = dict.fromkeys(name for part in plan.parts for name in part.baselines)
+    compared = f"; compared with {', '.join(baselines)}" if baselines else ""
+    return [("finals", f"{who}{each} go on for {plan.final_tokens:,} tokens{compared}")]
 
 
 def _tests(plan: Plan) -> list[tuple[str, str]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -77,8 +77,14 @@ class Outcome:
         return self.comparison.finals if self.comparison else ()
 
 
-def document(outcome: Outcome) -> dict[str, Any]:
-    """The result as one JSON document."""
+def document(outcomes: Sequence[Outcome]) -> dict[str, Any]:
+    """The result as one JSON document: what was found for the budget, or for each of several under "budgets"."""
+    if len(outcomes) == 1:
+        return _document(outcomes[0])
+    return {"study": outcomes[0].plan.study, "budgets": [_document(one) for one in outcomes]}
+
+
+def _document(outcome: Outcome) -> dict[str, Any]:
     plan, preparation, comparison = outcome.plan, outcome.preparation, outcome.comparison
     budget = plan.target.budget
     return {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from nas.final_progress import FinalProgress
 from nas.final_readings import with_test_readings
 from nas.finals import open_stage, run_stage, windows_of
 from nas.outcome import Chosen, Outcome
+from nas.overview import write_overview
 from nas.plan import Plan
 from nas.plots import plot_importance
 from nas.progress import Progress
@@ -29,6 +30,7 @@ from nas.screening import first_candidates, run_screening
 from nas.selection import best, best_stock, ranking
 from nas.study import SearchStudy
 from nas.telling import Teller
+from search_spaces.architecture import Architecture
 from search_spaces.errors import InputError
 from trials.importance import ImportanceScores
 from trials.trial import Preparation
@@ -36,10 +38,11 @@ from trials.trial import Preparation
 KEPT_STUDENTS = 3  # weights of the best complete trials stay on disk; those of the others go as the search goes
 
 
-def conduct(plan: Plan, console: Console, command: str) -> Outcome:
-    """Prepare, run what is left of the study, export the winner, and tell MLflow. Ray must be connected.
+def conduct(plan: Plan, console: Console, command: str) -> list[Outcome]:
+    """Prepare, run what is left of the study, export the winner of every budget, tell MLflow. Ray must be connected.
 
-    Raises InputError for wrong inputs, NothingFeasibleError when no trial completed.
+    Raises InputError for wrong inputs, NothingFeasibleError when a budget has no complete trial; the winners of the
+    others are exported all the same.
     """
     started = time.monotonic()
     with _only_driver(plan):
@@ -52,13 +55,31 @@ def conduct(plan: Plan, console: Console, command: str) -> Outcome:
             teller.started(preparation, command)
             teller.files([_plot_scores(scores, plan)], "report")
             _run(plan, study, teller, console)
-            comparison = _finals(plan, study, prepared, teller, console)
-            if comparison:
-                comparison = with_test_readings(plan, comparison, console)
-            outcome = _export(plan, preparation, study, comparison, started, command)
-            teller.files(write_report(outcome), "report")
-            teller.finished(outcome)
-        return outcome
+            finals = _finals(plan, study, teller, console)
+
+            def conclude(part: Plan) -> Outcome:
+                outcome = _conclude(part, study, prepared, finals, started, command, console)
+                teller.files(write_report(outcome), f"report/{part.part}".rstrip("/"))
+                return outcome
+
+            outcomes = _each(plan.parts, conclude)
+            if len(outcomes) > 1:
+                teller.files(write_overview(plan, outcomes, study.records()), "report")
+            teller.finished(outcomes)
+        return outcomes
+
+
+def _each(parts: Sequence[Plan], conclude: Callable[[Plan], Outcome]) -> list[Outcome]:
+    """The outcomes of all ``parts``. Raises NothingFeasibleError for those that have none when all others are done."""
+    found, nothing = [], []
+    for part in parts:
+        try:
+            found.append(conclude(part))
+        except NothingFeasibleError as error:
+            nothing.append(f"budget {part.target.budget.text}: {error}" if part.part else str(error))
+    if nothing:
+        raise NothingFeasibleError("; ".join(nothing))
+    return found
 
 
 def open_study(plan: Plan, preparation: Preparation) -> SearchStudy:
@@ -72,6 +93,7 @@ def open_study(plan: Plan, preparation: Preparation) -> SearchStudy:
         sampler=plan.settings.sampler,
         seed=plan.settings.seed,
         identity={**plan.identity, **facts},
+        budgets=plan.target.budgets,
     )
 
 
@@ -99,7 +121,7 @@ def _run(plan: Plan, study: SearchStudy, teller: Teller, console: Console) -> No
     if left_over:
         console.print(f"{left_over} unfinished trials of an earlier run go on from their checkpoints")
     run_screening(plan, study, console)
-    study.queue(first_candidates(plan, study.sampler.screened)[: plan.trials])
+    study.queue(one for part in plan.parts for one in first_candidates(part, study.sampler.screened)[: part.trials])
     done = study.finished()
     if done:
         console.print(f"study {plan.study}: {done} of {plan.trials} trials are done already")
@@ -124,23 +146,29 @@ def _drop_weights(plan: Plan, records: list[TrialRecord]) -> None:
 
     Of a baseline that was stopped early, the checkpoint: the final stage goes on from it.
     """
-    ranked, stock = ranking(records), best_stock(records)
-    kept = {one.architecture for one in ranked[: max(KEPT_STUDENTS, plan.settings.finalists)]}
-    kept |= {*plan.baselines.values(), *([stock.architecture] if stock else [])}
+    kept: set[Architecture] = set()
+    for part in plan.parts:
+        own = of_part(part, records)
+        ranked, stock = ranking(own), best_stock(own)
+        kept |= {one.architecture for one in ranked[: max(KEPT_STUDENTS, plan.settings.finalists)]}
+        kept |= {*part.baselines.values(), *([stock.architecture] if stock else [])}
     for one in records:
         if one.state != "RUNNING" and one.architecture not in kept:
             shutil.rmtree(plan.folder / "trials" / one.architecture.key, ignore_errors=True)
 
 
-def _finals(plan: Plan, study: SearchStudy, prepared: Prepared, teller: Teller, console: Console) -> Comparison | None:
-    """The final stage, or None where there is none."""
-    records = study.records()
-    if best(records) is None:
-        reasons = "; ".join(sorted({one.reason or one.state for one in records})) or "no trial ran"
-        raise NothingFeasibleError(f"none of {len(records)} trials completed: {reasons}")
+def of_part(part: Plan, records: list[TrialRecord]) -> list[TrialRecord]:
+    """Those that are candidates of the budget of ``part``."""
+    return [one for one in records if one.parameters in part.target.budget]
+
+
+def _finals(plan: Plan, study: SearchStudy, teller: Teller, console: Console) -> list[FinalRecord]:
+    """What the final stages of all budgets came to, run as one; nothing where there is none."""
     if not plan.settings.finalists:
-        return None
-    stage = open_stage(plan, study, records)
+        return []
+    records = study.records()
+    having = [(part, own) for part in plan.parts if best(own := of_part(part, records)) is not None]
+    stage = [one for part, own in having for one in open_stage(part, study, own)]
     for one in stage:
         teller.final_changed(one)
     done = sum(one.ended is not None for one in stage)
@@ -153,41 +181,51 @@ def _finals(plan: Plan, study: SearchStudy, prepared: Prepared, teller: Teller, 
         progress.update_finals(finals, one)
 
     with progress.shown():
-        finals = run_stage(plan, study, stage, changed)
-    windows = {one.name: found for one in finals if (found := windows_of(plan, one)) is not None}
-    shape = plan.target.shape
-    return compare(finals, windows, prepared.teacher, shape.parameters(shape.full))
+        return run_stage(plan, study, stage, changed)
 
 
-def _export(
-    plan: Plan,
-    preparation: Preparation,
+def _conclude(
+    part: Plan,
     study: SearchStudy,
-    comparison: Comparison | None,
+    prepared: Prepared,
+    finals: list[FinalRecord],
     started: float,
     command: str,
+    console: Console,
 ) -> Outcome:
-    records = study.records()
-    winner, stock = _chosen(plan, records, comparison)
-    winner_path = export_chosen(plan, preparation, study, winner, "best", command)
+    """Choose, read test text, and export, for one budget."""
+    records = of_part(part, study.records())
+    if best(records) is None:
+        reasons = "; ".join(sorted({one.reason or one.state for one in records})) or "no trial ran"
+        raise NothingFeasibleError(f"none of {len(records)} trials completed: {reasons}")
+    own = [one for one in finals if one.parameters in part.target.budget]
+    comparison = _compared(part, own, prepared, console) if own else None
+    winner, stock = _chosen(part, records, comparison)
+    winner_path = export_chosen(part, prepared.preparation, study, winner, "best", command)
     stock_path = winner_path if stock and stock.key == winner.key else None
     if stock and stock.key != winner.key:
-        stock_path = export_chosen(plan, preparation, study, stock, "best_stock", command)
-    found = agreements(records, comparison.finals if comparison else ())
-    seconds = time.monotonic() - started
+        stock_path = export_chosen(part, prepared.preparation, study, stock, "best_stock", command)
+    keys = {one.key for one in part.target.feasible}
     return Outcome(
-        plan=plan,
-        preparation=preparation,
+        plan=part,
+        preparation=prepared.preparation,
         records=records,
         winner=winner,
         winner_path=winner_path,
         stock=stock,
         stock_path=stock_path,
         comparison=comparison,
-        agreements=found,
-        screened=study.screened(),
-        seconds=seconds,
+        agreements=agreements(records, own),
+        screened={key: loss for key, loss in study.screened().items() if key in keys},
+        seconds=time.monotonic() - started,
     )
+
+
+def _compared(part: Plan, finals: list[FinalRecord], prepared: Prepared, console: Console) -> Comparison:
+    windows = {one.name: found for one in finals if (found := windows_of(part, one)) is not None}
+    shape = part.target.shape
+    comparison = compare(finals, windows, prepared.teacher, shape.parameters(shape.full))
+    return with_test_readings(part, comparison, console)
 
 
 def _chosen(plan: Plan, records: list[TrialRecord], comparison: Comparison | None) -> tuple[Chosen, Chosen | None]:

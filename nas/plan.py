@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -15,7 +15,7 @@ from nas.candidates import baselines, informed
 from nas.scheduler import rungs
 from nas.settings import SearchSettings
 from search_spaces.architecture import Architecture
-from search_spaces.budget import Budget, parse_budget
+from search_spaces.budget import Budget, parse_budgets
 from search_spaces.errors import InputError
 from search_spaces.files import load_space
 from search_spaces.shape import ModelShape
@@ -82,18 +82,29 @@ DEFAULTS = {
 
 @dataclass(frozen=True)
 class Target:
-    """The question of a search: which teacher, which space, which band, and the candidates inside it."""
+    """The question of a search: which teacher, which space, which bands, and the candidates inside them."""
 
     folder: Path
     shape: ModelShape
     space: SearchSpace
-    budget: Budget
+    budgets: tuple[Budget, ...]
     feasible: tuple[Architecture, ...]
+
+    def inside(self, budget: Budget) -> Target:
+        """The same question for one of its budgets."""
+        own = tuple(one for one in self.feasible if self.shape.parameters(one) in budget)
+        return replace(self, budgets=(budget,), feasible=own)
+
+    @property
+    def budget(self) -> Budget:
+        """The only one that there is."""
+        (budget,) = self.budgets
+        return budget
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A search ready to start."""
+    """A search ready to start. ``part`` names the budget of one of its `parts`."""
 
     settings: SearchSettings
     target: Target
@@ -102,6 +113,15 @@ class Plan:
     study: str
     final_tokens: int
     tests: tuple[TextTask, ...]
+    part: str = ""
+
+    @property
+    def parts(self) -> tuple[Plan, ...]:
+        """What is decided on its own, budget by budget, largest first; of a single budget this plan itself."""
+        target = self.target
+        if len(target.budgets) == 1:
+            return (self,)
+        return tuple(replace(self, target=target.inside(one), part=one.label) for one in target.budgets)
 
     @property
     def baselines(self) -> dict[str, Architecture]:
@@ -112,10 +132,12 @@ class Plan:
 
     @property
     def screened(self) -> tuple[Architecture, ...]:
-        """What is measured before any retraining: the whole band, or of a larger one the informed and a draw."""
+        """What is measured before any retraining: a band as a whole, or of a larger one the informed and a draw."""
         feasible, most = self.target.feasible, self.settings.screened
         if self.settings.sampler != "screen":
             return ()
+        if len(self.parts) > 1:
+            return tuple(one for part in self.parts for one in part.screened)
         if len(feasible) <= most:
             return feasible
         first = dict.fromkeys([one for _, one in informed(self.target.shape, feasible)])
@@ -134,6 +156,11 @@ class Plan:
         return self.output / self.study
 
     @property
+    def results(self) -> Path:
+        """Where the winner and the report of a single budget lie."""
+        return self.folder / self.part
+
+    @property
     def cache(self) -> Path:
         """Where what all searches share is kept: packed tokens and importance scores."""
         return self.output / "cache"
@@ -145,7 +172,9 @@ class Plan:
 
     @property
     def trials(self) -> int:
-        """Candidates in all: what was asked for, but no more than the band holds."""
+        """Candidates in all: what was asked for of each budget, but no more than its band holds."""
+        if len(self.parts) > 1:
+            return sum(part.trials for part in self.parts)
         wanted = len(self.target.feasible) if self.settings.sampler == "exhaustive" else self.settings.trials
         return min(wanted, len(self.target.feasible))
 
@@ -166,15 +195,15 @@ def resolve_target(settings: SearchSettings) -> Target:
     folder = resolve_model(settings.model)
     shape = read_shape(folder)
     space = load_space(settings.space, shape)
-    budget = parse_budget(settings.budget, shape.parameters(shape.full), space.counts, settings.tolerance)
-    return Target(folder, shape, space, budget, tuple(space.feasible(budget)))
+    budgets = parse_budgets(settings.budget, shape.parameters(shape.full), space.counts, settings.tolerance)
+    return Target(folder, shape, space, budgets, tuple(one for budget in budgets for one in space.feasible(budget)))
 
 
 def make_plan(settings: SearchSettings, target: Target, machine: Machine) -> Plan:
     """The plan for ``target`` on ``machine``. Raises InputError when the machine cannot run a single trial."""
     resources = _resources(settings, target, machine)
     recipe = _recipe(settings, target.shape, DEFAULTS[resources.device])
-    name = settings.study or _study_name(settings, identity(settings, target, recipe))
+    name = settings.study or _study_name(settings, target.budgets, identity(settings, target, recipe))
     wanted = settings.final_tokens or recipe.tokens
     final_tokens = max(1, wanted // recipe.batch_tokens) * recipe.batch_tokens
     return Plan(settings, target, resources, recipe, name, final_tokens, parse_tests(settings.test))
@@ -182,16 +211,18 @@ def make_plan(settings: SearchSettings, target: Target, machine: Machine) -> Pla
 
 def identity(settings: SearchSettings, target: Target, recipe: Recipe) -> dict[str, Any]:
     """What makes the losses of two trials comparable, as JSON: recipe, band and space."""
-    band = {"minimum": target.budget.minimum, "maximum": target.budget.maximum}
+    bands: dict[str, Any] = {"budgets": [[one.minimum, one.maximum] for one in target.budgets]}
+    if len(target.budgets) == 1:
+        bands = {"minimum": target.budget.minimum, "maximum": target.budget.maximum}
     space = {axis: list(sizes) for axis, sizes in target.space.axes.items()}
     stock = {"stock_only": target.space.stock_only, "scheduler": settings.scheduler}
-    return {**recipe.to_dict(), **band, **space, **stock}
+    return {**recipe.to_dict(), **bands, **space, **stock}
 
 
 def trial_bytes(target: Target) -> int:
     """An upper estimate of the memory of one trial in bytes: fp32 teacher, student, gradients and Adam's moments."""
     teacher = target.shape.parameters(target.shape.full)
-    return PROCESS_BYTES + 4 * teacher + 16 * min(target.budget.maximum, teacher)
+    return PROCESS_BYTES + 4 * teacher + 16 * min(target.budgets[0].maximum, teacher)
 
 
 def _resources(settings: SearchSettings, target: Target, machine: Machine) -> Resources:
@@ -236,7 +267,7 @@ def _absolute(source: str) -> str:
     return str(path.resolve()) if path.exists() else source
 
 
-def _study_name(settings: SearchSettings, facts: dict[str, Any]) -> str:
+def _study_name(settings: SearchSettings, budgets: tuple[Budget, ...], facts: dict[str, Any]) -> str:
     model = re.sub(r"[^\w.-]+", "-", Path(settings.model).name)
-    budget = settings.budget.strip().replace("%", "pct").replace("_", "")
-    return f"{model[:40]}-{budget}-{digest(repr(sorted(facts.items())))[:6]}"
+    labels = "-".join(one.label for one in budgets)
+    return f"{model[:40]}-{labels[:30]}-{digest(repr(sorted(facts.items())))[:6]}"

@@ -15,7 +15,7 @@ from nas.screening_report import plot_screening, screening_csv
 
 def write_report(outcome: Outcome) -> list[Path]:
     """Write the tables as Markdown and CSV, and the plots. Returns the files."""
-    folder, records, loss = outcome.plan.folder / "report", outcome.records, outcome.preparation.teacher_loss
+    folder, records, loss = outcome.plan.results / "report", outcome.records, outcome.preparation.teacher_loss
     folder.mkdir(parents=True, exist_ok=True)
     tables = {"results.md": results(outcome), "results.csv": csv_text(records, teacher_parameters(outcome))}
     if outcome.comparison:
@@ -39,7 +39,7 @@ def write_report(outcome: Outcome) -> list[Path]:
 
 def results(outcome: Outcome) -> str:
     """The text of results.md."""
-    parts = [f"# {outcome.plan.study}"]
+    parts = [f"# {' '.join([outcome.plan.study, outcome.plan.part]).strip()}"]
     if outcome.comparison:
         texts = "The loss is the mean over validation texts. " if outcome.preparation.teacher_losses else ""
         parts += ["## Final comparison", comparison_markdown(outcome.comparison).rstrip()]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial
 
 from search_spaces.architecture import Architecture
+from search_spaces.budget import Budget
 from search_spaces.space import SearchSpace
 
 STARTUP_TRIALS = 8  # random draws, the informed candidates included, before a model of the losses is worth asking
@@ -40,15 +42,25 @@ class FeasibleSampler(BaseSampler):
     ``exhaustive`` takes them in grid order. ``screen`` takes those of ``screened`` by ascending loss before
     retraining, and is ``tpe`` when it has come to their end.
 
+    Of several ``budgets`` it is the turn of the one with the fewest trials so far, while it has untried ones left.
+
     Distances are Euclidean between positions on the axes, each axis scaled to [0, 1].
     """
 
-    def __init__(self, name: str, space: SearchSpace, feasible: tuple[Architecture, ...], seed: int) -> None:
+    def __init__(
+        self,
+        name: str,
+        space: SearchSpace,
+        feasible: tuple[Architecture, ...],
+        seed: int,
+        budgets: tuple[Budget, ...] = (),
+    ) -> None:
         self.name = name
         self.seed = seed
         self.feasible = feasible
         self.space = space
         self.screened: dict[str, float] = {}  # by key
+        self.bands = [band(budgets, space.shape.parameters(one)) for one in feasible]
         self.positions = np.array([self._position(space.sizes(one)) for one in feasible])
 
     def untried(self, study: Study) -> list[int]:
@@ -63,6 +75,14 @@ class FeasibleSampler(BaseSampler):
         sizes = [tuple(self.space.sizes(one).values()) for one in self.feasible]
         return [index for index, one in enumerate(sizes) if one not in tried | queued]
 
+    def _of_next_band(self, untried: list[int]) -> list[int]:
+        left = Counter(self.bands[index] for index in untried)
+        if len(left) < 2:
+            return untried
+        whole = Counter(self.bands)
+        turn = min(left, key=lambda place: (whole[place] - left[place], place))
+        return [index for index in untried if self.bands[index] == turn]
+
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         """All axes, whatever the study holds."""
         return distributions(self.space)
@@ -71,7 +91,7 @@ class FeasibleSampler(BaseSampler):
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
         """The sizes of the next architecture. Raises RuntimeError when every feasible one has been tried."""
-        untried = self.untried(study)
+        untried = self._of_next_band(self.untried(study))
         if not untried:
             raise RuntimeError("every feasible architecture has been tried")
         seed = int(np.random.SeedSequence([self.seed, trial.number]).generate_state(1)[0])
@@ -111,6 +131,11 @@ class FeasibleSampler(BaseSampler):
 
 def _scaled(size: int, smallest: int, largest: int) -> float:
     return (size - smallest) / (largest - smallest) if largest > smallest else 0.0
+
+
+def band(budgets: Sequence[Budget], parameters: int) -> int:
+    """The place in ``budgets`` of the one that so many parameters lie in; 0 where there is none."""
+    return next((place for place, one in enumerate(budgets) if parameters in one), 0)
 
 
 def distributions(space: SearchSpace) -> dict[str, BaseDistribution]:

@@ -37,7 +37,7 @@ def run_screening(plan: Plan, study: SearchStudy, console: Console) -> None:
 
 
 def first_candidates(plan: Plan, screened: Mapping[str, float]) -> list[tuple[str, Architecture]]:
-    """Whom a study tries first, each with why: the best of all and the best stock one where they were ``screened``.
+    """Whom a budget tries first, each with why: the best of all and the best stock one where they were ``screened``.
 
     The best stock one for the sake of the comparison: the sampler alone might never come to it.
     """

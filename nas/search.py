@@ -63,10 +63,12 @@ def _search(settings: SearchSettings, console: Console, as_json: bool, started_b
     with ray_session(settings) as machine:
         plan = make_plan(settings, target, machine)
         _print_plan(plan, console)
-        outcome = conduct(plan, console, started_by)
-    _print_outcome(outcome, console)
+        outcomes = conduct(plan, console, started_by)
+    for outcome in outcomes:
+        _print_outcome(outcome, console)
+    _print_whole(outcomes, console)
     if as_json:
-        print(json.dumps(document(outcome), indent=2))
+        print(json.dumps(document(outcomes), indent=2))
     return DONE
 
 
@@ -94,13 +96,13 @@ def _print_plan(plan: Plan, console: Console) -> None:
 def _print_outcome(outcome: Outcome, console: Console) -> None:
     from nas.report import terminal_table
     from nas.report_folder import teacher_parameters
-    from nas.tracking import tracking_uri, ui_command
 
     winner, teacher = outcome.winner, teacher_parameters(outcome)
     rows = outcome.comparison.rows if outcome.comparison else ()
     roles = {row.architecture: row.roles[0] for row in rows} if rows else None
     console.print()
-    console.print(terminal_table(outcome.records, teacher, f"study {outcome.plan.study}", roles))
+    title = f"study {outcome.plan.study}, budget {outcome.plan.target.budget.text}"
+    console.print(terminal_table(outcome.records, teacher, title, roles))
     console.print()
     _print_comparison(outcome, console)
     share = f"{winner.record.parameters:,} parameters, {winner.record.parameters / teacher:.1%} of the teacher"
@@ -116,8 +118,18 @@ def _print_outcome(outcome: Outcome, console: Console) -> None:
         say(f"            {outcome.stock_path}")
     trust = "" if winner.record.stock else ", trust_remote_code=True"
     say(f'load it:    AutoModelForCausalLM.from_pretrained("{outcome.winner_path}"{trust})')
-    say(f"see it:     {ui_command(tracking_uri(outcome.plan.output))}")
-    say(f"report:     {outcome.plan.folder / 'report'}")
+    say(f"report:     {outcome.plan.results / 'report'}")
+
+
+def _print_whole(outcomes: Sequence[Outcome], console: Console) -> None:
+    from nas.overview import overview_table
+    from nas.tracking import tracking_uri, ui_command
+
+    if len(outcomes) > 1:
+        console.print()
+        console.print(overview_table(outcomes))
+        console.print()
+    console.print(f"see it:     {ui_command(tracking_uri(outcomes[0].plan.output))}", soft_wrap=True)
 
 
 def _print_comparison(outcome: Outcome, console: Console) -> None:

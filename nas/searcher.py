@@ -98,14 +98,14 @@ class StudyScheduler(_Disposable, FIFOScheduler):
         return str(TrialScheduler.CONTINUE if goes_on else TrialScheduler.STOP)
 
     def _promoted(self, number: int, tokens: int, loss: float) -> bool:
-        """Whether the trial is among the best of its rung, or the best there of those that load without our code.
+        """Whether the trial is among the best of its rung and budget, or the best there that loads without our code.
 
         The second keeps the comparison of stock and custom shapes possible: without it a search may end with no
         stock candidate that went its whole way.
         """
-        if not self.halving or promotes(loss, self.study.losses_at(tokens)):
+        if not self.halving or promotes(loss, self.study.losses_at(tokens, number)):
             return True
-        return self.study.is_stock(number) and loss <= min(self.study.losses_at(tokens, stock_only=True))
+        return self.study.is_stock(number) and loss <= min(self.study.losses_at(tokens, number, stock_only=True))
 
 
 METRICS = (

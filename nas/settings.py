@@ -24,7 +24,10 @@ class SearchSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    budget: str = Field(description="parameters of the student: 260M, 0.26B, 260_000_000, or 70%% of the teacher")
+    budget: str = Field(
+        description="parameters of the student: 260M, 0.26B, 260_000_000, or 70%% of the teacher; several in one study "
+        "with commas"
+    )
     model: str = Field("openai-community/gpt2-medium", description="teacher: hub name, folder, .gguf file, or mini")
     corpus: str | None = Field(
         None, description="text: hub name, .txt or .jsonl file, folder, or stdlib (stdlib for mini, else wikitext-103)"
@@ -36,7 +39,7 @@ class SearchSettings(BaseModel):
     )
     screened: int = Field(64, ge=1, description="architectures at most that screen measures before retraining")
     scheduler: Literal["asha", "none"] = Field("asha", description="asha stops weak trials early; none trains all")
-    trials: int = Field(16, ge=1, description="candidates in all, earlier ones of the study included")
+    trials: int = Field(16, ge=1, description="candidates of each budget, earlier ones of the study included")
     tokens_per_trial: int | None = Field(
         None, ge=1, description="distillation tokens of a full trial (32,768 on CPU, 8,388,608 on GPU)"
     )

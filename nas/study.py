@@ -18,8 +18,9 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
 from nas.records import SCREEN_LOSS, TrialRecord
-from nas.sampler import FeasibleSampler, distributions
+from nas.sampler import FeasibleSampler, band, distributions
 from search_spaces.architecture import Architecture
+from search_spaces.budget import Budget
 from search_spaces.errors import InputError
 from search_spaces.shape import ModelShape
 from search_spaces.space import SearchSpace
@@ -41,6 +42,7 @@ class SearchStudy:
 
     ``identity`` holds what makes the losses of two trials comparable (teacher, corpus, recipe, band ...). A study
     that was made with another identity is refused with InputError, naming the setting, both values and the way out.
+    ``feasible`` are the architectures of all ``budgets``; each budget has a competition of its own.
     """
 
     def __init__(
@@ -53,10 +55,12 @@ class SearchStudy:
         sampler: str,
         seed: int,
         identity: Mapping[str, Any],
+        budgets: tuple[Budget, ...] = (),
     ) -> None:
         self.name = name
         self.space = space
-        self.sampler = FeasibleSampler(sampler, space, feasible, seed)
+        self.budgets = budgets
+        self.sampler = FeasibleSampler(sampler, space, feasible, seed, budgets)
         self._study = _open(storage, name, self.sampler)
         self._asked: dict[int, Trial] = {}
         self._claim(identity)
@@ -135,8 +139,12 @@ class SearchStudy:
         self._asked[number].report(loss, tokens)
         return True
 
-    def losses_at(self, tokens: int, *, stock_only: bool = False) -> list[float]:
-        """The finite losses of all architectures that reached the rung ``tokens``, one for each architecture."""
+    def losses_at(self, tokens: int, number: int, *, stock_only: bool = False) -> list[float]:
+        """The finite losses of all architectures that reached the rung ``tokens``, one for each architecture.
+
+        Those of the budget that the candidate under ``number`` is for, itself among them.
+        """
+        own = self._band(_architecture(self._asked[number].params))
         latest = {
             _architecture(one.params): one.intermediate_values[tokens]
             for one in self._trials()
@@ -145,8 +153,13 @@ class SearchStudy:
         return [
             loss
             for architecture, loss in latest.items()
-            if math.isfinite(loss) and (not stock_only or self.space.shape.is_stock(architecture))
+            if math.isfinite(loss)
+            and self._band(architecture) == own
+            and (not stock_only or self.space.shape.is_stock(architecture))
         ]
+
+    def _band(self, architecture: Architecture) -> int:
+        return band(self.budgets, self.space.shape.parameters(architecture))
 
     def is_stock(self, number: int) -> bool:
         """Whether the candidate under ``number`` loads with a plain ``from_pretrained``."""

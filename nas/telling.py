@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -75,7 +75,7 @@ class Teller:
             "teacher": f"{self.plan.settings.model} ({preparation.fingerprint})",
             "teacher_loss": f"{preparation.teacher_loss:.4f}",
             "corpus": f"{preparation.corpus} ({preparation.corpus_fingerprint})",
-            "budget": str(self.plan.target.budget),
+            "budget": "; ".join(map(str, self.plan.target.budgets)),
             "command": command,
             **{f"plan.{what}": value for what, value in summary(self.plan)},
             **code_version(),
@@ -96,11 +96,19 @@ class Teller:
         if record.state != "WAITING":
             self.tracker.put(FinalChanged(self.uid, record))
 
-    def finished(self, outcome: Outcome) -> None:
-        """The winner's checkpoint, and the end of the parent run."""
-        name = f"{self.plan.study}"
-        self.tracker.put(ModelExported(self.uid, name, str(outcome.winner_path), outcome.winner.key))
-        self.tracker.put(SearchFinished(self.uid, metrics=_metrics(outcome), tags=_verdict(outcome)))
+    def finished(self, outcomes: Sequence[Outcome]) -> None:
+        """The winners' checkpoints, and the end of the parent run.
+
+        Of several budgets, each has a registered model of its own, and its name before its metrics and tags.
+        """
+        metrics, tags = dict[str, float](), dict[str, str]()
+        for outcome in outcomes:
+            part = outcome.plan.part
+            name, prefix = (f"{self.plan.study}-{part}", f"{part}/") if part else (self.plan.study, "")
+            self.tracker.put(ModelExported(self.uid, name, str(outcome.winner_path), outcome.winner.key))
+            metrics |= {f"{prefix}{name}": value for name, value in _metrics(outcome).items()}
+            tags |= {f"{prefix}{name}": value for name, value in _verdict(outcome).items()}
+        self.tracker.put(SearchFinished(self.uid, metrics=metrics, tags=tags))
         self._ended = True
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
@@ -27,8 +28,29 @@ class Budget:
     def __contains__(self, parameters: int) -> bool:
         return self.minimum <= parameters <= self.maximum
 
+    @property
+    def label(self) -> str:
+        """What the user wrote, as part of a name: letters, digits and points."""
+        return re.sub(r"[_\s]", "", self.text).replace("%", "pct")
+
     def __str__(self) -> str:
         return f"{self.text} = {self.minimum:,} to {self.maximum:,} parameters"
+
+
+def parse_budgets(text: str, teacher: int, counts: Sequence[int], tolerance: float) -> tuple[Budget, ...]:
+    """The bands of one or several budgets, comma-separated, largest first; see `parse_budget`.
+
+    Raises InputError where two of them overlap: an architecture is to be a candidate of one budget.
+    """
+    found = [parse_budget(one, teacher, counts, tolerance) for one in text.split(",")]
+    found.sort(key=lambda one: -one.maximum)
+    for larger, smaller in itertools.pairwise(found):
+        if smaller.maximum >= larger.minimum:
+            raise InputError(
+                f"budget {text!r}: the bands of {larger} and of {smaller} overlap; "
+                f"leave one out, or give a --tolerance below {tolerance}"
+            )
+    return tuple(found)
 
 
 def parse_budget(text: str, teacher: int, counts: Sequence[int], tolerance: float = DEFAULT_TOLERANCE) -> Budget:

@@ -75,6 +75,9 @@ def test_result_document(first: tuple[Path, dict[str, Any], str]) -> None:
     assert result["trials"]["FAIL"] == result["trials"]["RUNNING"] == 0
     assert result["trials"]["COMPLETE"] >= 1
     assert sum(result["trials"].values()) == TRIALS
+    assert result["screened"] > TRIALS
+    assert result["rank_agreement"][0]["name"] == "screen"
+    assert f"{result['screened']}/{result['screened']} screened" in log
     assert result["best"]["path"] == str(output / result["study"] / "best")
     for line in ("importance scores computed", "mlflow ui --backend-store-uri", "from_pretrained("):
         assert line in log
@@ -158,7 +161,15 @@ def test_every_trial_is_in_mlflow(first: tuple[Path, dict[str, Any], str]) -> No
     assert parent.info.status == "FINISHED"
     assert parent.data.metrics["best_val_loss"] == pytest.approx(result["best"]["val_loss"])
     files = {one.path for one in client.list_artifacts(parent.info.run_id, "report")}
-    report = ("importance.png", "results.md", "losses.png", "final.csv", "rank_agreement.png")
+    report = (
+        "importance.png",
+        "results.md",
+        "losses.png",
+        "final.csv",
+        "rank_agreement.png",
+        "screening.csv",
+        "screening.png",
+    )
     assert {f"report/{name}" for name in report} <= files
     assert client.get_model_version_by_alias(result["study"], "best").run_id == parent.info.run_id
 
@@ -187,6 +198,31 @@ def test_the_same_seed_finds_the_same(
     assert kept[0] == kept[1]  # all columns but those that hold seconds
 
 
+def test_several_budgets_share_a_study_and_each_has_its_winner(small: list[object], tmp_path: Path) -> None:
+    flags = ["--budget", "60%,80%", "--trials", 2, "--finalists", 1, "--baselines", "no", "--output", tmp_path]
+    done = run(*small, *flags, "--json")
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    large, small_one = result["budgets"]
+    assert large["budget"]["minimum"] > small_one["budget"]["maximum"]
+    client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    for found, label in ((large, "80pct"), (small_one, "60pct")):
+        assert found["budget"]["minimum"] <= found["best"]["params"] <= found["budget"]["maximum"]
+        assert found["best"]["path"] == str(tmp_path / result["study"] / label / "best")
+        assert sum(found["trials"].values()) == 2
+        assert (tmp_path / result["study"] / label / "report" / "results.md").exists()
+        assert client.get_model_version_by_alias(f"{result['study']}-{label}", "best")
+    for word in ("all budgets", "budget 80%", "budget 60%"):
+        assert word in done.stderr
+    (parent,) = client.search_runs(["1"], "tags.`mlflow.runName` = '" + result["study"] + "'")
+    losses = [parent.data.metrics[f"{label}/best_val_loss"] for label in ("80pct", "60pct")]
+    assert losses == pytest.approx([found["best"]["val_loss"] for found in result["budgets"]])
+    assert (tmp_path / result["study"] / "report" / "budgets.md").exists()
+    again = run(*small, *flags, "--json")
+    assert "4 of 4 trials are done already" in again.stderr
+    assert [one["best"] for one in json.loads(again.stdout)["budgets"]] == [one["best"] for one in result["budgets"]]
+
+
 def test_nothing_that_finishes_is_exit_code_3_with_the_reason(small: list[object], tmp_path: Path) -> None:
     (tmp_path / "doomed").mkdir()
     (tmp_path / "doomed" / "trials").write_text("a file where every trial wants its folder")
@@ -210,6 +246,7 @@ def test_dry_run_starts_nothing(small: list[object], tmp_path: Path, capsys: pyt
     [
         (["--budget", "abc"], "budget 'abc'"),
         (["--budget", "10G"], "nearest feasible budget"),
+        (["--budget", "60%,59%"], "overlap; leave one out"),
         (["--budget", "60%", "--space", "nowhere.yaml"], "nowhere.yaml"),
         (["--budget", "60%", "--trials", "none"], "--trials 'none'"),
         (["--budget", "60%", "--validation", "a.txt,,b.txt"], "--validation ''"),

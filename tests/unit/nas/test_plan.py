@@ -129,5 +129,34 @@ def test_no_more_trials_than_the_band_holds(tiny_teacher_folder: Path) -> None:
 
 def test_summary_says_what_will_be_done(tiny_teacher_folder: Path) -> None:
     text = "\n".join(f"{what} {value}" for what, value in summary(make(tiny_teacher_folder)))
-    for part in ("75,408 parameters", "architectures", "16 by tpe", "2 at a time", "learning rate", "studies.db"):
+    for part in ("75,408 parameters", "architectures", "16 by screen", "before retraining", "2 at a time", "learning rate", "studies.db"):
         assert part in text
+
+
+def test_several_budgets_are_one_plan_with_a_part_for_each(tiny_teacher_folder: Path) -> None:
+    plan = make(tiny_teacher_folder, budget="60%,80%", trials=3, finalists=1)
+    large, small = plan.parts
+    assert [part.part for part in plan.parts] == ["80pct", "60pct"]
+    assert plan.target.feasible == (*large.target.feasible, *small.target.feasible)
+    assert small.target.feasible == make(tiny_teacher_folder).target.feasible
+    assert (large.trials, small.trials, plan.trials) == (3, 3, 6)
+    assert large.results == plan.folder / "80pct"
+    assert (large.folder, large.storage, large.cache) == (plan.folder, plan.storage, plan.cache)
+    assert set(plan.screened) == {*large.screened, *small.screened}
+    assert set(small.baselines.values()) <= set(small.target.feasible)
+    assert plan.identity == make(tiny_teacher_folder, budget="80%,60%", trials=9).identity
+    alone = [make(tiny_teacher_folder, budget=budget, trials=3, finalists=1) for budget in ("60%", "80%")]
+    assert expected_tokens(plan) == sum(map(expected_tokens, alone))
+    assert "-80pct-60pct-" in plan.study
+    lines = summary(plan)
+    assert [value for what, value in lines if what == "band"] == [
+        f"{part.target.budget}: {len(part.target.feasible)} architectures" for part in plan.parts
+    ]
+    assert dict(lines)["trials"].startswith("3 + 3 by screen")
+
+
+def test_a_single_budget_is_its_own_part(tiny_teacher_folder: Path) -> None:
+    plan = make(tiny_teacher_folder)
+    assert plan.parts == (plan,)
+    assert plan.results == plan.folder
+    assert {"minimum", "maximum"} <= plan.identity.keys()

@@ -13,7 +13,7 @@ from nas.scheduler import promotes, rungs
 from nas.searcher import FAILURE, FINAL, RETRIED, StudyScheduler, StudySearcher
 from nas.study import SearchStudy
 from search_spaces.architecture import Architecture
-from search_spaces.budget import parse_budget
+from search_spaces.budget import parse_budget, parse_budgets
 from search_spaces.errors import InputError
 from search_spaces.files import load_space
 from search_spaces.shape import ModelShape
@@ -202,6 +202,40 @@ def test_the_best_stock_candidate_of_a_rung_always_goes_on() -> None:
         if scheduler.on_trial_result(None, FakeTrial(candidate.number), result) == "CONTINUE":
             went_on.append(candidate.architecture)
     assert went_on == [CUSTOM_FIRST[0], next(one for one in CUSTOM_FIRST if SHAPE.is_stock(one))]
+
+
+@pytest.mark.parametrize("sampler", INNER)
+def test_several_budgets_take_turns_until_one_has_no_more(sampler: str) -> None:
+    budgets = parse_budgets("70%,60%", SHAPE.parameters(SHAPE.full), SPACE.counts, 0.05)
+    large, small = (list(SPACE.feasible(budget)) for budget in budgets)
+    feasible = (*large[:10], *small[:4])
+    study = SearchStudy(
+        "sqlite:///:memory:", "s", SPACE, feasible, sampler=sampler, seed=0, identity={}, budgets=budgets
+    )
+    study.sampler.screened = {one.key: loss_of(one) for one in feasible}
+    study.queue([("idea", large[1])])
+    keys = advance(study, len(feasible))
+    own = [key in {one.key for one in large} for key in keys]
+    assert own == [True, False] * 4 + [True] * 6
+    assert sorted(keys) == sorted(one.key for one in feasible)
+
+
+def test_a_budget_is_no_rival_of_another() -> None:
+    budgets = parse_budgets("70%,60%", SHAPE.parameters(SHAPE.full), SPACE.counts, 0.05)
+    custom = [[one for one in SPACE.feasible(budget) if not SHAPE.is_stock(one)] for budget in budgets]
+    feasible = (*custom[0][:3], *custom[1][:3])
+    study = SearchStudy(
+        "sqlite:///:memory:", "s", SPACE, feasible, sampler="exhaustive", seed=0, identity={}, budgets=budgets
+    )
+    scheduler = StudyScheduler(study, lambda _: None, last=64, halving=True)
+    went_on = []
+    for loss in (1.0, 2.0, 1.1, 2.1, 1.2, 2.2):  # large, small, large, ...: each the worst of its own
+        candidate = study.ask()
+        assert candidate is not None
+        decision = scheduler.on_trial_result(None, FakeTrial(candidate.number), {"tokens": 16, "val_loss": loss})
+        went_on.append(decision == "CONTINUE")
+        assert {math.floor(one) for one in study.losses_at(16, candidate.number)} == {math.floor(loss)}
+    assert went_on == [True, True, False, False, False, False]
 
 
 def test_without_halving_every_trial_goes_its_whole_way() -> None:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from search_spaces.budget import nearest_feasible, parse_budget
+from search_spaces.budget import nearest_feasible, parse_budget, parse_budgets
 from search_spaces.errors import InputError
 
 TEACHER = 354_823_168
@@ -67,3 +67,23 @@ def test_nearest_feasible_is_feasible_and_nothing_nearer_is(counts: list[int], b
     nearer = (budget + sign * step for step in range(abs(nearest - budget)) for sign in (1, -1))
     # budgets above the largest model are feasible in words only, and are not offered
     assert not any(feasible(one) for one in nearer if one <= counts[-1])
+
+
+def test_several_budgets_come_largest_first_under_names_that_can_be_folders() -> None:
+    found = parse_budgets("160_000_000, 70%,0.2B", TEACHER, COUNTS, 0.05)
+    assert [one.maximum for one in found] == [int(0.7 * TEACHER), 200_000_000, 160_000_000]
+    assert [one.label for one in found] == ["70pct", "0.2B", "160000000"]
+    assert found[1] == parse_budget("0.2B", TEACHER, COUNTS, 0.05)
+
+
+@pytest.mark.parametrize("text", ["260M,250M", "200M,200M", "260M,247M"])
+def test_budgets_whose_bands_overlap_are_refused(text: str) -> None:
+    with pytest.raises(InputError, match=r"overlap; leave one out, or give a --tolerance below 0\.05"):
+        parse_budgets(text, TEACHER, COUNTS, 0.05)
+    parse_budgets("260M,250M", TEACHER, COUNTS, 0.03)
+
+
+@pytest.mark.parametrize("text", ["260M,", ",", "260M,,200M"])
+def test_an_empty_budget_among_several_is_named(text: str) -> None:
+    with pytest.raises(InputError, match="budget ''"):
+        parse_budgets(text, TEACHER, COUNTS, 0.05)
