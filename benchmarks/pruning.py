@@ -91,10 +91,10 @@ class Bench:
             found += pair
         return found
 
-    def distilled(self, student: Student) -> WindowLosses:
-        """The losses of ``student`` after the tokens of the recipe."""
-        recipe, model = self.recipe, self.student(student.architecture, student.way)
-        rate = RATE_BY_WIDTH[student.way] / self.common.teacher.shape.hidden
+    def distilled(self, architecture: Architecture, way: str) -> WindowLosses:
+        """The losses of a student after the tokens of the recipe."""
+        recipe, model = self.recipe, self.student(architecture, way)
+        rate = RATE_BY_WIDTH[way] / self.common.teacher.shape.hidden
         sizes = (recipe.tokens, recipe.rungs, recipe.sequence_length, recipe.batch_tokens, rate)
         settings = DistillSettings(*sizes, recipe.seed, identity="benchmark")
         with tempfile.TemporaryDirectory() as folder:
@@ -109,7 +109,7 @@ def compare(bench: Bench, share: float, count: int | None) -> None:
     print(f"{'architecture':<22}{'parameters':>12}{'slices':>9}{'refit':>9}{'ratio':>8}{'refitted in':>12}")
     students = bench.zero_shot(candidates(shape, share, count))
     best = [min((one for one in students if one.way == way), key=lambda one: one.excess) for way in (SLICES, REFIT)]
-    after = [bench.distilled(one) for one in best]
+    after = [bench.distilled(one.architecture, one.way) for one in best]
     for one, losses in zip(best, after, strict=True):
         excess = mean_loss(losses) - bench.teacher_loss
         key = one.architecture.key

@@ -129,7 +129,15 @@ def test_no_more_trials_than_the_band_holds(tiny_teacher_folder: Path) -> None:
 
 def test_summary_says_what_will_be_done(tiny_teacher_folder: Path) -> None:
     text = "\n".join(f"{what} {value}" for what, value in summary(make(tiny_teacher_folder)))
-    for part in ("75,408 parameters", "architectures", "16 by screen", "before retraining", "2 at a time", "learning rate", "studies.db"):
+    for part in (
+        "75,408 parameters",
+        "architectures",
+        "16 by screen",
+        "before retraining",
+        "2 at a time",
+        "learning rate",
+        "studies.db",
+    ):
         assert part in text
 
 
