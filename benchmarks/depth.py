@@ -3,12 +3,12 @@
     python -m benchmarks.depth
     python -m benchmarks.depth --model teachers/SmolLM2-135M-Instruct.Q4_1.gguf --corpus ./wikitext-2 --no-subsets
 
-For each share of the layers, those that stay are chosen on calibration text: by Block Importance (Minitron and ShortGPT,
-arXiv 2403.03853), by what the loss rises to without one layer alone, by dropping the layer without which it rises least
-again and again, and as the block of neighbours without which it rises least (arXiv 2403.17887 drops blocks). Every
-choice is a slice and a refitted student; the excess of its loss over the teacher's is on validation text. With few layers
-all subsets are tried as well, as slices on calibration text, and the best of them refitted. Block Importance and the best
-of the others are then distilled on the same tokens.
+For each share of the layers, those that stay are chosen on calibration text: by Block Importance (Minitron, and
+ShortGPT, arXiv 2403.03853), by what the loss rises to without one layer alone, by dropping the layer without which it
+rises least again and again, and as the block of neighbours without which it rises least (arXiv 2403.17887 drops
+blocks). Every choice is a slice and a refitted student; the excess of its loss over the teacher's is on validation
+text. With few layers all subsets are tried as well, as slices on calibration text, and the best of them refitted. Block
+Importance and the best of the others are then distilled on the same tokens.
 """
 
 from __future__ import annotations
