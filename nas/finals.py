@@ -15,7 +15,7 @@ from nas.errors import Failure
 from nas.plan import Plan
 from nas.records import FinalRecord, TrialRecord
 from nas.runner import architecture_spec
-from nas.selection import FINALIST, STOCK, best_stock, ranking
+from nas.selection import FINALIST, STOCK, best_stock, weighed
 from nas.study import SearchStudy
 from nas.tasks import Heard, run_finals
 from search_spaces.architecture import Architecture
@@ -30,8 +30,11 @@ Changed = Callable[[list[FinalRecord], FinalRecord], None]
 
 
 def entrants(plan: Plan, records: Sequence[TrialRecord]) -> list[FinalRecord]:
-    """The finalists, best first, the best stock candidate and the baselines; each architecture once, with its roles."""
-    ranked, stock = ranking(records), best_stock(records)
+    """The finalists, best first, the best stock candidate and the baselines; each architecture once, with its roles.
+
+    Best is what `nas.selection.weighed` puts first.
+    """
+    ranked, stock = weighed(records, plan.objectives), best_stock(records)
     roles: dict[Architecture, list[str]] = {one.architecture: [FINALIST] for one in ranked[: plan.settings.finalists]}
     if stock is not None:
         roles.setdefault(stock.architecture, [STOCK])

@@ -56,6 +56,7 @@ def summary(plan: Plan) -> list[tuple[str, str]]:
         ("teacher", f"{plan.settings.model}: {teacher:,} parameters, {target.shape.family}"),
         ("space", axes),
         *(("band", band) for band in bands),
+        *_limits(plan),
         *_screening(plan),
         ("trials", f"{trials} by {plan.settings.sampler}, {resources.workers} at a time with {each} each"),
         ("tokens", f"{recipe.tokens:,} a trial from {recipe.corpus}; {plan.settings.scheduler} compares at {compared}"),
@@ -66,6 +67,14 @@ def summary(plan: Plan) -> list[tuple[str, str]]:
         ("study", f"{plan.study} in {plan.storage}"),
         ("output", str(plan.folder)),
     ]
+
+
+def _limits(plan: Plan) -> list[tuple[str, str]]:
+    memory, latency = plan.settings.max_memory, plan.settings.max_latency_ms
+    limits = [f"{memory:,} bytes of bfloat16 weights and cache"] if memory is not None else []
+    limits += [f"{latency:g} ms a generated token, measured before the first trial"] if latency is not None else []
+    weighed = [("weighed", ", ".join(plan.objectives))] if len(plan.objectives) > 1 else []
+    return [*([("limits", "at most " + ", ".join(limits))] if limits else []), *weighed]
 
 
 def _screening(plan: Plan) -> list[tuple[str, str]]:

@@ -10,6 +10,7 @@ from typing import Any
 from nas.agreement import Agreement
 from nas.comparison import Comparison, ComparisonRow
 from nas.finals import student_of
+from nas.front_report import front_values
 from nas.plan import Plan
 from nas.records import FinalRecord, TrialRecord, text_losses
 from nas.selection import counts
@@ -100,6 +101,7 @@ def _document(outcome: Outcome) -> dict[str, Any]:
         "best_stock": _described(outcome.stock, outcome.stock_path) if outcome.stock and outcome.stock_path else None,
         "screened": len(outcome.screened),
         "trials": counts(outcome.records),
+        **({"front": front_values(outcome.records, plan.objectives)} if len(plan.objectives) > 1 else {}),
         "final": [_row(row) for row in comparison.rows] if comparison else [],
         "winner_vs_runner_up": _versus(comparison) if comparison else None,
         "rank_agreement": [asdict(one) for one in outcome.agreements],

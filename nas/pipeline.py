@@ -26,9 +26,9 @@ from nas.progress import Progress
 from nas.records import FinalRecord, TrialRecord
 from nas.report_folder import write_report
 from nas.runner import Prepared, prepare_remotely, run_trials
-from nas.screening import first_candidates, run_screening
-from nas.selection import best, best_stock, ranking
-from nas.study import SearchStudy
+from nas.selection import best, best_stock, weighed
+from nas.study import SCREENED, SearchStudy
+from nas.surveys import first_candidates, run_screening, within_latency
 from nas.telling import Teller
 from search_spaces.architecture import Architecture
 from search_spaces.errors import InputError
@@ -51,6 +51,9 @@ def conduct(plan: Plan, console: Console, command: str) -> list[Outcome]:
         preparation, scores, _ = prepared
         console.print(_prepared(preparation))
         study = open_study(plan, preparation)
+        if plan.times_candidates:
+            plan = within_latency(plan, study, console)
+            study = open_study(plan, preparation)
         with Teller(plan, study, console) as teller:
             teller.started(preparation, command)
             teller.files([_plot_scores(scores, plan)], "report")
@@ -94,6 +97,7 @@ def open_study(plan: Plan, preparation: Preparation) -> SearchStudy:
         seed=plan.settings.seed,
         identity={**plan.identity, **facts},
         budgets=plan.target.budgets,
+        objectives=plan.objectives,
     )
 
 
@@ -121,7 +125,8 @@ def _run(plan: Plan, study: SearchStudy, teller: Teller, console: Console) -> No
     if left_over:
         console.print(f"{left_over} unfinished trials of an earlier run go on from their checkpoints")
     run_screening(plan, study, console)
-    study.queue(one for part in plan.parts for one in first_candidates(part, study.sampler.screened)[: part.trials])
+    screened = study.kept(SCREENED)
+    study.queue(one for part in plan.parts for one in first_candidates(part, screened)[: part.trials])
     done = study.finished()
     if done:
         console.print(f"study {plan.study}: {done} of {plan.trials} trials are done already")
@@ -149,7 +154,7 @@ def _drop_weights(plan: Plan, records: list[TrialRecord]) -> None:
     kept: set[Architecture] = set()
     for part in plan.parts:
         own = of_part(part, records)
-        ranked, stock = ranking(own), best_stock(own)
+        ranked, stock = weighed(own, plan.objectives), best_stock(own)
         kept |= {one.architecture for one in ranked[: max(KEPT_STUDENTS, plan.settings.finalists)]}
         kept |= {*part.baselines.values(), *([stock.architecture] if stock else [])}
     for one in records:
@@ -216,7 +221,7 @@ def _conclude(
         stock_path=stock_path,
         comparison=comparison,
         agreements=agreements(records, own),
-        screened={key: loss for key, loss in study.screened().items() if key in keys},
+        screened={key: loss for key, loss in study.kept(SCREENED).items() if key in keys},
         seconds=time.monotonic() - started,
     )
 

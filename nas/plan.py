@@ -12,6 +12,7 @@ from typing import Any
 import psutil
 
 from nas.candidates import baselines, informed
+from nas.objectives import LATENCY_MS, parse_objectives
 from nas.scheduler import rungs
 from nas.settings import SearchSettings
 from search_spaces.architecture import Architecture
@@ -179,6 +180,16 @@ class Plan:
         return min(wanted, len(self.target.feasible))
 
     @property
+    def objectives(self) -> tuple[str, ...]:
+        """What candidates are compared by, the loss first."""
+        return parse_objectives(self.settings.objectives)
+
+    @property
+    def times_candidates(self) -> bool:
+        """Whether the latency of every candidate has to be measured."""
+        return self.settings.max_latency_ms is not None or LATENCY_MS in self.objectives
+
+    @property
     def identity(self) -> dict[str, Any]:
         """What makes the losses of two trials comparable."""
         return identity(self.settings, self.target, self.recipe)
@@ -190,13 +201,30 @@ def resolve_target(settings: SearchSettings) -> Target:
     Raises InputError for whatever is wrong with them, or can be seen to be wrong with the texts already.
     """
     parse_validation(settings.validation)
+    parse_objectives(settings.objectives)
     if parse_tests(settings.test) and not settings.finalists:
         raise InputError("--test: is for the final table, which --finalists 0 does without; give --finalists 1 or more")
     folder = resolve_model(settings.model)
     shape = read_shape(folder)
     space = load_space(settings.space, shape)
     budgets = parse_budgets(settings.budget, shape.parameters(shape.full), space.counts, settings.tolerance)
-    return Target(folder, shape, space, budgets, tuple(one for budget in budgets for one in space.feasible(budget)))
+    inside = tuple(one for budget in budgets for one in _small_enough(settings, shape, space, budget))
+    return Target(folder, shape, space, budgets, inside)
+
+
+def _small_enough(
+    settings: SearchSettings, shape: ModelShape, space: SearchSpace, budget: Budget
+) -> list[Architecture]:
+    """The architectures of a band within ``--max-memory``. Raises InputError where there is none."""
+    band, most = list(space.feasible(budget)), settings.max_memory
+    found = [one for one in band if most is None or shape.memory_bytes(one) <= most]
+    if not found and most is not None:
+        least = min(map(shape.memory_bytes, band))
+        raise InputError(
+            f"--max-memory {most:,}: every architecture of budget {budget.text} takes at least {least:,} bytes "
+            f"(bfloat16 weights, cache of {shape.positions:,} tokens); give at least that, or a smaller --budget"
+        )
+    return found
 
 
 def make_plan(settings: SearchSettings, target: Target, machine: Machine) -> Plan:
@@ -216,7 +244,11 @@ def identity(settings: SearchSettings, target: Target, recipe: Recipe) -> dict[s
         bands = {"minimum": target.budget.minimum, "maximum": target.budget.maximum}
     space = {axis: list(sizes) for axis, sizes in target.space.axes.items()}
     stock = {"stock_only": target.space.stock_only, "scheduler": settings.scheduler}
-    return {**recipe.to_dict(), **bands, **space, **stock}
+    further = {"max_memory": settings.max_memory, "max_latency_ms": settings.max_latency_ms}
+    limits = {name: value for name, value in further.items() if value is not None}
+    objectives = parse_objectives(settings.objectives)
+    weighed = {"objectives": list(objectives)} if len(objectives) > 1 else {}
+    return {**recipe.to_dict(), **bands, **space, **stock, **limits, **weighed}
 
 
 def trial_bytes(target: Target) -> int:

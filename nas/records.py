@@ -9,7 +9,9 @@ from typing import Any
 from search_spaces.architecture import Architecture
 from trials.losses import OF_TEXT
 
-SCREEN_LOSS = "screen_loss"  # a metric of trials whose architecture was screened: see `trials.screen`
+# Metrics of a trial that are known of its architecture beforehand: its loss in the screening (`trials.screen`),
+# milliseconds for a generated token (`trials.latency`), bytes of weights and cache (`ModelShape.memory_bytes`).
+SCREEN_LOSS, LATENCY, MEMORY = "screen_loss", "latency_ms", "memory_bytes"
 
 
 @dataclass(frozen=True)

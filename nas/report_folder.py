@@ -7,6 +7,7 @@ from pathlib import Path
 from nas.agreement import lines
 from nas.comparison import UNEQUAL, Comparison
 from nas.final_report import comparison_csv, comparison_markdown, on_test_markdown, on_test_notes
+from nas.front_report import front_markdown, plot_front
 from nas.outcome import Outcome
 from nas.plots import plot_agreement, plot_losses, plot_pareto, plot_sizes
 from nas.report import csv_text, markdown_table
@@ -34,6 +35,9 @@ def write_report(outcome: Outcome) -> list[Path]:
     ]
     if outcome.screened:
         plots.append(plot_screening(outcome.screened, records, folder / "screening.png", winner))
+    objectives = outcome.plan.objectives
+    if len(objectives) > 1:
+        plots.append(plot_front(records, objectives, folder / "front.png", winner))
     return [*(folder / name for name in tables), *plots]
 
 
@@ -46,6 +50,9 @@ def results(outcome: Outcome) -> str:
         parts += [f"{texts}{UNEQUAL[0].upper()}{UNEQUAL[1:]}."]
         parts += ["\n".join(f"- {note}" for note in outcome.comparison.notes)]
         parts += _on_test_text(outcome.comparison)
+    objectives = outcome.plan.objectives
+    if len(objectives) > 1:
+        parts += ["## Pareto front of the trials", front_markdown(outcome.records, objectives).rstrip()]
     parts += ["## Trials", markdown_table(outcome.records, teacher_parameters(outcome)).rstrip()]
     stopped = any(one.state == "PRUNED" for one in outcome.records)
     agreement = [f"- {line}" for line in lines(outcome.agreements, stopped)]

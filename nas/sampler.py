@@ -13,6 +13,7 @@ from optuna.samplers import BaseSampler, GPSampler, NSGAIISampler, TPESampler
 from optuna.study import Study
 from optuna.trial import FrozenTrial
 
+from nas.objectives import Point, dominated_by
 from search_spaces.architecture import Architecture
 from search_spaces.budget import Budget
 from search_spaces.space import SearchSpace
@@ -40,7 +41,8 @@ class FeasibleSampler(BaseSampler):
     the inner sampler therefore learns from, is the architecture that was really built. Where the inner sampler
     has no proposal yet (or for ``random``) the draw is uniform over the untried feasible architectures;
     ``exhaustive`` takes them in grid order. ``screen`` takes those of ``screened`` by ascending loss before
-    retraining, and is ``tpe`` when it has come to their end.
+    retraining, and is ``tpe`` when it has come to their end. Where ``costs`` are weighed against the loss, those come
+    first that no other one of the band beats in all of it.
 
     Of several ``budgets`` it is the turn of the one with the fewest trials so far, while it has untried ones left.
 
@@ -59,7 +61,8 @@ class FeasibleSampler(BaseSampler):
         self.seed = seed
         self.feasible = feasible
         self.space = space
-        self.screened: dict[str, float] = {}  # by key
+        self.screened: Mapping[str, float | None] = {}  # by key
+        self.costs: Callable[[Architecture], Point] = lambda _: ()
         self.bands = [band(budgets, space.shape.parameters(one)) for one in feasible]
         self.positions = np.array([self._position(space.sizes(one)) for one in feasible])
 
@@ -97,11 +100,10 @@ class FeasibleSampler(BaseSampler):
         seed = int(np.random.SeedSequence([self.seed, trial.number]).generate_state(1)[0])
         generator = np.random.default_rng(seed)
         proposal = self._propose(study, trial, search_space, seed)
-        screened = [index for index in untried if self.feasible[index].key in self.screened]
         if self.name == "exhaustive":
             chosen = untried[0]
-        elif self.name == "screen" and screened:
-            chosen = min(screened, key=lambda index: self.screened[self.feasible[index].key])
+        elif self.name == "screen" and (best := self._best_screened(untried)) is not None:
+            chosen = best
         elif proposal:
             # NSGA-II leaves a mutated size out, to be drawn afresh.
             drawn = {axis: int(generator.choice(sizes)) for axis, sizes in self.space.axes.items()}
@@ -110,6 +112,16 @@ class FeasibleSampler(BaseSampler):
         else:
             chosen = untried[int(generator.integers(len(untried)))]
         return self.space.sizes(self.feasible[chosen])
+
+    def _best_screened(self, untried: list[int]) -> int | None:
+        """Of the ``untried``, all of one band, the one that fewest of that band beat; then the one of least loss."""
+        own = [index for index, place in enumerate(self.bands) if place == self.bands[untried[0]]]
+        losses = {index: self.screened.get(self.feasible[index].key) for index in own}
+        points = {
+            index: (loss, *self.costs(self.feasible[index])) for index, loss in losses.items() if loss is not None
+        }
+        left = [index for index in untried if index in points]
+        return min(left, key=lambda index: (dominated_by(points[index], points.values()), points[index]), default=None)
 
     def _propose(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution], seed: int

@@ -16,13 +16,15 @@ def rungs(tokens: int, step: int) -> tuple[int, ...]:
     return tuple(sorted({max(1, total // share) * step for share in shares}))
 
 
-def promotes(loss: float, others: Sequence[float], reduction: int = REDUCTION) -> bool:
-    """Whether a trial with ``loss`` may go beyond a rung that ``others`` (its own loss included) have reached.
+def promotes(place: float, others: Sequence[float], reduction: int = REDUCTION) -> bool:
+    """Whether a trial at ``place`` may go beyond a rung that ``others`` (its own place included) have reached.
+
+    A place is a loss, or anything of which less is better.
 
     Asynchronous successive halving (Li et al., MLSys 2020, algorithm 2), stopping variant as in Ray Tune's
     AsyncHyperBandScheduler: a trial goes on when it is in the better ``1 / reduction`` of those seen so far.
     """
-    if not math.isfinite(loss):
+    if not math.isfinite(place):
         return False
-    better = sum(other < loss for other in others)
+    better = sum(other < place for other in others)
     return better < max(1, math.ceil(len(others) / reduction))

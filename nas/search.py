@@ -94,6 +94,7 @@ def _print_plan(plan: Plan, console: Console) -> None:
 
 
 def _print_outcome(outcome: Outcome, console: Console) -> None:
+    from nas.front_report import front_table
     from nas.report import terminal_table
     from nas.report_folder import teacher_parameters
 
@@ -104,6 +105,9 @@ def _print_outcome(outcome: Outcome, console: Console) -> None:
     title = f"study {outcome.plan.study}, budget {outcome.plan.target.budget.text}"
     console.print(terminal_table(outcome.records, teacher, title, roles))
     console.print()
+    if len(outcome.plan.objectives) > 1:
+        console.print(front_table(outcome.records, outcome.plan.objectives))
+        console.print()
     _print_comparison(outcome, console)
     share = f"{winner.record.parameters:,} parameters, {winner.record.parameters / teacher:.1%} of the teacher"
     losses = f"validation loss {winner.val_loss:.4f}, the teacher's {outcome.preparation.teacher_loss:.4f}"

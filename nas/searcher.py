@@ -10,6 +10,7 @@ from typing import Any
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
+from nas.objectives import dominated_by
 from nas.scheduler import promotes
 from nas.study import Candidate, SearchStudy
 from trials.losses import OF_TEXT
@@ -103,9 +104,13 @@ class StudyScheduler(_Disposable, FIFOScheduler):
         The second keeps the comparison of stock and custom shapes possible: without it a search may end with no
         stock candidate that went its whole way.
         """
-        if not self.halving or promotes(loss, self.study.losses_at(tokens, number)):
+        if not self.halving:
             return True
-        return self.study.is_stock(number) and loss <= min(self.study.losses_at(tokens, number, stock_only=True))
+        own, points = self.study.point(number, loss), self.study.points_at(tokens, number)
+        if promotes(dominated_by(own, points), [dominated_by(one, points) for one in points]):
+            return True
+        stock = self.study.points_at(tokens, number, stock_only=True)
+        return self.study.is_stock(number) and not dominated_by(own, stock)
 
 
 METRICS = (

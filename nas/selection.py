@@ -10,6 +10,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
+from nas.objectives import dominated_by, point_of
 from nas.records import FinalRecord, TrialRecord
 
 STATES = ("COMPLETE", "PRUNED", "FAIL", "RUNNING")
@@ -53,6 +54,21 @@ def pareto_front(records: Iterable[TrialRecord]) -> list[TrialRecord]:
         if not front or _loss(one) < _loss(front[-1]):
             front.append(one)
     return front
+
+
+def weighed(records: Iterable[TrialRecord], objectives: Sequence[str]) -> list[TrialRecord]:
+    """The `ranking`, but those that fewer others beat in all ``objectives`` first: the Pareto front, then the rest."""
+    ranked = ranking(records)
+    points = [point_of(one, objectives) for one in ranked]
+    places = {one.number: dominated_by(point, points) for one, point in zip(ranked, points, strict=True)}
+    return sorted(ranked, key=lambda one: places[one.number])
+
+
+def front(records: Iterable[TrialRecord], objectives: Sequence[str]) -> list[TrialRecord]:
+    """The COMPLETE trials that no other one beats in all ``objectives``, smallest loss first."""
+    ranked = ranking(records)
+    points = [point_of(one, objectives) for one in ranked]
+    return [one for one, point in zip(ranked, points, strict=True) if not dominated_by(point, points)]
 
 
 def counts(records: Iterable[TrialRecord]) -> dict[str, int]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ByteSize, ConfigDict, Field, ValidationError
 
 from search_spaces.budget import DEFAULT_TOLERANCE
 from search_spaces.errors import InputError
@@ -33,6 +33,15 @@ class SearchSettings(BaseModel):
         None, description="text: hub name, .txt or .jsonl file, folder, or stdlib (stdlib for mini, else wikitext-103)"
     )
     tolerance: float = Field(DEFAULT_TOLERANCE, ge=0, lt=1, description="width of the budget band, share of the budget")
+    max_memory: ByteSize | None = Field(
+        None, description="bytes of bfloat16 weights and of the cache of a full context at most: 300MB, 1.5GiB"
+    )
+    max_latency_ms: float | None = Field(
+        None, gt=0, description="milliseconds of a generated token at most, measured where trials run, one sequence"
+    )
+    objectives: str = Field(
+        "loss", description="what is weighed: loss alone, or with any of params, memory, latency for a Pareto front"
+    )
     space: str = Field("default", description=f"search space: {', '.join(PRESETS)}, or a YAML file")
     sampler: Literal["screen", "tpe", "random", "nsga2", "gp", "exhaustive"] = Field(
         "screen", description="who proposes; screen takes those that are best before retraining first"

@@ -17,7 +17,8 @@ from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, Trial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
-from nas.records import SCREEN_LOSS, TrialRecord
+from nas.objectives import LATENCY_MS, LOSS, MEMORY_BYTES, PARAMETERS, Point, costs
+from nas.records import LATENCY, MEMORY, SCREEN_LOSS, TrialRecord
 from nas.sampler import FeasibleSampler, band, distributions
 from search_spaces.architecture import Architecture
 from search_spaces.budget import Budget
@@ -25,7 +26,8 @@ from search_spaces.errors import InputError
 from search_spaces.shape import ModelShape
 from search_spaces.space import SearchSpace
 
-SCREENED = "screened/"  # and the key of an architecture: its loss before retraining, or None where there is none
+# Surveys of architectures before the first trial: losses before retraining, and milliseconds for a generated token.
+SCREENED, TIMED = "screened", "timed"
 INTERRUPTED = "interrupted"  # the driver went away: queued again, not counted as a failure
 
 
@@ -42,7 +44,8 @@ class SearchStudy:
 
     ``identity`` holds what makes the losses of two trials comparable (teacher, corpus, recipe, band ...). A study
     that was made with another identity is refused with InputError, naming the setting, both values and the way out.
-    ``feasible`` are the architectures of all ``budgets``; each budget has a competition of its own.
+    ``feasible`` are the architectures of all ``budgets``; each budget has a competition of its own. ``objectives`` are
+    those of `nas.objectives`.
     """
 
     def __init__(
@@ -56,15 +59,17 @@ class SearchStudy:
         seed: int,
         identity: Mapping[str, Any],
         budgets: tuple[Budget, ...] = (),
+        objectives: tuple[str, ...] = (LOSS,),
     ) -> None:
         self.name = name
         self.space = space
-        self.budgets = budgets
+        self.budgets, self.objectives = budgets, objectives
         self.sampler = FeasibleSampler(sampler, space, feasible, seed, budgets)
         self._study = _open(storage, name, self.sampler)
         self._asked: dict[int, Trial] = {}
         self._claim(identity)
-        self.sampler.screened = {key: loss for key, loss in self.screened().items() if loss is not None}
+        self._kept = {survey: self._recalled(survey) for survey in (SCREENED, TIMED)}
+        self.sampler.screened, self.sampler.costs = self._kept[SCREENED], self.costs
 
     def _claim(self, identity: Mapping[str, Any]) -> None:
         known = self._study.user_attrs.get("identity")
@@ -86,17 +91,29 @@ class SearchStudy:
         """Keep ``value`` (JSON) with the study."""
         self._study.set_user_attr(key, value)
 
-    def screen(self, architecture: Architecture, loss: float | None) -> None:
-        """Keep the ``loss`` of a screening (see `trials.screen`), None where it came to nothing."""
-        finite = loss if loss is not None and math.isfinite(loss) else None
-        self.remember(f"{SCREENED}{architecture.key}", finite)
-        if finite is not None:
-            self.sampler.screened[architecture.key] = finite
+    def keep(self, survey: str, architecture: Architecture, value: float | None) -> None:
+        """Keep what a ``survey`` found of ``architecture``; None where it came to nothing."""
+        finite = value if value is not None and math.isfinite(value) else None
+        self.remember(f"{survey}/{architecture.key}", finite)
+        self._kept[survey][architecture.key] = finite
 
-    def screened(self) -> dict[str, float | None]:
-        """What is kept of screenings, by the architecture's key."""
-        kept = self._study.user_attrs
-        return {name[len(SCREENED) :]: kept[name] for name in kept if name.startswith(SCREENED)}
+    def kept(self, survey: str) -> dict[str, float | None]:
+        """What is kept of a ``survey``, by the architecture's key."""
+        return dict(self._kept[survey])
+
+    def _recalled(self, survey: str) -> dict[str, float | None]:
+        attributes, start = self._study.user_attrs, f"{survey}/"
+        return {name.removeprefix(start): attributes[name] for name in attributes if name.startswith(start)}
+
+    def costs(self, architecture: Architecture) -> Point:
+        """What is weighed against the loss of ``architecture``, in the order of the objectives."""
+        shape, latency = self.space.shape, self._kept[TIMED].get(architecture.key)
+        values = {
+            PARAMETERS: float(shape.parameters(architecture)),
+            MEMORY_BYTES: float(shape.memory_bytes(architecture)),
+            LATENCY_MS: math.inf if latency is None else latency,
+        }
+        return costs(self.objectives, values)
 
     def requeue(self) -> int:
         """Fail the trials that a driver left RUNNING when it went away, and queue them again. Returns how many."""
@@ -139,8 +156,12 @@ class SearchStudy:
         self._asked[number].report(loss, tokens)
         return True
 
-    def losses_at(self, tokens: int, number: int, *, stock_only: bool = False) -> list[float]:
-        """The finite losses of all architectures that reached the rung ``tokens``, one for each architecture.
+    def point(self, number: int, loss: float) -> Point:
+        """``loss`` and what is weighed against it, of the candidate under ``number``."""
+        return loss, *self.costs(_architecture(self._asked[number].params))
+
+    def points_at(self, tokens: int, number: int, *, stock_only: bool = False) -> list[Point]:
+        """The points of all architectures that reached the rung ``tokens`` with a finite loss, one for each.
 
         Those of the budget that the candidate under ``number`` is for, itself among them.
         """
@@ -151,7 +172,7 @@ class SearchStudy:
             if tokens in one.intermediate_values
         }
         return [
-            loss
+            (loss, *self.costs(architecture))
             for architecture, loss in latest.items()
             if math.isfinite(loss)
             and self._band(architecture) == own
@@ -194,12 +215,18 @@ class SearchStudy:
 
     def records(self) -> list[TrialRecord]:
         """All trials, oldest first, without the queued ones and without those that were interrupted and queued anew."""
-        screened = self.sampler.screened
         return [
-            _record(one, self.space, screened)
+            _record(one, self.space, self._known(_architecture(one.params)))
             for one in self._trials()
             if one.state is not TrialState.WAITING and one.user_attrs.get("reason") != INTERRUPTED
         ]
+
+    def _known(self, architecture: Architecture) -> dict[str, float]:
+        """Metrics that are known of ``architecture`` whatever becomes of its trial."""
+        surveys = {SCREEN_LOSS: SCREENED, LATENCY: TIMED}
+        found = {metric: self._kept[survey].get(architecture.key) for metric, survey in surveys.items()}
+        memory = {MEMORY: float(self.space.shape.memory_bytes(architecture))}
+        return memory | {metric: value for metric, value in found.items() if value is not None}
 
     def finished(self) -> int:
         """How many trials came to an end, in whatever way."""
@@ -233,9 +260,8 @@ def _costs(architecture: Architecture, shape: ModelShape) -> dict[str, float]:
     return {"flops_per_token": float(flops), "kv_cache_bytes_per_token": float(shape.kv_cache_bytes(architecture))}
 
 
-def _record(trial: FrozenTrial, space: SearchSpace, screened: Mapping[str, float]) -> TrialRecord:
+def _record(trial: FrozenTrial, space: SearchSpace, known: Mapping[str, float]) -> TrialRecord:
     architecture = _architecture(trial.params)
-    loss = {SCREEN_LOSS: screened[architecture.key]} if architecture.key in screened else {}
     complete = trial.state is TrialState.COMPLETE
     return TrialRecord(
         number=trial.number,
@@ -246,7 +272,7 @@ def _record(trial: FrozenTrial, space: SearchSpace, screened: Mapping[str, float
         reason=trial.user_attrs.get("reason"),
         val_loss=trial.value if complete else None,
         curve=tuple(sorted(trial.intermediate_values.items())),
-        metrics={**_costs(architecture, space.shape), **loss, **trial.user_attrs.get("metrics", {})},
+        metrics={**_costs(architecture, space.shape), **known, **trial.user_attrs.get("metrics", {})},
         origin=trial.user_attrs.get("origin", "sampler"),
         started=trial.datetime_start.timestamp() if trial.datetime_start else None,
         ended=trial.datetime_complete.timestamp() if trial.datetime_complete else None,

@@ -1,4 +1,4 @@
-"""Screenings, finals and readings of test text on Ray: fixed lists of tasks, as many at a time as trials."""
+"""Surveys, finals and readings of test text on Ray: fixed lists of tasks, as many at a time as trials."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from search_spaces.errors import InputError
 from trials.checkpoint import Rung
 from trials.final import FinalResult, FinalSpec, run_final
 from trials.final_readings import ReadingSpec, read_model
+from trials.latency import latency
 from trials.reading import Reading
 from trials.screen import screen
 from trials.trial import TrialSpec
@@ -60,6 +61,13 @@ def run_screens(
     _run_all(_screen, specs, resources, hear)
 
 
+def run_timings(
+    specs: Mapping[str, TrialSpec], resources: Resources, hear: Callable[[str, float | Failure | None], None]
+) -> None:
+    """The same for the latencies of ``specs``, in milliseconds of a generated token."""
+    _run_all(_time, specs, resources, hear)
+
+
 def _run_all(
     function: Callable[[Any], Iterator[Said]],
     specs: Mapping[str, Any],
@@ -100,6 +108,11 @@ def _next(stream: Any) -> Any:
 def _screen(spec: TrialSpec) -> Iterator[float]:
     """What runs in a worker: the loss of one student before retraining."""
     yield screen(spec)
+
+
+def _time(spec: TrialSpec) -> Iterator[float]:
+    """What runs in a worker: the latency of one architecture."""
+    yield latency(spec)
 
 
 def _readings(spec: ReadingSpec) -> Iterator[list[Reading]]:

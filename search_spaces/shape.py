@@ -91,6 +91,12 @@ class ModelShape:
         """Bytes that one token adds to the key/value cache, all layers, at ``dtype_bytes`` a number."""
         return 2 * sum(architecture.kv_heads) * self.head_dim * dtype_bytes
 
+    def memory_bytes(self, architecture: Architecture, dtype_bytes: int = 2) -> int:
+        """Bytes of the weights and of a key/value cache of `positions` tokens, at ``dtype_bytes`` a number."""
+        return dtype_bytes * self.parameters(architecture) + self.positions * self.kv_cache_bytes(
+            architecture, dtype_bytes
+        )
+
     def is_stock(self, architecture: Architecture) -> bool:
         """Whether a plain ``AutoModelForCausalLM.from_pretrained`` can hold it; it has one size for all layers."""
         hidden, heads = architecture.hidden, architecture.heads[0]

@@ -118,6 +118,14 @@ def timings(model: PreTrainedModel, workload: Workload) -> list[Reading]:
     ]
 
 
+@torch.inference_mode()
+def generation_milliseconds(model: PreTrainedModel, workload: Workload) -> float:
+    """The generation latency of `timings` alone: median milliseconds of a generated token, one sequence."""
+    model.eval()
+    single = _tokens(model, 1, workload.prompt)
+    return 1e3 * statistics.median(_step_seconds(model, single, workload.warmup + workload.steps)[workload.warmup :])
+
+
 def _parameters(model: PreTrainedModel) -> tuple[int, int]:
     embeddings = [module for module in model.modules() if isinstance(module, nn.Embedding)]
     if (head := model.get_output_embeddings()) is not None:

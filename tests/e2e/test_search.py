@@ -200,6 +200,7 @@ def test_the_same_seed_finds_the_same(
 
 def test_several_budgets_share_a_study_and_each_has_its_winner(small: list[object], tmp_path: Path) -> None:
     flags = ["--budget", "60%,80%", "--trials", 2, "--finalists", 1, "--baselines", "no", "--output", tmp_path]
+    flags += ["--objectives", "loss,latency", "--max-latency-ms", 10_000, "--screened", 6]
     done = run(*small, *flags, "--json")
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
@@ -210,9 +211,12 @@ def test_several_budgets_share_a_study_and_each_has_its_winner(small: list[objec
         assert found["budget"]["minimum"] <= found["best"]["params"] <= found["budget"]["maximum"]
         assert found["best"]["path"] == str(tmp_path / result["study"] / label / "best")
         assert sum(found["trials"].values()) == 2
-        assert (tmp_path / result["study"] / label / "report" / "results.md").exists()
+        report = tmp_path / result["study"] / label / "report"
+        assert {"results.md", "screening.csv", "front.png"} <= {file.name for file in report.iterdir()}
+        assert all(0 < one["latency"] < 10_000 for one in found["front"])
+        assert found["front"][0]["architecture"] in (report / "results.md").read_text()
         assert client.get_model_version_by_alias(f"{result['study']}-{label}", "best")
-    for word in ("all budgets", "budget 80%", "budget 60%"):
+    for word in ("all budgets", "budget 80%", "budget 60%", "Pareto front", " timed] fastest", "in 10000 ms or less"):
         assert word in done.stderr
     (parent,) = client.search_runs(["1"], "tags.`mlflow.runName` = '" + result["study"] + "'")
     losses = [parent.data.metrics[f"{label}/best_val_loss"] for label in ("80pct", "60pct")]

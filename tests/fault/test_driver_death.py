@@ -204,9 +204,10 @@ def test_unfinished_trials_go_on_from_their_checkpoints(finished: list[FrozenTri
 def test_what_was_screened_is_not_screened_again(
     finished: list[FrozenTrial], interrupted: tuple[int, str, list[psutil.Process]], last_words: str, output: Path
 ) -> None:
-    assert "screened]" not in interrupted[1] + last_words
+    assert " screened]" not in interrupted[1] + last_words
     kept = optuna.load_study(storage=f"sqlite:///{output}/studies.db", study_name=STUDY).user_attrs
-    losses = {name.removeprefix(SCREENED): loss for name, loss in kept.items() if name.startswith(SCREENED)}
+    start = f"{SCREENED}/"
+    losses = {name.removeprefix(start): loss for name, loss in kept.items() if name.startswith(start)}
     order = sorted(losses, key=losses.__getitem__)
     keys = [Architecture.uniform(**one.params).key for one in counted(finished)]
     first, *others = [one.user_attrs["origin"] for one in counted(finished)]

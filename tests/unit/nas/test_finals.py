@@ -227,4 +227,4 @@ def test_the_study_keeps_trials_and_finals_apart(plan: Plan, study: SearchStudy,
     assert study.records() == before == []
     candidate = study.ask()
     assert candidate is not None
-    assert study.losses_at(plan.recipe.tokens, candidate.number) == []
+    assert study.points_at(plan.recipe.tokens, candidate.number) == []

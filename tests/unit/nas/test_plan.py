@@ -168,3 +168,29 @@ def test_a_single_budget_is_its_own_part(tiny_teacher_folder: Path) -> None:
     assert plan.parts == (plan,)
     assert plan.results == plan.folder
     assert {"minimum", "maximum"} <= plan.identity.keys()
+
+
+def test_a_limit_of_memory_leaves_what_fits_and_names_the_least_where_nothing_does(tiny_teacher_folder: Path) -> None:
+    whole = make(tiny_teacher_folder, tolerance=0.3)
+    shape = whole.target.shape
+    needs = sorted(shape.memory_bytes(one) for one in whole.target.feasible)
+    most = needs[len(needs) // 2]
+    plan = make(tiny_teacher_folder, tolerance=0.3, max_memory=most)
+    kept = [one for one in whole.target.feasible if shape.memory_bytes(one) <= most]
+    assert list(plan.target.feasible) == kept
+    assert len(kept) < len(needs)
+    assert f"{most:,} bytes" in dict(summary(plan))["limits"]
+    assert make(tiny_teacher_folder, max_memory="1GB").settings.max_memory == 10**9
+    with pytest.raises(InputError, match=rf"--max-memory 1,000: .* at least {needs[0]:,} bytes"):
+        make(tiny_teacher_folder, tolerance=0.3, max_memory="1KB")
+    with pytest.raises(InputError, match="--max-memory 'much'"):
+        make(tiny_teacher_folder, max_memory="much")
+
+
+def test_limits_and_objectives_are_part_of_what_a_study_is(tiny_teacher_folder: Path) -> None:
+    plain = make(tiny_teacher_folder).identity
+    changes = [{"max_memory": "1GB"}, {"max_latency_ms": 9}, {"objectives": "loss,params"}]
+    changed = [make(tiny_teacher_folder, **change).identity for change in changes]
+    assert [one.keys() - plain.keys() for one in changed] == [{name} for change in changes for name in change]
+    with pytest.raises(InputError, match="--objectives 'speed'"):
+        make(tiny_teacher_folder, objectives="speed")

@@ -179,7 +179,7 @@ def test_searcher_and_scheduler_tell_each_ending() -> None:
         "nan": "FAIL",
     }
     assert by_name["good"].curve == ((0, 9.0), (16, 4.0), (64, 3.0))
-    costs = {"flops_per_token", "kv_cache_bytes_per_token"}
+    costs = {"flops_per_token", "kv_cache_bytes_per_token", "memory_bytes"}
     measured = {name: value for name, value in by_name["good"].metrics.items() if name not in costs}
     assert measured == {"tokens": 64.0, "seconds": 1.0}  # and nothing of what Tune adds
     assert by_name["good"].metrics.keys() >= costs
@@ -234,7 +234,7 @@ def test_a_budget_is_no_rival_of_another() -> None:
         assert candidate is not None
         decision = scheduler.on_trial_result(None, FakeTrial(candidate.number), {"tokens": 16, "val_loss": loss})
         went_on.append(decision == "CONTINUE")
-        assert {math.floor(one) for one in study.losses_at(16, candidate.number)} == {math.floor(loss)}
+        assert {math.floor(one) for (one,) in study.points_at(16, candidate.number)} == {math.floor(loss)}
     assert went_on == [True, True, False, False, False, False]
 
 

@@ -44,6 +44,14 @@ def test_counts_of_published_models() -> None:
     assert counted == [254_104_576, 266_690_560, 262_469_632]
 
 
+def test_memory_is_weights_and_the_cache_of_a_full_context() -> None:
+    cache = 2 * 24 * 1024  # keys and values of all layers, one token
+    assert MEDIUM.memory_bytes(MEDIUM.full) == 2 * (354_823_168 + 1024 * cache)
+    assert MEDIUM.memory_bytes(MEDIUM.full, dtype_bytes=4) == 2 * MEDIUM.memory_bytes(MEDIUM.full)
+    grouped = SMOL.memory_bytes(SMOL.full) - 2 * SMOL.parameters(SMOL.full)
+    assert grouped == 8192 * 2 * 2 * 30 * 3 * 64
+
+
 def test_untied_output_projection_counts_once_more() -> None:
     untied = ModelShape("gpt2", 8, 256, 8, 32, 1024, 4096, 256, tied=False)
     assert untied.parameters(untied.full) - SMALL.parameters(SMALL.full) == 4096 * 256

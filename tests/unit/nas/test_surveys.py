@@ -1,10 +1,11 @@
-"""Who is screened, that nobody is twice, and that the best of them are tried first."""
+"""Who is screened and timed, that nobody is twice, and who is tried first."""
 
 from __future__ import annotations
 
 import csv
 import io
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +15,17 @@ from matplotlib.image import imread
 from rich.console import Console
 from tracking_reference import record
 
-from nas import screening
+from nas import surveys
 from nas.candidates import informed
 from nas.errors import Failure
+from nas.objectives import dominated_by
 from nas.plan import Machine, Plan, Resources, make_plan, resolve_target
-from nas.screening import first_candidates, run_screening
 from nas.screening_report import plot_screening, screening_csv
 from nas.settings import load_settings
-from nas.study import SearchStudy
+from nas.study import SCREENED, TIMED, SearchStudy
+from nas.surveys import first_candidates, run_screening, within_latency
 from search_spaces.architecture import Architecture
+from search_spaces.errors import InputError
 from trials.trial import TrialSpec
 
 Hear = Callable[[str, float | Failure | None], None]
@@ -53,7 +56,7 @@ class Runner:
 @pytest.fixture
 def runner(monkeypatch: pytest.MonkeyPatch) -> Runner:
     runner = Runner()
-    monkeypatch.setattr(screening, "run_screens", runner)
+    monkeypatch.setattr(surveys, "SCREENING", replace(surveys.SCREENING, run=runner))
     return runner
 
 
@@ -69,8 +72,17 @@ def plan(tiny_teacher_folder: Path, tmp_path: Path) -> Plan:
 
 
 def study_of(plan: Plan) -> SearchStudy:
-    target, sampler = plan.target, plan.settings.sampler
-    return SearchStudy(plan.storage, "s", target.space, target.feasible, sampler=sampler, seed=0, identity={})
+    target, settings = plan.target, plan.settings
+    return SearchStudy(
+        plan.storage,
+        "s",
+        target.space,
+        target.feasible,
+        sampler=settings.sampler,
+        seed=0,
+        identity={},
+        objectives=plan.objectives,
+    )
 
 
 def screened(plan: Plan) -> str:
@@ -99,9 +111,9 @@ def test_a_small_band_is_screened_whole_and_of_a_larger_one_the_informed_and_a_d
 def test_trials_come_in_the_order_of_the_screening_the_best_stock_one_second(plan: Plan, runner: Runner) -> None:
     said = screened(plan)
     assert f"{len(plan.screened)}/{len(plan.screened)} screened" in said
-    assert said.count("\n") == screening.LINES
+    assert said.count("\n") == surveys.LINES
     study, order = study_of(plan), sorted(plan.screened, key=loss_of)
-    study.queue(first_candidates(plan, study.sampler.screened))
+    study.queue(first_candidates(plan, study.kept(SCREENED)))
     asked = [study.ask() for _ in order]
     assert study.ask() is None
     stock = next(one for one in order if plan.target.shape.is_stock(one))
@@ -120,18 +132,18 @@ def test_what_was_screened_before_an_interrupt_is_kept_and_not_done_again(plan: 
     runner.outcome[3] = KeyboardInterrupt()
     with pytest.raises(KeyboardInterrupt):
         screened(plan)
-    assert "3 screenings are done already" in screened(plan)
+    assert f"3 of {len(plan.screened)} are screened already" in screened(plan)
     assert len(runner.ran) == len(plan.screened) + 1
     assert runner.ran.count(runner.ran[3]) == 2
     assert screened(plan) == ""
-    assert study_of(plan).screened() == {one.key: loss_of(one) for one in plan.screened}
+    assert study_of(plan).kept(SCREENED) == {one.key: loss_of(one) for one in plan.screened}
 
 
 def test_a_screening_that_fails_costs_the_architecture_its_place_and_nothing_else(plan: Plan, runner: Runner) -> None:
     runner.outcome = {0: Failure("out of memory", retry=False), 1: float("nan")}
-    assert f"{plan.screened[0].key}: not screened: out of memory" in screened(plan)
+    assert f"{plan.screened[0].key} could not be screened: out of memory" in screened(plan)
     study = study_of(plan)
-    assert [study.screened()[one.key] for one in plan.screened[:3]] == [None, None, loss_of(plan.screened[2])]
+    assert [study.kept(SCREENED)[one.key] for one in plan.screened[:3]] == [None, None, loss_of(plan.screened[2])]
     asked = [one.architecture for _ in plan.screened if (one := study.ask())]
     assert set(asked[:-2]) == set(plan.screened[2:])
     assert set(asked[-2:]) == set(plan.screened[:2])
@@ -149,3 +161,52 @@ def test_table_and_picture_show_what_became_of_the_screened(plan: Plan, tmp_path
     assert int(lines[0]["parameters"]) == plan.target.shape.parameters(third)
     drawn = [imread(plot_screening(losses, some, tmp_path / "plot.png", first)) for some in (records, [])]
     assert not np.array_equal(*drawn)
+
+
+def timed(plan: Plan, monkeypatch: pytest.MonkeyPatch, milliseconds: Callable[[Architecture], float]) -> Plan:
+    """The plan within its limit, every architecture timed at ``milliseconds``."""
+
+    def run(specs: Mapping[str, TrialSpec], resources: Resources, hear: Hear) -> None:
+        assert resources.workers == 1  # two at a time would take each other's time
+        for name, spec in specs.items():
+            hear(name, milliseconds(spec.architecture))
+
+    monkeypatch.setattr(surveys, "TIMING", replace(surveys.TIMING, run=run))
+    return within_latency(plan, study_of(plan), Console(file=io.StringIO()))
+
+
+def test_a_limit_of_latency_leaves_the_fast_ones_by_what_was_measured_first(
+    tiny_teacher_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = make(tiny_teacher_folder, tmp_path, max_latency_ms="2.5")
+    assert plan.times_candidates
+    assert {one.depth for one in plan.target.feasible} == {2, 3}
+    limited = timed(plan, monkeypatch, lambda one: float(one.depth))
+    assert {one.depth for one in limited.target.feasible} == {2}
+    assert limited.trials <= len(limited.target.feasible)
+    assert timed(plan, monkeypatch, lambda _: 99.0) == limited  # measured once
+    assert study_of(plan).kept(TIMED) == {one.key: float(one.depth) for one in plan.target.feasible}
+
+
+def test_a_limit_that_nothing_meets_names_the_fastest(
+    tiny_teacher_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = make(tiny_teacher_folder, tmp_path, max_latency_ms="0.5")
+    with pytest.raises(InputError, match=r"--max-latency-ms 0\.5: of budget 60% the fastest takes 2\.00"):
+        timed(plan, monkeypatch, lambda one: float(one.depth))
+
+
+def test_weighed_against_latency_the_front_of_the_screening_comes_first(
+    tiny_teacher_folder: Path, tmp_path: Path, runner: Runner
+) -> None:
+    plan = make(tiny_teacher_folder, tmp_path, objectives="loss,latency")
+    screened(plan)
+    study = study_of(plan)
+    for one in plan.target.feasible:
+        study.keep(TIMED, one, float(one.hidden))
+    points = {one: (loss_of(one), float(one.hidden)) for one in plan.target.feasible}
+    members = {one for one, point in points.items() if not dominated_by(point, points.values())}
+    assert len(members) > 1
+    asked = [candidate.architecture for _ in members if (candidate := study.ask())]
+    assert set(asked) == members
+    assert asked[0] == min(plan.target.feasible, key=loss_of)
