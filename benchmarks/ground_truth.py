@@ -26,16 +26,16 @@ from trials.preparation import prepare
 from trials.screen import screen
 from trials.trial import Preparation
 
-CALIBRATION, VALIDATION = (2_048, 4_096, 8_192, 16_384), 8_192  # tokens of a screening
+SIZES = (2_048, 4_096, 8_192)  # calibration tokens of a screening, and as many of validation
 FLAGS = ("--sampler", "exhaustive", "--scheduler", "none", "--finalists", "0")
 
 
 def screened(plan: Plan, record: TrialRecord) -> dict[str, dict[str, float]]:
-    """Loss and seconds of screening the architecture of ``record``, by calibration tokens."""
+    """Loss and seconds of screening the architecture of ``record``, by its tokens."""
     found = {}
-    for tokens in CALIBRATION:
+    for tokens in SIZES:
         started = time.perf_counter()
-        loss = screen(architecture_spec(plan, record.architecture), tokens, VALIDATION)
+        loss = screen(architecture_spec(plan, record.architecture), tokens, tokens)
         found[str(tokens)] = {"loss": round(loss, 5), "seconds": round(time.perf_counter() - started, 3)}
     print(record.architecture.key, found, flush=True)
     return found
@@ -50,7 +50,6 @@ def table(plan: Plan, preparation: Preparation, records: list[TrialRecord]) -> d
         "recipe": {name: value for name, value in plan.recipe.to_dict().items() if name not in ("model", "corpus")},
         "teacher_loss": preparation.teacher_loss,
         "seconds_per_trial": round(statistics.median(one.metrics["seconds"] for one in records), 2),
-        "screen_validation_tokens": VALIDATION,
         "architectures": [
             {
                 "key": one.architecture.key,

@@ -85,8 +85,8 @@ class Truth:
         return refit_flops(self.shape, one, recipe, refit_windows(self.shape, recipe, "cpu")) + reading + training
 
     def screen_flops(self, one: Architecture, tokens: int) -> float:
-        """Of refitting on ``tokens`` and reading as many as the table's screenings did."""
-        return screen_flops(self.shape, one, self.recipe, tokens, self.table["screen_validation_tokens"])
+        """Of refitting on ``tokens`` and reading as many."""
+        return screen_flops(self.shape, one, self.recipe, tokens, tokens)
 
 
 class Guided(FeasibleSampler):
@@ -120,7 +120,7 @@ class Guided(FeasibleSampler):
 
 @dataclass(frozen=True)
 class Strategy:
-    """``sampler`` is one of `nas.sampler.INNER` or "guided"; ``screened``: calibration tokens of a screening, or 0."""
+    """``sampler`` is one of `nas.sampler.INNER` or "guided"; ``screened``: tokens of a screening, or 0."""
 
     sampler: str
     halving: bool
@@ -185,7 +185,7 @@ def _study(truth: Truth, strategy: Strategy, seed: int) -> SearchStudy:
         study.sampler = study._study.sampler = Guided(truth.space, feasible, seed)
         study.sampler.prior = truth.screens(strategy.screened)
     elif strategy.screened:
-        study.sampler.screened = truth.screens(strategy.screened)
+        study.sampler.screened = dict(truth.screens(strategy.screened))
     else:
         study.queue(informed(truth.shape, feasible) if strategy.sampler != "exhaustive" else ())
     return study
