@@ -43,8 +43,8 @@ class SearchSettings(BaseModel):
         "loss", description="what is weighed: loss alone, or with any of params, memory, latency for a Pareto front"
     )
     space: str = Field("default", description=f"search space: {', '.join(PRESETS)}, or a YAML file")
-    sampler: Literal["screen", "tpe", "random", "nsga2", "gp", "exhaustive"] = Field(
-        "screen", description="who proposes; screen takes those that are best before retraining first"
+    sampler: Literal["tpe", "screen", "random", "nsga2", "gp", "exhaustive"] = Field(
+        "tpe", description="who proposes; screen measures all before retraining and takes the best first"
     )
     screened: int = Field(64, ge=1, description="architectures at most that screen measures before retraining")
     scheduler: Literal["asha", "none"] = Field("asha", description="asha stops weak trials early; none trains all")

@@ -32,6 +32,7 @@ def arguments(teacher: Path, text: Path, output: Path, study: str, **changes: An
         "study": study,
         "budget": "60%",
         "tolerance": 0.2,
+        "sampler": "screen",
         "screened": 6,
         "trials": 4,
         "tokens_per_trial": 4096,

@@ -51,7 +51,8 @@ def small(tiny_teacher_folder: Path, tmp_path_factory: pytest.TempPathFactory) -
     tests = ["--test", f"unseen={unseen},lambada={passages}"]
     sizes = ["--tokens-per-trial", 2048, "--sequence-length", 64, "--batch-tokens", 256, "--validation-tokens", 1024]
     model = ["--model", tiny_teacher_folder, "--corpus", text, "--calibration-samples", 8, "--tolerance", 0.1]
-    return [*model, *sizes, *tests, "--validation", other, "--trials", TRIALS, "--workers", 1, "--cpus-per-trial", 1]
+    rest = ["--validation", other, "--sampler", "screen", "--trials", TRIALS, "--workers", 1, "--cpus-per-trial", 1]
+    return [*model, *sizes, *tests, *rest]
 
 
 @pytest.fixture(scope="module")

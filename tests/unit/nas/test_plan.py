@@ -127,6 +127,12 @@ def test_no_more_trials_than_the_band_holds(tiny_teacher_folder: Path) -> None:
     assert make(tiny_teacher_folder, trials=1, sampler="exhaustive").trials == plan.trials
 
 
+def test_summary_says_that_candidates_are_screened(tiny_teacher_folder: Path) -> None:
+    plan = make(tiny_teacher_folder, sampler="screen", screened=9)
+    assert dict(summary(plan))["screening"].startswith("9 architectures before retraining")
+    assert "screening" not in dict(summary(make(tiny_teacher_folder)))
+
+
 def test_summary_says_what_will_be_done(tiny_teacher_folder: Path) -> None:
     text = "\n".join(f"{what} {value}" for what, value in summary(make(tiny_teacher_folder)))
     for part in (
@@ -142,7 +148,7 @@ def test_summary_says_what_will_be_done(tiny_teacher_folder: Path) -> None:
 
 
 def test_several_budgets_are_one_plan_with_a_part_for_each(tiny_teacher_folder: Path) -> None:
-    plan = make(tiny_teacher_folder, budget="60%,80%", trials=3, finalists=1)
+    plan = make(tiny_teacher_folder, budget="60%,80%", trials=3, finalists=1, sampler="screen")
     large, small = plan.parts
     assert [part.part for part in plan.parts] == ["80pct", "60pct"]
     assert plan.target.feasible == (*large.target.feasible, *small.target.feasible)

@@ -61,7 +61,8 @@ def runner(monkeypatch: pytest.MonkeyPatch) -> Runner:
 
 
 def make(teacher: Path, output: Path, **changes: Any) -> Plan:
-    flags = {"model": teacher, "output": output, "corpus": "stdlib", "budget": "60%", "tolerance": "0.1", **changes}
+    flags = {"model": teacher, "output": output, "corpus": "stdlib", "budget": "60%", "tolerance": "0.1"}
+    flags = {**flags, "sampler": "screen", **changes}
     settings = load_settings({name: str(value) for name, value in flags.items()}, None, {})
     return make_plan(settings, resolve_target(settings), Machine(2, 0.0, 2**34, 2))
 
