@@ -138,8 +138,7 @@ def test_summary_says_what_will_be_done(tiny_teacher_folder: Path) -> None:
     for part in (
         "75,408 parameters",
         "architectures",
-        "16 by screen",
-        "before retraining",
+        "16 by tpe",
         "2 at a time",
         "learning rate",
         "studies.db",
