@@ -1,0 +1,248 @@
+"""Everything that is to be measured on a GPU, in one command and one JSON file; torch and transformers are enough.
+
+    python -m benchmarks.gpu --output gpu.json
+    python -m benchmarks.gpu --small --device cpu --output smoke.json    # does it run at all?
+
+A teacher of gpt2-medium's shape with random weights is cut to 254M parameters; text is random tokens: what a step costs
+does not depend on either. Measured are optimizer steps of the distillation loop (`trials.distill`) with the teacher
+online and with its stored states, layers compiled or not, against a straightforward loop (all logits, in float32 and
+under autocast), with the peak memory of each; and what comes before the first step: scores, streams, slices, refit,
+screening, latency. Model FLOP utilisation counts the forward and backward pass of the student, attention included, and
+the teacher's forward pass or output projection, as `trials.estimate` does, over the peak of the device's bfloat16
+tensor cores without sparsity. Every figure is a median of ``repeats`` after a warm-up.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+import transformers
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
+
+from search_spaces.architecture import Architecture
+from trials.cache import Cache
+from trials.corpus import Corpus, windows
+from trials.distill import DistillSettings, distill, make_optimizer
+from trials.efficiency import Workload, generation_milliseconds
+from trials.estimate import screen_flops
+from trials.evaluate import window_losses
+from trials.families import family_of
+from trials.importance import ImportanceScores, compute_importance
+from trials.precision import autocast, training_precision
+from trials.preparation import Recipe
+from trials.prune import prune
+from trials.streams import Streams, load_streams
+from trials.targets import Targets, load_targets
+from trials.teacher import Teacher
+
+# bfloat16 FLOP/s without sparsity, from NVIDIA's data sheets (SXM), by a part of the device's name.
+PEAKS = {"H200": 989e12, "H100": 989e12, "A100": 312e12}
+
+
+MEDIUM_STUDENT = Architecture.uniform(24, 1024, 12, 2560)  # 254,104,576 parameters
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Of the teacher, of its student, and of what is timed; ``batch`` and ``calibration`` in tokens."""
+
+    layers: int = 24
+    hidden: int = 1024
+    vocab: int = 50257
+    student: Architecture = MEDIUM_STUDENT
+    length: int = 1024
+    batch: int = 32_768
+    steps: int = 6
+    repeats: int = 3
+    calibration: int = 65_536
+
+
+SMALL = Sizes(3, 64, 500, Architecture.uniform(2, 48, 1, 128), 32, 128, 2, 2, 256)
+
+
+class Bench:
+    """A teacher on ``device``, random text, scores and streams."""
+
+    def __init__(self, sizes: Sizes, device: str, folder: Path) -> None:
+        self.sizes, self.device, self.cache = sizes, device, Cache(folder)
+        config = GPT2Config(
+            n_layer=sizes.layers,
+            n_embd=sizes.hidden,
+            n_head=sizes.hidden // 64,
+            n_positions=sizes.length,
+            vocab_size=sizes.vocab,
+            bos_token_id=0,
+            eos_token_id=0,
+        )
+        torch.manual_seed(0)
+        dtype = training_precision(device)[0] if device == "cuda" else torch.float32
+        model = GPT2LMHeadModel(config).to(device, dtype).eval().requires_grad_(False)
+        self.family = family_of(config)
+        self.teacher = Teacher(Path(), model, None, self.family.shape(config), "random")  # type: ignore[arg-type]
+        tokens = np.random.default_rng(0).integers(0, sizes.vocab, max(sizes.calibration, sizes.batch * 2), np.uint16)
+        self.corpus = Corpus(tokens, tokens[: 2 * sizes.length], "random", "random", "random tokens")
+        self.text = windows(tokens, sizes.length)
+        self.recipe = Recipe("", "", sizes.batch, (sizes.batch,), sizes.length, sizes.length, sizes.batch, 1e-5, 1, 0)
+        self.scores: ImportanceScores | None = None
+        self.streams: Streams | None = None
+
+    def student(self, refitted: bool = False) -> PreTrainedModel:
+        assert self.scores is not None, "scores are computed first"
+        return prune(self.teacher.model, self.scores, self.sizes.student, self.streams if refitted else None).float()
+
+    def seconds(self, run: Callable[[], Any]) -> float:
+        """Median seconds of ``run``, after one that does not count."""
+        found = []
+        for _ in range(self.sizes.repeats + 1):
+            self.synchronize()
+            started = time.perf_counter()
+            run()
+            self.synchronize()
+            found.append(time.perf_counter() - started)
+        return statistics.median(found[1:])
+
+    def synchronize(self) -> None:
+        if self.device == "cuda":
+            torch.cuda.synchronize()
+
+    def preparation(self) -> dict[str, float]:
+        """Seconds of what comes before the first step of a trial."""
+        sizes, model = self.sizes, self.teacher.model
+        calibration = self.text[: sizes.calibration // sizes.length]
+        tokens = torch.from_numpy(calibration.astype(np.int64))
+        found = {"importance": self.seconds(lambda: compute_importance(model, self.family, tokens))}
+        self.scores = compute_importance(model, self.family, tokens)
+        started = time.perf_counter()
+        self.streams = load_streams(self.teacher, calibration, self.cache)
+        found["streams"] = time.perf_counter() - started
+        found["slices"] = self.seconds(self.student)
+        found["slices_and_refit"] = self.seconds(lambda: self.student(refitted=True))
+        found["refit_tokens"] = float(self.streams.windows.numel())
+        few, whole = self.streams.first(max(1, sizes.calibration // 8 // sizes.length)), self.streams
+        text = calibration[: max(1, len(calibration) // 8)]
+        self.streams = few
+        found["screening"] = self.seconds(lambda: window_losses(self.student(refitted=True), self.family, text))
+        self.streams = whole
+        flops = screen_flops(self.teacher.shape, sizes.student, self.recipe, few.windows.numel(), text.size)
+        found["screening_flops_per_second"] = flops / found["screening"]
+        workload = replace(Workload.within(sizes.length, 1), warmup=2)
+        found["latency_ms"] = generation_milliseconds(self.student(), workload)
+        return found
+
+    def step(self, stored: bool, compiled: bool) -> dict[str, float]:
+        """Our loop: tokens in a second, share of the peak, peak memory."""
+        length, teacher = self.sizes.length, self.teacher
+        targets = load_targets(teacher, self.corpus, length, self.cache) if stored else Targets(teacher)
+        student = self.student()
+        if compiled:
+            for layer in self.family.layers(student):
+                layer.compile()
+        tokens = self.sizes.batch * self.sizes.steps
+        settings = DistillSettings(tokens, (tokens,), length, self.sizes.batch, 1e-5, 0, "", checkpoint_seconds=1e9)
+        warm_up = replace(settings, tokens=self.sizes.batch, rungs=(self.sizes.batch,))
+        speeds = []
+        for one in (warm_up, *[settings] * self.sizes.repeats):
+            self._reset()
+            with tempfile.TemporaryDirectory() as folder:
+                readings = distill(student, targets, self.corpus, one, Path(folder), lambda *_: None).rungs
+            validating, whole = (reading.metrics["seconds"] for reading in readings)
+            speeds.append(one.tokens / (whole - 2 * validating))
+        return self._figures(statistics.median(speeds[1:]), stored)
+
+    def straightforward(self, mixed: bool) -> dict[str, float]:
+        """As one would first write it: the teacher reads every batch, all logits are kept; as small as memory asks."""
+        student, windows_left = self.student(), self.sizes.batch // self.sizes.length
+        optimizer, teacher = make_optimizer(student, 1e-5), self.teacher.model
+        micro = max(1, min(windows_left, 4))
+
+        def step() -> None:
+            optimizer.zero_grad()
+            for start in range(0, windows_left, micro):
+                tokens = torch.from_numpy(self.text[start : start + micro].astype(np.int64)).to(self.device)
+                with autocast(self.device) if mixed else torch.autocast(self.device, enabled=False):
+                    with torch.no_grad():
+                        target = F.log_softmax(teacher(tokens).logits.flatten(0, 1).float(), dim=-1)
+                    own = F.log_softmax(student(tokens).logits.flatten(0, 1).float(), dim=-1)
+                    loss = F.kl_div(own, target, log_target=True, reduction="batchmean")
+                torch.autograd.backward(loss * (micro / windows_left))
+            torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)
+            optimizer.step()
+
+        self._reset()
+        return self._figures(self.sizes.batch / self.seconds(step), stored=False)
+
+    def _figures(self, speed: float, stored: bool) -> dict[str, float]:
+        shape, student, length = self.teacher.shape, self.sizes.student, self.sizes.length
+        teacher = 2 * shape.vocab * shape.hidden if stored else shape.flops_per_token(shape.full, length)
+        flops = speed * (3 * shape.flops_per_token(student, length) + teacher)
+        found = {"tokens_per_second": speed, "flops_per_second": flops}
+        if self.device == "cuda":
+            found["peak_memory_bytes"] = float(torch.cuda.max_memory_allocated())
+            name = torch.cuda.get_device_name()
+            peaks = [peak for part, peak in PEAKS.items() if part in name]
+            found |= {"utilisation": flops / peaks[0]} if peaks else {}
+        return found
+
+    def _reset(self) -> None:
+        if self.device == "cuda":
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
+
+
+def machine(device: str) -> dict[str, Any]:
+    """What it ran on."""
+    found: dict[str, Any] = {"torch": torch.__version__, "transformers": transformers.__version__}
+    found |= {"python": platform.python_version(), "cpus": torch.get_num_threads()}
+    if device == "cuda":
+        found |= {"gpu": torch.cuda.get_device_name(), "memory": torch.cuda.get_device_properties(0).total_memory}
+    return found
+
+
+def measure(sizes: Sizes, device: str, folder: Path) -> dict[str, Any]:
+    """All of it; every part is printed when it is there."""
+    bench, found = Bench(sizes, device, folder), dict[str, Any]()
+    found["machine"] = machine(device)
+    found["sizes"] = {**asdict(sizes), "student": sizes.student.key}
+    found["parameters"] = bench.teacher.shape.parameters(sizes.student)
+    parts: dict[str, Callable[[], dict[str, float]]] = {
+        "preparation, seconds": bench.preparation,
+        "step, teacher online": lambda: bench.step(stored=False, compiled=False),
+        "step, stored states": lambda: bench.step(stored=True, compiled=False),
+        "step, teacher online, compiled": lambda: bench.step(stored=False, compiled=True),
+        "step, stored states, compiled": lambda: bench.step(stored=True, compiled=True),
+        "straightforward, float32": lambda: bench.straightforward(mixed=False),
+        "straightforward, autocast": lambda: bench.straightforward(mixed=True),
+    }
+    for name, part in parts.items():
+        found[name] = part()
+        print(name, {what: float(f"{value:.4g}") for what, value in found[name].items()}, flush=True)
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
+    parser.add_argument("--small", action="store_true", help="a model of nothing, to see that it runs")
+    parser.add_argument("--output", type=Path, required=True, metavar="FILE.json")
+    flags = parser.parse_args()
+    if flags.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: torch sees no GPU; give --device cpu --small to try it")
+    with tempfile.TemporaryDirectory() as folder:
+        found = measure(SMALL if flags.small else Sizes(), flags.device, Path(folder))
+    flags.output.write_text(json.dumps(found, indent=1) + "\n", "utf-8")
+
+
+if __name__ == "__main__":
+    main()
