@@ -122,7 +122,6 @@ def _print_outcome(outcome: Outcome, console: Console) -> None:
         say(f"            {outcome.stock_path}")
     trust = "" if winner.record.stock else ", trust_remote_code=True"
     say(f'load it:    AutoModelForCausalLM.from_pretrained("{outcome.winner_path}"{trust})')
-    say(f"report:     {outcome.plan.results / 'report'}")
 
 
 def _print_whole(outcomes: Sequence[Outcome], console: Console) -> None:
@@ -133,7 +132,9 @@ def _print_whole(outcomes: Sequence[Outcome], console: Console) -> None:
         console.print()
         console.print(overview_table(outcomes))
         console.print()
-    console.print(f"see it:     {ui_command(tracking_uri(outcomes[0].plan.output))}", soft_wrap=True)
+    plan, say = outcomes[0].plan, partial(console.print, soft_wrap=True)
+    say(f"see it:     {ui_command(tracking_uri(plan.output))}")
+    say(f"report:     {plan.folder / 'report'}")
 
 
 def _print_comparison(outcome: Outcome, console: Console) -> None:
