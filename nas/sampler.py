@@ -18,6 +18,7 @@ from search_spaces.architecture import Architecture
 from search_spaces.budget import Budget
 from search_spaces.space import SearchSpace
 
+INTERRUPTED = "interrupted"  # why a trial failed whose driver went away: queued again, not counted as a failure
 STARTUP_TRIALS = 8  # random draws, the informed candidates included, before a model of the losses is worth asking
 POPULATION = 8  # NSGA-II's generations must be small beside the few dozen trials of a search
 
@@ -97,7 +98,7 @@ class FeasibleSampler(BaseSampler):
         untried = self._of_next_band(self.untried(study))
         if not untried:
             raise RuntimeError("every feasible architecture has been tried")
-        seed = int(np.random.SeedSequence([self.seed, trial.number]).generate_state(1)[0])
+        seed = int(np.random.SeedSequence([self.seed, _ordinal(study, trial)]).generate_state(1)[0])
         generator = np.random.default_rng(seed)
         proposal = self._propose(study, trial, search_space, seed)
         if self.name == "exhaustive":
@@ -143,6 +144,12 @@ class FeasibleSampler(BaseSampler):
 
 def _scaled(size: int, smallest: int, largest: int) -> float:
     return (size - smallest) / (largest - smallest) if largest > smallest else 0.0
+
+
+def _ordinal(study: Study, trial: FrozenTrial) -> int:
+    """The number that ``trial`` would have, had none before it been interrupted and queued again."""
+    before = (one for one in study.get_trials(deepcopy=False) if one.number < trial.number)
+    return sum(one.user_attrs.get("reason") != INTERRUPTED for one in before)
 
 
 def band(budgets: Sequence[Budget], parameters: int) -> int:

@@ -19,7 +19,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from nas.objectives import LATENCY_MS, LOSS, MEMORY_BYTES, PARAMETERS, Point, costs
 from nas.records import LATENCY, MEMORY, SCREEN_LOSS, TrialRecord
-from nas.sampler import FeasibleSampler, band, distributions
+from nas.sampler import INTERRUPTED, FeasibleSampler, band, distributions
 from search_spaces.architecture import Architecture
 from search_spaces.budget import Budget
 from search_spaces.errors import InputError
@@ -28,7 +28,6 @@ from search_spaces.space import SearchSpace
 
 # Surveys of architectures before the first trial: losses before retraining, and milliseconds for a generated token.
 SCREENED, TIMED = "screened", "timed"
-INTERRUPTED = "interrupted"  # the driver went away: queued again, not counted as a failure
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,8 @@ import pytest
 from optuna.trial import FrozenTrial, TrialState
 from small_search import arguments, clean_environment, sizes, trials_in, write_text
 
-from nas.study import INTERRUPTED, SCREENED
+from nas.sampler import INTERRUPTED
+from nas.study import SCREENED
 from search_spaces.architecture import Architecture
 
 STUDY, TRIALS, TOKENS = "mortal", 4, 65_536

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from pathlib import Path
 
 import pytest
@@ -39,15 +40,15 @@ def loss_of(architecture: Architecture) -> float:
     return 3 + abs(architecture.depth - 6) / 10 + architecture.hidden / 1000
 
 
-def advance(study: SearchStudy, trials: int) -> list[str]:
-    """Ask and tell ``trials`` times; every third one is stopped early."""
+def advance(study: SearchStudy, trials: int, stopped: Collection[int] = range(2, 99, 3)) -> list[str]:
+    """Ask and tell ``trials`` times; those whose numbers are in ``stopped`` are stopped early."""
     keys = []
     for _ in range(trials):
         candidate = study.ask()
         assert candidate is not None
         keys.append(candidate.architecture.key)
         study.report(candidate.number, 16, loss_of(candidate.architecture) + 1)
-        if candidate.number % 3 == 2:
+        if candidate.number in stopped:
             study.prune(candidate.number, {})
         else:
             study.complete(candidate.number, loss_of(candidate.architecture), {"tokens": 64.0})
@@ -76,6 +77,22 @@ def test_a_continued_search_proposes_what_an_uninterrupted_one_would(tmp_path: P
     first = advance(make_study(url), 9)
     second = advance(make_study(url), 5)
     assert first + second == whole
+
+
+@pytest.mark.parametrize(
+    "sampler", sorted(INNER.keys() - {"nsga2"})
+)  # whose generations are of trials that it proposed itself
+def test_a_trial_that_was_interrupted_changes_no_later_proposal(tmp_path: Path, sampler: str) -> None:
+    url = f"sqlite:///{tmp_path / 'studies.db'}"
+    whole = advance(make_study(sampler=sampler), 14)
+    study = make_study(url, sampler)
+    first = advance(study, 9)
+    left = study.ask()
+    assert left is not None
+    study.report(left.number, 16, 9.0)
+    again = make_study(url, sampler)
+    again.requeue()
+    assert first + advance(again, 5, stopped={12}) == whole  # numbers are one higher from the tenth on
 
 
 def test_informed_candidates_come_first_and_once(tmp_path: Path) -> None:
