@@ -24,7 +24,7 @@ os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
 import ray
 from ray import tune
-from ray.exceptions import RayTaskError
+from ray.exceptions import OutOfMemoryError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from nas.errors import classify
@@ -40,6 +40,8 @@ from trials.importance import ImportanceScores
 from trials.losses import OF_TEXT, WindowLosses
 from trials.preparation import Preparation, Recipe, prepare, shared, teacher_windows
 from trials.trial import TrialSpec, run_trial
+
+log = logging.getLogger(__name__)
 
 WORKER_DEATHS = 2  # a trial whose worker or node died is tried again this often, from its last checkpoint
 THREAD_SECONDS = "600"
@@ -158,9 +160,30 @@ def run_trials(
 ) -> None:
     """Run what is left of the plan: ask, train, tell, until the study holds all its trials.
 
-    Each call is a new Tune run; what an earlier one left unfinished has been queued again by the study.
-    ``trainable`` takes the place of a real trial where the orchestration itself is measured.
+    What an earlier call left unfinished has been queued again by the study. ``trainable`` takes the place of a real
+    trial where the orchestration itself is measured. Raises InputError when Ray has ended workers for want of memory
+    more than `WORKER_DEATHS` times.
     """
+    for _ in range(WORKER_DEATHS + 1):
+        try:
+            _run_left(plan, study, notify, trainable)
+        except RuntimeError as error:  # Tune takes a worker that dies so for an error of its own, and gives up
+            if not isinstance(error.__cause__, OutOfMemoryError):
+                raise
+            log.warning("Ray ended a worker for want of memory; its trial goes on from its checkpoint")
+            study.requeue()
+            continue
+        return
+    raise InputError(
+        f"--workers {plan.resources.workers}: Ray ended workers for want of memory {WORKER_DEATHS + 1} times; give "
+        "fewer, or end what else takes memory; what is done is kept, and the same command goes on from there"
+    )
+
+
+def _run_left(
+    plan: Plan, study: SearchStudy, notify: Notify, trainable: Callable[[dict[str, Any]], None] | None
+) -> None:
+    """One Tune run, a new one each time."""
     left = plan.trials - study.finished()
     if left <= 0:
         return
@@ -229,7 +252,7 @@ def _trainable(config: dict[str, Any]) -> None:
         if failure.retry:
             tune.report({RETRIED: failure.reason})
             raise
-        logging.getLogger(__name__).exception("trial %s failed", config["number"])
+        log.exception("trial %s failed", config["number"])
         tune.report({FAILURE: failure.reason})
         return
     metrics = {name: float(value) for name, value in result.to_dict().items() if name in METRICS}
