@@ -121,12 +121,16 @@ class _Shown:
         self.bar.stop()
 
     def hear(self, key: str, heard: float | Failure | None) -> None:
-        """A measurement has started (None), or has ended with its figure or why there is none."""
+        """A measurement has started (None), or has ended with its figure or why there is none.
+
+        What a retry may mend is not kept: it is open to the next run.
+        """
         if heard is None:
             return
         if isinstance(heard, Failure):
             self.console.print(f"{key} could not be {self.survey.name}: {heard.reason}", soft_wrap=True)
-        self.study.keep(self.survey.name, self.left[key], None if isinstance(heard, Failure) else heard)
+        if not (isinstance(heard, Failure) and heard.retry):
+            self.study.keep(self.survey.name, self.left[key], None if isinstance(heard, Failure) else heard)
         self.done += 1
         best = self._best()
         self.bar.update(self.task, completed=self.done, best=best)

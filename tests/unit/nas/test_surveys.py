@@ -150,6 +150,15 @@ def test_a_screening_that_fails_costs_the_architecture_its_place_and_nothing_els
     assert set(asked[-2:]) == set(plan.screened[:2])
 
 
+def test_a_screening_that_a_retry_may_mend_is_open_to_the_next_run(plan: Plan, runner: Runner) -> None:
+    runner.outcome = {0: Failure("its node went away", retry=True)}
+    screened(plan)
+    assert plan.screened[0].key not in study_of(plan).kept(SCREENED)
+    screened(plan)
+    assert runner.ran[-1] == runner.ran[0]
+    assert study_of(plan).kept(SCREENED)[plan.screened[0].key] == loss_of(plan.screened[0])
+
+
 def test_table_and_picture_show_what_became_of_the_screened(plan: Plan, tmp_path: Path) -> None:
     first, second, third, *_ = plan.screened
     losses = {first.key: 4.0, second.key: None, third.key: 3.0}
