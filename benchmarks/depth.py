@@ -23,10 +23,9 @@ from dataclasses import replace
 
 import numpy as np
 
+from benchmarks.flags import flags_of, plan_of
 from benchmarks.pruning import REFIT, SLICES, Bench
 from nas.bootstrap import paired_difference
-from nas.plan import Machine, make_plan, resolve_target
-from nas.settings import load_settings
 from search_spaces.architecture import Architecture
 from trials.corpus import windows
 from trials.evaluate import window_losses
@@ -133,22 +132,14 @@ def compare(depths: Depths, count: int, subsets: bool) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = flags_of(__doc__)  # the budget is not asked for anything
     parser.add_argument("--subsets", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--choice-tokens", type=int, default=4_096, help="calibration tokens that layers are chosen on")
-    parser.add_argument("--model", default="mini")
-    parser.add_argument("--corpus", default="stdlib")
-    parser.add_argument("--calibration-samples", type=int, default=256)
-    parser.add_argument("--validation-tokens", type=int, default=8_192)
-    parser.add_argument("--tokens-per-trial", type=int, default=16_384)
-    parser.add_argument("--output", default="outputs")
-    flags = vars(parser.parse_args())
-    subsets, tokens = flags.pop("subsets"), flags.pop("choice_tokens")
-    settings = load_settings({**flags, "budget": "80%"}, None, {})  # the budget is not asked for anything
-    plan = make_plan(settings, resolve_target(settings), Machine.local())
-    depths = Depths(Bench(plan.recipe, plan.cache), tokens)
+    flags = parser.parse_args()
+    plan = plan_of(flags)
+    depths = Depths(Bench(plan.recipe, plan.cache), flags.choice_tokens)
     for share in SHARES:
-        compare(depths, round(share * depths.layers), subsets)
+        compare(depths, round(share * depths.layers), flags.subsets)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ on: both are distilled on the same batches, each at a learning rate that suits i
 
 from __future__ import annotations
 
-import argparse
 import tempfile
 import time
 from collections.abc import Sequence
@@ -21,9 +20,8 @@ from pathlib import Path
 import numpy as np
 from transformers import PreTrainedModel
 
+from benchmarks.flags import flags_of, plan_of
 from nas.bootstrap import paired_difference
-from nas.plan import Machine, make_plan, resolve_target
-from nas.settings import load_settings
 from search_spaces.architecture import Architecture
 from search_spaces.files import load_space
 from search_spaces.shape import ModelShape
@@ -119,21 +117,13 @@ def compare(bench: Bench, share: float, count: int | None) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = flags_of(__doc__)  # the budget is not asked for anything
     parser.add_argument("--candidates", type=int, default=None, metavar="N", help="of each share (all)")
-    parser.add_argument("--model", default="mini")
-    parser.add_argument("--corpus", default="stdlib")
-    parser.add_argument("--calibration-samples", type=int, default=256)
-    parser.add_argument("--validation-tokens", type=int, default=8_192)
-    parser.add_argument("--tokens-per-trial", type=int, default=16_384)
-    parser.add_argument("--output", default="outputs")
-    flags = vars(parser.parse_args())
-    count = flags.pop("candidates")
-    settings = load_settings({**flags, "budget": "80%"}, None, {})  # the budget is not asked for anything
-    plan = make_plan(settings, resolve_target(settings), Machine.local())
+    flags = parser.parse_args()
+    plan = plan_of(flags)
     bench = Bench(plan.recipe, plan.cache)
     for share in SHARES:
-        compare(bench, share, count)
+        compare(bench, share, flags.candidates)
 
 
 if __name__ == "__main__":

@@ -26,10 +26,10 @@ import torch
 import torch.nn.functional as F
 from transformers import PreTrainedModel
 
+from benchmarks.flags import flags_of, plan_of
 from nas.candidates import informed
-from nas.plan import Machine, Plan, make_plan, resolve_target
+from nas.plan import Plan
 from nas.runner import ALLOCATOR_ENVIRONMENT
-from nas.settings import load_settings
 from trials.corpus import BatchOrder, windows
 from trials.distill import MAX_GRADIENT_NORM, DistillSettings, distill, learning_rate, make_optimizer
 from trials.evaluate import validation_loss
@@ -94,25 +94,16 @@ def in_a_process(arguments: list[str], way: str) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = flags_of(__doc__, calibration_samples=64, validation_tokens=4_096)
     parser.add_argument("--way", choices=(STRAIGHTFORWARD, OURS), default=None, help=argparse.SUPPRESS)
     parser.add_argument("--repetitions", type=int, default=3)
-    parser.add_argument("--model", default="mini")
-    parser.add_argument("--corpus", default="stdlib")
-    parser.add_argument("--budget", default="60%")
-    parser.add_argument("--calibration-samples", type=int, default=64)
-    parser.add_argument("--validation-tokens", type=int, default=4_096)
-    parser.add_argument("--tokens-per-trial", type=int, default=16_384)
-    parser.add_argument("--output", default="outputs")
-    flags = vars(parser.parse_args())
-    way, repetitions = flags.pop("way"), flags.pop("repetitions")
-    settings = load_settings({**flags, "workers": 1}, None, {})
-    plan = make_plan(settings, resolve_target(settings), Machine.local())
-    if way:
-        print(json.dumps(repetition(plan, way)))
+    flags = parser.parse_args()
+    plan = plan_of(flags)
+    if flags.way:
+        print(json.dumps(repetition(plan, flags.way)))
         return
     shared(plan.recipe, str(plan.cache), "cpu")  # what all trials share is there before the first one
-    ways = [STRAIGHTFORWARD, OURS] * repetitions
+    ways = [STRAIGHTFORWARD, OURS] * flags.repetitions
     found = [(one, in_a_process(sys.argv[1:], one)) for one in ways]
     speeds = {one: statistics.median(run["speed"] for way, run in found if way == one) for one in ways}
     ratios = [ours["speed"] / plain["speed"] for (_, plain), (_, ours) in zip(found[::2], found[1::2], strict=True)]

@@ -13,9 +13,7 @@ channel.
 
 from __future__ import annotations
 
-import argparse
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,9 +23,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from benchmarks.flags import flags_of, plan_of
 from nas.candidates import informed
-from nas.plan import Machine, Plan, make_plan, resolve_target
-from nas.settings import load_settings
+from nas.plan import Plan
 from trials.corpus import BatchOrder, windows
 from trials.distill import MAX_GRADIENT_NORM, DistillSettings, learning_rate, make_optimizer
 from trials.evaluate import validation_loss
@@ -149,19 +147,10 @@ def line(trainings: Trainings, kind: str, size: int) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = flags_of(__doc__, tokens_per_trial=32_768)
     parser.add_argument("--sizes", type=int, nargs="+", default=SIZES)
-    parser.add_argument("--model", default="mini")
-    parser.add_argument("--corpus", default="stdlib")
-    parser.add_argument("--budget", default="60%")
-    parser.add_argument("--calibration-samples", type=int, default=256)
-    parser.add_argument("--validation-tokens", type=int, default=8_192)
-    parser.add_argument("--tokens-per-trial", type=int, default=32_768)
-    parser.add_argument("--output", default="outputs")
-    flags = vars(parser.parse_args())
-    sizes: Sequence[int] = flags.pop("sizes")
-    settings = load_settings({**flags, "workers": 1}, None, {})
-    trainings = Trainings(make_plan(settings, resolve_target(settings), Machine.local()))
+    flags = parser.parse_args()
+    trainings = Trainings(plan_of(flags))
     student = trainings.student()
     print(
         f"{trainings.architecture.key}, {trainings.settings.tokens:,} tokens; validation KL and loss in nats per token"
@@ -170,7 +159,7 @@ def main() -> None:
     print(f"{'targets':<12}{'KL':>10}{'loss':>10}{'bytes':>10}{'steps/s':>9}")
     print(line(trainings, EXACT, 0), flush=True)
     for kind in (TOP, DRAWN):
-        for size in sizes:
+        for size in flags.sizes:
             print(line(trainings, kind, size), flush=True)
 
 

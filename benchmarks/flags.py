@@ -1,0 +1,33 @@
+"""The flags that benchmarks share with a search, and the plan that they make."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from nas.plan import Machine, Plan, make_plan, resolve_target
+from nas.settings import load_settings
+
+SHARED = {
+    "model": "mini",
+    "corpus": "stdlib",
+    "budget": "60%",
+    "calibration_samples": 256,
+    "validation_tokens": 8_192,
+    "tokens_per_trial": 16_384,
+    "output": "outputs",
+}
+
+
+def flags_of(description: str | None, **defaults: Any) -> argparse.ArgumentParser:
+    """A parser that knows the settings of `SHARED`, with ``defaults`` of its own for some of them."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name, default in {**SHARED, **defaults}.items():
+        parser.add_argument(f"--{name.replace('_', '-')}", type=type(default), default=default)
+    return parser
+
+
+def plan_of(flags: argparse.Namespace) -> Plan:
+    """The plan of a search with these settings on this machine, one trial at a time."""
+    settings = load_settings({**{name: getattr(flags, name) for name in SHARED}, "workers": 1}, None, {})
+    return make_plan(settings, resolve_target(settings), Machine.local())
