@@ -81,7 +81,7 @@ def _screening(plan: Plan) -> list[tuple[str, str]]:
     if not plan.screened:
         return []
     what = f"{len(plan.screened)} architectures before retraining, refitted on {CALIBRATION_TOKENS:,} tokens"
-    return [("screening", f"{what}; the best of them are tried first")]
+    return [("screen", f"{what}; the best of them are tried first")]
 
 
 def _final_stage(plan: Plan) -> list[tuple[str, str]]:

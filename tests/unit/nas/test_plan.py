@@ -129,8 +129,8 @@ def test_no_more_trials_than_the_band_holds(tiny_teacher_folder: Path) -> None:
 
 def test_summary_says_that_candidates_are_screened(tiny_teacher_folder: Path) -> None:
     plan = make(tiny_teacher_folder, sampler="screen", screened=9)
-    assert dict(summary(plan))["screening"].startswith("9 architectures before retraining")
-    assert "screening" not in dict(summary(make(tiny_teacher_folder)))
+    assert dict(summary(plan))["screen"].startswith("9 architectures before retraining")
+    assert "screen" not in dict(summary(make(tiny_teacher_folder)))
 
 
 def test_summary_says_what_will_be_done(tiny_teacher_folder: Path) -> None:
