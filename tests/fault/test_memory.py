@@ -20,7 +20,7 @@ from nas.settings import parse_arguments
 from nas.study import SearchStudy
 from search_spaces.errors import InputError
 
-SPARE = 3 * 2**30  # bytes that the rest of the machine may take meanwhile
+SPARE = 5 * 2**30  # bytes that the rest of the machine may take meanwhile
 Trainable = Callable[[dict[str, Any]], None]
 
 
