@@ -100,12 +100,11 @@ class FeasibleSampler(BaseSampler):
             raise RuntimeError("every feasible architecture has been tried")
         seed = int(np.random.SeedSequence([self.seed, _ordinal(study, trial)]).generate_state(1)[0])
         generator = np.random.default_rng(seed)
-        proposal = self._propose(study, trial, search_space, seed)
         if self.name == "exhaustive":
             chosen = untried[0]
         elif self.name == "screen" and (best := self._best_screened(untried)) is not None:
             chosen = best
-        elif proposal:
+        elif proposal := self._propose(study, trial, search_space, seed):
             # NSGA-II leaves a mutated size out, to be drawn afresh.
             drawn = {axis: int(generator.choice(sizes)) for axis, sizes in self.space.axes.items()}
             distance = np.square(self.positions[untried] - self._position({**drawn, **proposal})).sum(axis=1)

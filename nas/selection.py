@@ -10,11 +10,12 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-from nas.objectives import dominated_by, point_of
+from nas.objectives import LOSS, PARAMETERS, dominated_by, point_of
 from nas.records import FinalRecord, TrialRecord
 
 STATES = ("COMPLETE", "PRUNED", "FAIL", "RUNNING")
 FINALIST, STOCK = "finalist", "stock finalist"
+SIZE = (LOSS, PARAMETERS)  # what `pareto_front` weighs
 COMPETING = (FINALIST, STOCK)  # roles of finals that can win; all others are baselines
 
 
@@ -44,31 +45,30 @@ def final_ranking(finals: Iterable[FinalRecord]) -> list[FinalRecord]:
     return sorted(complete, key=lambda one: (one.val_loss, one.parameters, one.architecture.key))
 
 
-def pareto_front(records: Iterable[TrialRecord]) -> list[TrialRecord]:
-    """The COMPLETE trials that no other one beats in parameters and loss together, fewest parameters first.
-
-    One beats another when it is no worse in both and better in one. The winner is the last of the front.
-    """
-    front: list[TrialRecord] = []
-    for one in sorted((one for one in records if _judged(one)), key=lambda one: (one.parameters, *_order(one))):
-        if not front or _loss(one) < _loss(front[-1]):
-            front.append(one)
-    return front
-
-
 def weighed(records: Iterable[TrialRecord], objectives: Sequence[str]) -> list[TrialRecord]:
     """The `ranking`, but those that fewer others beat in all ``objectives`` first: the Pareto front, then the rest."""
-    ranked = ranking(records)
-    points = [point_of(one, objectives) for one in ranked]
-    places = {one.number: dominated_by(point, points) for one, point in zip(ranked, points, strict=True)}
-    return sorted(ranked, key=lambda one: places[one.number])
+    return [record for _, record in sorted(_placed(records, objectives), key=lambda one: one[0])]
 
 
 def front(records: Iterable[TrialRecord], objectives: Sequence[str]) -> list[TrialRecord]:
-    """The COMPLETE trials that no other one beats in all ``objectives``, smallest loss first."""
+    """The COMPLETE trials that no other one beats in all ``objectives``, smallest loss first.
+
+    One beats another when it is no worse in all of them and better in one.
+    """
+    return [record for place, record in _placed(records, objectives) if not place]
+
+
+def _placed(records: Iterable[TrialRecord], objectives: Sequence[str]) -> list[tuple[int, TrialRecord]]:
+    """The `ranking`, each with how many others beat it in all ``objectives``."""
     ranked = ranking(records)
     points = [point_of(one, objectives) for one in ranked]
-    return [one for one, point in zip(ranked, points, strict=True) if not dominated_by(point, points)]
+    return [(dominated_by(point, points), one) for one, point in zip(ranked, points, strict=True)]
+
+
+def pareto_front(records: Iterable[TrialRecord]) -> list[TrialRecord]:
+    """The `front` of parameters and loss, fewest parameters first; of equals one. The winner is the last."""
+    by_point = {point_of(one, SIZE): one for one in reversed(front(records, SIZE))}
+    return sorted(by_point.values(), key=lambda one: one.parameters)
 
 
 def counts(records: Iterable[TrialRecord]) -> dict[str, int]:
