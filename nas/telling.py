@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -77,9 +78,16 @@ class Teller:
             "corpus": f"{preparation.corpus} ({preparation.corpus_fingerprint})",
             "budget": "; ".join(map(str, self.plan.target.budgets)),
             "command": command,
-            **{f"plan.{what}": value for what, value in summary(self.plan)},
+            **self._plan_tags(),
             **code_version(),
         }
+
+    def _plan_tags(self) -> dict[str, str]:
+        """What the plan says, by name; of several budgets each has a line of its own there."""
+        lines = defaultdict[str, list[str]](list)
+        for what, value in summary(self.plan):
+            lines[f"plan.{what}"].append(value)
+        return {name: "; ".join(values) for name, values in lines.items()}
 
     def files(self, paths: list[Path], where: str) -> None:
         """Files for the parent run."""
@@ -125,6 +133,8 @@ def _metrics(outcome: Outcome) -> dict[str, float]:
         **states,
         **_final_metrics(outcome),
         **{f"kendall_tau/{one.name}": one.tau for one in outcome.agreements if one.tau is not None},
+        **{f"kendall_tau_low/{one.name}": one.low for one in outcome.agreements if one.low is not None},
+        **{f"kendall_tau_high/{one.name}": one.high for one in outcome.agreements if one.high is not None},
         **{f"kendall_n/{one.name}": float(one.pairs) for one in outcome.agreements},
     }
 

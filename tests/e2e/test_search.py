@@ -160,6 +160,10 @@ def test_every_trial_is_in_mlflow(first: tuple[Path, dict[str, Any], str]) -> No
     finals = [one.data.metrics["val_loss/other"] for one in children if one.data.tags["stage"] == "final"]
     assert sorted(finals) == sorted(row["val_losses"]["other"] for row in result["final"][1:])
     assert parent.info.status == "FINISHED"
+    for one in result["rank_agreement"]:
+        if one["tau"] is not None:
+            kept = [parent.data.metrics[f"kendall_tau{end}/{one['name']}"] for end in ("", "_low", "_high")]
+            assert kept == pytest.approx([one["tau"], one["low"], one["high"]])
     assert parent.data.metrics["best_val_loss"] == pytest.approx(result["best"]["val_loss"])
     files = {one.path for one in client.list_artifacts(parent.info.run_id, "report")}
     report = (
@@ -220,6 +224,7 @@ def test_several_budgets_share_a_study_and_each_has_its_winner(small: list[objec
     for word in ("all budgets", "budget 80%", "budget 60%", "Pareto front", " timed] fastest", "in 10000 ms or less"):
         assert word in done.stderr
     (parent,) = client.search_runs(["1"], "tags.`mlflow.runName` = '" + result["study"] + "'")
+    assert all(f"{budget} = " in parent.data.tags["plan.band"] for budget in ("80%", "60%"))
     losses = [parent.data.metrics[f"{label}/best_val_loss"] for label in ("80pct", "60pct")]
     assert losses == pytest.approx([found["best"]["val_loss"] for found in result["budgets"]])
     assert (tmp_path / result["study"] / "report" / "budgets.md").exists()
