@@ -13,7 +13,7 @@ channel.
 
 from __future__ import annotations
 
-import time
+import copy
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,19 +24,10 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from benchmarks.flags import flags_of, plan_of
-from nas.candidates import informed
-from nas.plan import Plan
-from trials.corpus import BatchOrder, windows
-from trials.distill import MAX_GRADIENT_NORM, DistillSettings, learning_rate, make_optimizer
-from trials.evaluate import validation_loss
-from trials.kl import chunk_tokens, chunked_kl
-from trials.precision import autocast
-from trials.preparation import Shared, shared
-from trials.prune import prune
+from benchmarks.trainings import Trainings
 
 SIZES = (8, 32, 64, 256)
 EXACT, TOP, DRAWN = "exact", "top", "drawn"
-PART = 1_024  # tokens whose whole distribution is held at a time
 
 
 @dataclass(frozen=True)
@@ -59,91 +50,49 @@ class Sparse:
         return found.mean()
 
 
-class Trainings:
-    """A student, its batches and its teacher, ready to be trained again and again."""
+class SparseTargets:
+    """The distributions of a teacher on the windows that the batches take, a part of each."""
 
-    def __init__(self, plan: Plan) -> None:
-        self.plan, recipe = plan, plan.recipe
-        self.common: Shared = shared(recipe, str(plan.cache), "cpu")
-        self.family = self.common.targets.family
-        self.train = windows(self.common.corpus.train, recipe.sequence_length)[: self.common.first]
-        self.text = windows(self.common.corpus.validation, recipe.sequence_length)
-        sizes = (recipe.tokens, (recipe.tokens,), recipe.sequence_length, recipe.batch_tokens, recipe.learning_rate)
-        self.settings = DistillSettings(*sizes, recipe.seed, identity="benchmark")
-        self.order = BatchOrder(len(self.train), self.settings.batch_windows, recipe.seed, 0)
-        self.architecture = dict(informed(plan.target.shape, plan.target.feasible))["balanced"]
+    def __init__(self, trainings: Trainings, kind: str, size: int) -> None:
+        self.trainings, self.sparse = trainings, _sparse(trainings, kind, size)
 
-    def sparse(self, kind: str, size: int) -> Sparse:
-        """The targets of all windows that the batches take."""
-        generator, length = torch.Generator().manual_seed(0), self.settings.sequence_length
-        ids = torch.zeros(self.train.size, size, dtype=torch.int32)
-        weights = torch.zeros(self.train.size, size, dtype=torch.float16)
-        places = np.unique(np.concatenate([self.order.indices(step) for step in range(self.settings.steps)]))
-        for place in places:
-            tokens = torch.from_numpy(self.train[place : place + 1].astype(np.int64))
-            hidden = self.common.targets.hidden(np.array([place]), tokens)
-            head = self.common.targets.head()
-            shares = F.softmax(F.linear(hidden.to(head.dtype), head).float(), dim=-1)
-            rows = slice(place * length, (place + 1) * length)
-            if kind == TOP:
-                best = shares.topk(size, dim=-1)
-                ids[rows], weights[rows] = best.indices.int(), best.values.half()
-            else:
-                ids[rows] = shares.multinomial(size, replacement=True, generator=generator).int()
-                weights[rows] = 1 / size
-        return Sparse(kind, ids, weights)
-
-    def student(self) -> PreTrainedModel:
-        common = self.common
-        return prune(common.teacher.model, common.scores, self.architecture, common.streams).float()
-
-    def trained(self, sparse: Sparse | None) -> tuple[PreTrainedModel, float]:
-        """The student after all steps, and steps in a second."""
-        student, settings = self.student(), self.settings
-        optimizer, started = make_optimizer(student, settings.learning_rate), time.perf_counter()
-        for step in range(settings.steps):
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate(step, settings)
-            optimizer.zero_grad(set_to_none=True)
-            torch.autograd.backward(self._loss(student, self.order.indices(step), sparse))
-            torch.nn.utils.clip_grad_norm_(student.parameters(), MAX_GRADIENT_NORM)
-            optimizer.step()
-        return student, settings.steps / (time.perf_counter() - started)
-
-    def _loss(self, student: PreTrainedModel, places: NDArray[np.int64], sparse: Sparse | None) -> Tensor:
-        tokens, length = torch.from_numpy(self.train[places].astype(np.int64)), self.settings.sequence_length
-        with autocast("cpu"):
-            hidden, weight = self.family.backbone(student, tokens).flatten(0, 1), self.family.output_weight(student)
-            if sparse is not None:
-                rows = torch.from_numpy(places[:, None] * length + np.arange(length)).flatten()
-                return sparse.loss(hidden, weight, rows)
-            exact, head = self.common.targets.hidden(places, tokens), self.common.targets.head()
-            return chunked_kl(hidden, weight, exact, head, chunk_tokens(weight.shape[0], "cpu"))
-
-    @torch.no_grad()
-    def divergence(self, student: PreTrainedModel) -> float:
-        """Mean KL to the teacher on validation text, in nats per token."""
-        found, batch = [], max(1, PART // self.text.shape[1])
-        for start in range(0, len(self.text), batch):
-            tokens = torch.from_numpy(self.text[start : start + batch].astype(np.int64))
-            pairs = [
-                (self.family.backbone(model, tokens).flatten(0, 1), self.family.output_weight(model))
-                for model in (student, self.common.teacher.model)
-            ]
-            chunk = chunk_tokens(pairs[0][1].shape[0], "cpu")
-            found += [float(chunked_kl(*pairs[0], *pairs[1], chunk))] * len(tokens)
-        return float(np.mean(found))
+    def loss(self, student: PreTrainedModel, places: NDArray[np.int64], tokens: Tensor) -> Tensor:
+        """See `Loss`."""
+        family, length = self.trainings.family, tokens.shape[1]
+        hidden, weight = family.backbone(student, tokens).flatten(0, 1), family.output_weight(student)
+        rows = torch.from_numpy(places[:, None] * length + np.arange(length)).flatten()
+        return self.sparse.loss(hidden, weight, rows)
 
 
-def line(trainings: Trainings, kind: str, size: int) -> str:
-    """A row of the table."""
-    sparse = None if kind == EXACT else trainings.sparse(kind, size)
-    student, speed = trainings.trained(sparse)
+def _sparse(trainings: Trainings, kind: str, size: int) -> Sparse:
+    generator, length = torch.Generator().manual_seed(0), trainings.settings.sequence_length
+    train, targets = trainings.train, trainings.common.targets
+    ids = torch.zeros(train.size, size, dtype=torch.int32)
+    weights = torch.zeros(train.size, size, dtype=torch.float16)
+    places = np.unique(np.concatenate([trainings.order.indices(step) for step in range(trainings.settings.steps)]))
+    for place in places:
+        tokens = torch.from_numpy(train[place : place + 1].astype(np.int64))
+        hidden, head = targets.hidden(np.array([place]), tokens), targets.head()
+        shares = F.softmax(F.linear(hidden.to(head.dtype), head).float(), dim=-1)
+        rows = slice(place * length, (place + 1) * length)
+        if kind == TOP:
+            best = shares.topk(size, dim=-1)
+            ids[rows], weights[rows] = best.indices.int(), best.values.half()
+        else:
+            ids[rows] = shares.multinomial(size, replacement=True, generator=generator).int()
+            weights[rows] = 1 / size
+    return Sparse(kind, ids, weights)
+
+
+def line(trainings: Trainings, start: PreTrainedModel, kind: str, size: int) -> str:
+    """A row of the table: a copy of ``start`` trained on targets of ``kind``."""
+    loss = trainings.exact if kind == EXACT else SparseTargets(trainings, kind, size).loss
+    student = copy.deepcopy(start)
+    speed = trainings.trained(student, loss, trainings.settings.learning_rate)
     hidden = trainings.common.teacher.shape.hidden
     kept = {EXACT: 2 * hidden, TOP: 4 * size, DRAWN: 3 * size}[kind]
-    loss = validation_loss(student, trainings.family, trainings.text)
     name = f"{kind} {size}" if size else kind
-    return f"{name:<12}{trainings.divergence(student):10.4f}{loss:10.4f}{kept:10,}{speed:9.2f}"
+    return f"{name:<12}{trainings.divergence(student):10.4f}{trainings.loss(student):10.4f}{kept:10,}{speed:9.2f}"
 
 
 def main() -> None:
@@ -151,16 +100,15 @@ def main() -> None:
     parser.add_argument("--sizes", type=int, nargs="+", default=SIZES)
     flags = parser.parse_args()
     trainings = Trainings(plan_of(flags))
-    student = trainings.student()
-    print(
-        f"{trainings.architecture.key}, {trainings.settings.tokens:,} tokens; validation KL and loss in nats per token"
-    )
-    print(f"before: KL {trainings.divergence(student):.4f}")
+    architecture = trainings.ideas["balanced"]
+    start = trainings.student(architecture)
+    print(f"{architecture.key}, {trainings.settings.tokens:,} tokens; validation KL and loss in nats per token")
+    print(f"before: KL {trainings.divergence(start):.4f}")
     print(f"{'targets':<12}{'KL':>10}{'loss':>10}{'bytes':>10}{'steps/s':>9}")
-    print(line(trainings, EXACT, 0), flush=True)
+    print(line(trainings, start, EXACT, 0), flush=True)
     for kind in (TOP, DRAWN):
         for size in flags.sizes:
-            print(line(trainings, kind, size), flush=True)
+            print(line(trainings, start, kind, size), flush=True)
 
 
 if __name__ == "__main__":

@@ -127,7 +127,7 @@ def make_optimizer(student: PreTrainedModel, rate: float) -> torch.optim.AdamW:
         {"params": [one for one in parameters if one.dim() > 1], "weight_decay": WEIGHT_DECAY},
         {"params": [one for one in parameters if one.dim() <= 1], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, lr=rate, betas=BETAS)
+    return torch.optim.AdamW(groups, lr=rate, betas=BETAS, fused=True)
 
 
 class _Distillation:

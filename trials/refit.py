@@ -15,6 +15,7 @@ from trials.precision import autocast
 from trials.streams import Streams
 
 RIDGE = 0.1  # of the mean variance of a projection's inputs, on the diagonal; docs/results.md
+STRIP = 256  # columns of second moments computed at a time
 
 
 @torch.no_grad()
@@ -45,24 +46,41 @@ def refit(student: PreTrainedModel, family: Family, kept: Kept, streams: Streams
             handle.remove()
 
 
-def fitted(inputs: Tensor, missing: Tensor, biased: bool, ridge: float = RIDGE) -> tuple[Tensor, Tensor | None]:
-    """What to add to a projection of ``inputs`` (N, n) so that it gives ``missing`` (N, m) more: (m, n) and (m,).
+def fitted(
+    inputs: Tensor, wanted: Tensor, weight: Tensor, biased: bool, ridge: float = RIDGE
+) -> tuple[Tensor, Tensor | None]:
+    """A projection (m, n), near to ``weight``, that gives ``wanted`` (N, m) from ``inputs`` (N, n); its bias (m,).
 
-    The minimum of E |missing - D x - d|^2 + lambda |D|^2, lambda = ridge * mean of the diagonal of C:
+    W + D with the minimum of E |wanted - (W + D) x|^2 + lambda |D|^2, lambda = ridge * mean of the diagonal of C:
 
-        D = E[missing x^T] (C + lambda I)^-1,   C = E[x x^T],   d = None,
+        D = (E[wanted x^T] - W C) (C + lambda I)^-1,   C = E[x x^T],   no bias,
 
-    or if ``biased`` the same with x and ``missing`` centred, and d = E[missing] - D E[x]. Moments are summed in the
-    format of ``inputs``, the rest is float64.
+    or if ``biased`` the same with x and ``wanted`` centred, and the bias E[wanted] - (W + D) E[x]. Moments are summed
+    in the format of ``inputs``, the rest is float64.
     """
-    mean, offset = inputs.mean(dim=0), missing.mean(dim=0)
+    mean, offset, weight = inputs.mean(dim=0).double(), wanted.mean(dim=0), weight.double()
+    second = second_moments(inputs).double() / len(inputs)
     if biased:
-        inputs, missing = inputs - mean, missing - offset
-    second, cross = (inputs.T @ inputs).double() / len(inputs), (inputs.T @ missing).double() / len(inputs)
+        second -= torch.outer(mean, mean)
+        wanted = wanted - offset
+    missing = (wanted.T @ inputs).double() / len(inputs) - weight @ second
     penalty = (ridge * second.diagonal().mean()).clamp(min=torch.finfo(second.dtype).tiny)
     second.diagonal().add_(penalty)
-    weight = torch.cholesky_solve(cross, torch.linalg.cholesky(second)).T
-    return weight, offset - weight @ mean.double() if biased else None
+    weight = weight + torch.cholesky_solve(missing.T, torch.linalg.cholesky(second)).T
+    return weight, offset - weight @ mean if biased else None
+
+
+def second_moments(inputs: Tensor) -> Tensor:
+    """The sums of products (n, n) of the columns of ``inputs`` (N, n); those that are equal are computed once."""
+    sums = inputs.new_zeros(inputs.shape[1], inputs.shape[1])
+    for start in range(0, inputs.shape[1], STRIP):
+        sums[start:, start : start + STRIP] = inputs[:, start:].T @ inputs[:, start : start + STRIP]
+    return sums.tril() + sums.tril(-1).T
+
+
+def moments_count(width: int) -> int:
+    """How many sums `second_moments` computes for ``width`` columns."""
+    return sum((width - start) * min(STRIP, width - start) for start in range(0, width, STRIP))
 
 
 def _watch(
@@ -83,7 +101,7 @@ def _watch(
         def before(projection: nn.Module, inputs: tuple[Tensor, ...]) -> None:
             wanted = target(place).to(stream.device)[:, hidden] - stream
             with torch.autocast(stream.device.type, enabled=False):
-                _add(projection, inputs[0].flatten(0, 1).float(), wanted)
+                _fit(projection, inputs[0].flatten(0, 1).float(), wanted)
 
         return before
 
@@ -100,15 +118,12 @@ def _watch(
     ]
 
 
-def _add(projection: nn.Module, inputs: Tensor, wanted: Tensor) -> None:
+def _fit(projection: nn.Module, inputs: Tensor, wanted: Tensor) -> None:
     """Change ``projection`` so that from ``inputs`` it gives what is ``wanted``, as nearly as it can."""
     weight = projection.get_parameter("weight")
     matrix = weight.T if isinstance(projection, Conv1D) else weight  # (outputs, inputs), a view that can be written to
     bias = dict(projection.named_parameters()).get("bias")
-    missing = wanted - inputs @ matrix.float().T
-    if bias is not None:
-        missing -= bias.float()
-    change, shift = fitted(inputs, missing, bias is not None)
-    matrix.add_(change)
+    fresh, shift = fitted(inputs, wanted, matrix, bias is not None)
+    matrix.copy_(fresh)
     if bias is not None and shift is not None:
-        bias.add_(shift)
+        bias.copy_(shift)

@@ -40,8 +40,9 @@ def seconds(architecture: Architecture, recipe: Recipe = RECIPE) -> float:
 
 
 def test_twice_the_work_takes_twice_as_long() -> None:
+    """But for what a refit does once, whatever its tokens."""
     twice = replace(RECIPE, tokens=131072, rungs=(65536, 131072), validation_tokens=32768, calibration_samples=128)
-    assert seconds(MEDIUM.full, twice) == pytest.approx(2 * seconds(MEDIUM.full))
+    assert seconds(MEDIUM.full, twice) == pytest.approx(2 * seconds(MEDIUM.full), rel=0.01)
 
 
 def test_every_axis_and_every_reading_counts() -> None:

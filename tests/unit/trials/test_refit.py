@@ -15,12 +15,13 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from search_spaces.architecture import Architecture
+from trials import refit as refit_file
 from trials import streams as streams_file
 from trials.cache import Cache
 from trials.families import FAMILIES, Family, family_of
 from trials.importance import ImportanceScores, compute_importance
 from trials.prune import prune
-from trials.refit import fitted
+from trials.refit import fitted, second_moments
 from trials.streams import Streams, load_streams
 from trials.teacher import Teacher
 
@@ -46,26 +47,36 @@ def scores_of(model: PreTrainedModel) -> ImportanceScores:
 @given(st.integers(0, 99), st.integers(1, 9), st.booleans(), st.sampled_from([1e-6, 1e-2, 1.0]))
 def test_the_fit_is_least_squares_on_the_activations(seed: int, width: int, biased: bool, ridge: float) -> None:
     generator = torch.Generator().manual_seed(seed)
-    inputs, missing = (torch.randn(50, size, generator=generator).double() for size in (width, 4))
+    inputs, wanted = (torch.randn(50, size, generator=generator).double() for size in (width, 4))
     inputs = inputs @ torch.randn(width, width, generator=generator).double() + 3  # correlated, and not of mean 0
-    missing = missing + inputs.sum(dim=1, keepdim=True) - 2
+    wanted = wanted + inputs.sum(dim=1, keepdim=True) - 2
+    weight = torch.randn(4, width, generator=generator)
 
-    change, shift = fitted(inputs, missing, biased, ridge)
+    fresh, bias = fitted(inputs, wanted, weight, biased, ridge)
 
-    own, wanted = (one - one.mean(dim=0) if biased else one for one in (inputs, missing))
+    own, target = (one - one.mean(dim=0) if biased else one for one in (inputs, wanted))
     penalty = ridge * own.square().mean(dim=0).mean() * len(inputs)
     rows = torch.cat([own, penalty.sqrt() * torch.eye(width)])  # the ridge as so many rows more
-    expected = torch.linalg.lstsq(rows, torch.cat([wanted, torch.zeros(width, 4)]), driver="gelsd").solution.T
-    torch.testing.assert_close(change, expected, rtol=1e-5, atol=1e-6)
-    assert (shift is not None) == biased
+    missing = torch.cat([target - own @ weight.double().T, torch.zeros(width, 4)])
+    expected = weight + torch.linalg.lstsq(rows, missing, driver="gelsd").solution.T
+    torch.testing.assert_close(fresh, expected, rtol=1e-5, atol=1e-6)
+    assert (bias is not None) == biased
     if biased:
-        torch.testing.assert_close((inputs @ change.T + shift).mean(dim=0), missing.mean(dim=0))
+        torch.testing.assert_close((inputs @ fresh.T + bias).mean(dim=0), wanted.mean(dim=0))
 
 
 def test_inputs_that_say_nothing_change_nothing() -> None:
-    change, shift = fitted(torch.zeros(9, 3), torch.zeros(9, 2), biased=True)
-    assert not change.any()
-    assert not shift.any()
+    weight = torch.randn(2, 3)
+    fresh, bias = fitted(torch.zeros(9, 3), torch.zeros(9, 2), weight, biased=True)
+    assert torch.equal(fresh, weight.double())
+    assert not bias.any()
+
+
+@pytest.mark.parametrize("width", [1, 7, 8, 19])
+def test_second_moments_are_products_of_all_columns(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(refit_file, "STRIP", 8)
+    inputs = torch.randn(30, width).double()
+    torch.testing.assert_close(second_moments(inputs), inputs.T @ inputs)
 
 
 CUTS = {"depth": (2, 48, None, 96), "hidden": (3, 36, None, 96), "heads": (3, 48, 2, 96), "all": (2, 40, 2, 60)}

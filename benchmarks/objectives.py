@@ -1,0 +1,113 @@
+"""At which rate and on which loss students learn most from the same tokens.
+
+    python -m benchmarks.objectives
+    python -m benchmarks.objectives --model teachers/SmolLM2-135M-Instruct.Q4_1.gguf --corpus ./wikitext-2 \
+      --budget 100M --tokens-per-trial 8192
+
+Students of the informed first candidates - the teacher cut in depth alone, in width alone, and in all alike - are
+refitted once and trained from there on the same batches: on the KL divergence of their logits at each rate, then at
+the rate of the recipe on
+
+    T = 2        the KL of logits divided by 2, times 4 (Hinton et al., arXiv 1503.02531)
+    KL + CE      the mean of the KL and of the cross-entropy with the text itself
+    KL + stream  the KL and as much again for the residual stream behind every layer: its squared distance from the
+                 teacher's at the same place, as a share of that one's square, mean over layers (Minitron, arXiv
+                 2407.14679, section 3, has cosines or squares of such states, weighted alike)
+
+Printed is the validation loss in nats per token.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from benchmarks.flags import flags_of, plan_of
+from benchmarks.trainings import Loss, Trainings
+from search_spaces.architecture import Architecture
+
+RATES = (5e-5, 1e-4, 2e-4, 4e-4)
+TEMPERATURE = 2.0
+
+
+def states(model: PreTrainedModel, layers: Sequence[nn.Module]) -> list[Tensor]:
+    """A list that a pass of ``model`` fills with the stream (N, H) behind each of ``layers``."""
+    found: list[Tensor] = []
+
+    def keep(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor | tuple[Tensor, ...]) -> None:
+        found.append((output if isinstance(output, Tensor) else output[0]).flatten(0, 1))
+
+    for layer in layers:
+        layer.register_forward_hook(keep)
+    return found
+
+
+class Objectives:
+    """The losses that are compared, of students of one architecture."""
+
+    def __init__(self, trainings: Trainings, architecture: Architecture) -> None:
+        self.trainings, self.family = trainings, trainings.family
+        self.teacher, self.kept = trainings.common.teacher.model, trainings.kept(architecture)
+
+    def all(self) -> dict[str, Loss]:
+        """By name; the KL of the trials is not among them."""
+        return {f"T = {TEMPERATURE:g}": self.tempered, "KL + CE": self.with_text, "KL + stream": self.with_stream}
+
+    def tempered(self, student: PreTrainedModel, places: NDArray[np.int64], tokens: Tensor) -> Tensor:
+        hidden, weight = self.family.backbone(student, tokens).flatten(0, 1), self.family.output_weight(student)
+        targets = self.trainings.common.targets
+        own = F.log_softmax(F.linear(hidden, weight).float() / TEMPERATURE, dim=-1)
+        with torch.no_grad():
+            logits = F.linear(targets.hidden(places, tokens).to(targets.head().dtype), targets.head()).float()
+            target = F.log_softmax(logits / TEMPERATURE, dim=-1)
+        return TEMPERATURE**2 * F.kl_div(own, target, log_target=True, reduction="batchmean")
+
+    def with_text(self, student: PreTrainedModel, places: NDArray[np.int64], tokens: Tensor) -> Tensor:
+        hidden, weight = self.family.backbone(student, tokens), self.family.output_weight(student)
+        divergence = self.trainings.divergence_of(hidden.flatten(0, 1), weight, places, tokens)
+        logits = F.linear(hidden[:, :-1].flatten(0, 1), weight).float()
+        return (divergence + F.cross_entropy(logits, tokens[:, 1:].flatten())) / 2
+
+    def with_stream(self, student: PreTrainedModel, places: NDArray[np.int64], tokens: Tensor) -> Tensor:
+        """Behind a layer whose successors were dropped, the place is the one behind those."""
+        numbers = self.kept.layers.tolist()
+        layers = self.family.layers(self.teacher)
+        wanted = states(self.teacher, [layers[after - 1] for after in [*numbers[1:], len(layers)]])
+        own = states(student, self.family.layers(student))
+        with torch.no_grad():
+            self.family.backbone(self.teacher, tokens)
+        divergence = self.trainings.exact(student, places, tokens)
+        for layer in (*layers, *self.family.layers(student)):
+            layer._forward_hooks.clear()
+        pairs = [(one.float(), target[:, self.kept.hidden].float()) for one, target in zip(own, wanted, strict=True)]
+        apart = torch.stack([(one - target).square().sum() / target.square().sum() for one, target in pairs]).mean()
+        return divergence + apart * (divergence.detach() / apart.detach())
+
+
+def main() -> None:
+    parser = flags_of(__doc__)
+    parser.add_argument("--rates", type=float, nargs="+", default=RATES)
+    flags = parser.parse_args()
+    trainings = Trainings(plan_of(flags))
+    rate = trainings.settings.learning_rate
+    print(f"{trainings.settings.tokens:,} tokens, validation loss in nats per token; the recipe's rate is {rate:g}")
+    for name, architecture in trainings.ideas.items():
+        start = trainings.student(architecture)
+        print(f"\n{architecture.key} ({name}), {trainings.loss(start):.4f} before")
+        ways: dict[str, tuple[Loss, float]] = {f"KL, rate {one:g}": (trainings.exact, one) for one in flags.rates}
+        ways |= {way: (loss, rate) for way, loss in Objectives(trainings, architecture).all().items()}
+        for way, (loss, peak) in ways.items():
+            student = copy.deepcopy(start)
+            trainings.trained(student, loss, peak)
+            print(f"{way:<20}{trainings.loss(student):8.4f}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
