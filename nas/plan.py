@@ -288,6 +288,7 @@ def _recipe(settings: SearchSettings, shape: ModelShape, defaults: Defaults) -> 
         calibration_samples=settings.calibration_samples or defaults.calibration,
         seed=settings.seed,
         validation=tuple((name, _absolute(source)) for name, source in parse_validation(settings.validation)),
+        teacher_targets=settings.teacher_targets,
     )
 
 

@@ -59,6 +59,9 @@ class SearchSettings(BaseModel):
         None, ge=8, description="tokens of one optimizer step (1,024 on CPU, 32,768 on GPU)"
     )
     learning_rate: float | None = Field(None, gt=0, description="peak learning rate")
+    teacher_targets: Literal["cached", "online"] | None = Field(
+        None, description="final states of the teacher: kept on disk, or read anew for every batch (cached up to 2 GiB)"
+    )
     calibration_samples: int | None = Field(
         None, ge=1, description="sequences to measure importance and to refit students on (256 on CPU, 1,024 on GPU)"
     )

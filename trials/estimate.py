@@ -48,7 +48,7 @@ def training_flops(shape: ModelShape, architecture: Architecture, recipe: Recipe
     """
     length = recipe.sequence_length
     teacher = shape.flops_per_token(shape.full, length)
-    if are_stored(shape, recipe.tokens, device):
+    if are_stored(shape, recipe.tokens, device, recipe.teacher_targets):
         teacher = 2 * shape.vocab * shape.hidden
     return recipe.tokens * (3 * shape.flops_per_token(architecture, length) + teacher)
 

@@ -34,6 +34,7 @@ class Recipe:
     ``sequence_length``; ``rungs`` (tokens, ascending, the last is ``tokens``) say where validation loss is
     measured, on ``validation_tokens`` of the corpus' own held-out text and of each of ``validation``, (name, source)
     of further texts; the mean over texts decides. ``calibration_samples`` windows are read for the importance scores.
+    ``teacher_targets`` is one of `trials.targets.WAYS`, or None: cached where that takes little space.
 
     Raises InputError when the numbers do not fit together.
     """
@@ -49,15 +50,16 @@ class Recipe:
     calibration_samples: int
     seed: int
     validation: tuple[tuple[str, str], ...] = ()
+    teacher_targets: str | None = None
 
     def __post_init__(self) -> None:
         if problem := _problem(self):
             raise InputError(f"recipe: {problem}")
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON form. Without further validation text nothing is said of it, as before there was such a thing."""
+        """JSON form. What was not always a part of a recipe is left out where nothing is said of it."""
         value = {**asdict(self), "rungs": list(self.rungs), "validation": [list(one) for one in self.validation]}
-        return {name: one for name, one in value.items() if name != "validation" or one}
+        return {name: one for name, one in value.items() if name not in ("validation", "teacher_targets") or one}
 
     @classmethod
     def from_dict(cls, value: Mapping[str, Any]) -> Recipe:
@@ -163,6 +165,7 @@ def shared(recipe: Recipe, cache: str, device: str, more: int = 0) -> Shared:
         recipe.validation,
         recipe.sequence_length,
         recipe.calibration_samples,
+        recipe.teacher_targets,
         Path(cache),
         device,
     )
@@ -178,6 +181,7 @@ def _shared(
     further: tuple[tuple[str, str], ...],
     length: int,
     samples: int,
+    teacher_targets: str | None,
     root: Path,
     device: str,
 ) -> Shared:
@@ -196,7 +200,7 @@ def _shared(
     scores, cached = load_importance(teacher, calibration, cache)
     streams = load_streams(teacher, calibration, cache)
     first = min(train_tokens, len(corpus.train)) // length
-    targets = load_targets(teacher, corpus, length, cache, first)
+    targets = load_targets(teacher, corpus, length, cache, first, teacher_targets)
     return Shared(teacher, corpus, targets, scores, streams, cached, first)
 
 

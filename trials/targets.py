@@ -20,7 +20,10 @@ from trials.precision import autocast, training_precision
 from trials.stored import Stored, create, to_array, to_tensor
 from trials.teacher import Teacher
 
-# Above this the teacher reads each batch itself: 65,536 tokens of mini take 64 MiB, 10M of gpt2-medium 20 to 40 GB.
+WAYS = ("cached", "online")
+
+# Above this, unless told otherwise, the teacher reads each batch itself: 65,536 tokens of mini take 64 MiB, 10M of
+# gpt2-medium 20 to 40 GB.
 LIMIT_BYTES = 2 * 2**30
 
 log = logging.getLogger(__name__)
@@ -52,22 +55,26 @@ class Targets:
         return to_tensor(np.stack(rows)).to(tokens.device).flatten(0, 1)
 
 
-def load_targets(teacher: Teacher, corpus: Corpus, length: int, cache: Cache, first: int = 0) -> Targets:
-    """Targets for ``corpus.train`` in windows of ``length``: from the cache, or computed, unless over the limit.
+def load_targets(
+    teacher: Teacher, corpus: Corpus, length: int, cache: Cache, first: int = 0, way: str | None = None
+) -> Targets:
+    """Targets for ``corpus.train`` in windows of ``length``: from the cache or computed, unless they are not stored.
 
     The ``first`` windows are kept apart from the others: they are those of a shorter text, and found where it is.
     """
     device = teacher.model.device.type
     dtype, _ = training_precision(device)
     text = windows(corpus.train, length)
-    if not are_stored(teacher.shape, text.size, device):
+    if not are_stored(teacher.shape, text.size, device, way):
         return Targets(teacher)
     parts = (part for part in (text[:first], text[first:]) if len(part))
     return Targets(teacher, [_stored(teacher, part, dtype, cache) for part in parts])
 
 
-def are_stored(shape: ModelShape, tokens: int, device: str) -> bool:
-    """Whether the hidden states of ``tokens`` tokens are few enough to be kept."""
+def are_stored(shape: ModelShape, tokens: int, device: str, way: str | None = None) -> bool:
+    """Whether the hidden states of ``tokens`` tokens are kept: as ``way`` says, or if None where they are few."""
+    if way is not None:
+        return way == "cached"
     dtype, _ = training_precision(device)
     return tokens * shape.hidden * dtype.itemsize <= LIMIT_BYTES
 

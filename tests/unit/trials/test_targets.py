@@ -45,6 +45,14 @@ def test_targets_are_computed_once_and_those_too_large_not_at_all(
     assert load_targets(TEACHER, CORPUS, 8, cache).stored is None
 
 
+def test_targets_are_kept_or_not_as_one_asks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = Cache(tmp_path)
+    assert load_targets(TEACHER, CORPUS, 16, cache, way="online").stored is None
+    assert not any(tmp_path.rglob("hidden.npy"))
+    monkeypatch.setattr("trials.targets.LIMIT_BYTES", 0)
+    assert load_targets(TEACHER, CORPUS, 16, cache, way="cached").stored is not None
+
+
 def test_targets_of_a_text_that_has_grown_are_found_where_they_are(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
