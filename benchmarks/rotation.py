@@ -5,8 +5,8 @@
 
 Rotated, the stream of all layers is held in the k principal components of what the norms make of it, one rotation for
 the whole network (SliceGPT, arXiv 2401.15024, has one for each layer, and matrices between them that no stock model
-has). The rotation is exact where the weights of a norm go into the matrices that read it. That unties the embeddings of
-a model that has them tied, which then has vocabulary x k parameters more: those are printed, and not made up for.
+has). The rotation is exact where the weights of a norm go into the matrices that read it. So that embeddings stay tied,
+those of the final norm are all their mean, and the last layer is refitted to a stream multiplied by what they were.
 
 Here the teacher itself is kept in its full width with all that is written to its stream projected to the components,
 which computes what the rotated and cut model would. Both are refitted (`trials.refit`); excess of the validation loss
@@ -29,6 +29,7 @@ from search_spaces.architecture import Architecture
 from trials.losses import mean_loss
 from trials.prune import choose
 from trials.refit import refit
+from trials.stored import to_tensor
 from trials.streams import Streams
 
 SHARES = (0.875, 0.75, 0.5)
@@ -39,12 +40,17 @@ class Projected(Streams):
     """A teacher's streams in the range of ``projection`` (H, H) alone."""
 
     projection: Tensor
+    gain: Tensor
+    centred: bool
 
     def before(self, layer: int) -> Tensor:
-        return super().before(layer) @ self.projection
+        stream = super().before(layer)
+        if layer == len(self.inputs) - 1:  # the final norm keeps one gain for all; the last layer makes up for the rest
+            stream = (stream - stream.mean(dim=1, keepdim=True) if self.centred else stream) * self.gain
+        return stream @ self.projection
 
     def after_attention(self, layer: int) -> Tensor:
-        return super().after_attention(layer) @ self.projection
+        return (Streams.before(self, layer) + to_tensor(self.attention[layer]).float()) @ self.projection
 
 
 def components(bench: Bench) -> Tensor:
@@ -84,10 +90,16 @@ def rotated(bench: Bench, projection: Tensor, refitted: bool) -> PreTrainedModel
             weight.copy_(weight @ projection if isinstance(module, Conv1D) else projection @ weight)
             if (bias := dict(module.named_parameters()).get("bias")) is not None:
                 bias.copy_(bias @ projection)
+    norm = dict(family.norms(model)[-1].named_parameters())
+    gain, scale = norm["weight"].clone(), norm["weight"].mean()
+    norm["weight"].fill_(scale)
+    if "bias" in norm:
+        norm["bias"].copy_(norm["bias"] @ projection)
+    head.weight.copy_(head.weight @ projection)
     if refitted:
-        streams = common.streams
         kept = choose(common.scores, common.teacher.shape.full, common.teacher.shape.group)
-        refit(model, family, kept, Projected(streams.windows, streams.inputs, streams.attention, projection))
+        parts = (common.streams.windows, common.streams.inputs, common.streams.attention)
+        refit(model, family, kept, Projected(*parts, projection, gain / scale, "bias" in norm))
     return model
 
 
@@ -111,7 +123,7 @@ def main() -> None:
     plan = plan_of(flags)
     bench = Bench(plan.recipe, plan.cache)
     shape, directions = bench.common.teacher.shape, components(bench)
-    print(f"teacher {bench.teacher_loss:.4f}, width {shape.hidden}; untied, {shape.vocab:,} parameters more a channel")
+    print(f"teacher {bench.teacher_loss:.4f}, width {shape.hidden}")
     print(f"{'width':>6} {'kept':<12}{'slices':>8}{'refit':>8}")
     for share in SHARES:
         compare(bench, directions, share)
