@@ -38,7 +38,7 @@ from nas.bootstrap import paired_difference
 from nas.candidates import informed
 from search_spaces.architecture import Architecture
 from trials.losses import mean_loss
-from trials.refit import second_moments
+from trials.moments import second_moments
 
 RIDGE = 0.01  # of the mean of C's diagonal
 BATCH = 4  # windows in a pass

@@ -9,9 +9,9 @@ import torch
 
 from search_spaces.architecture import Architecture
 from search_spaces.shape import ModelShape
+from trials.moments import moments_count
 from trials.precision import training_precision
 from trials.preparation import Recipe
-from trials.refit import moments_count
 from trials.screen import CALIBRATION_TOKENS, VALIDATION_TOKENS
 from trials.streams import most_windows
 from trials.targets import are_stored
@@ -76,13 +76,15 @@ def refit_windows(shape: ModelShape, recipe: Recipe, device: str) -> int:
 def refit_flops(shape: ModelShape, architecture: Architecture, recipe: Recipe, windows: int) -> int:
     """FLOPs of refitting a student: one pass without logits, and two products for each output projection.
 
-    They are the second moments of its inputs, and those of inputs and what is wanted of it; once for all tokens, what
-    the projection gives already is taken from those. Solving for the change is left out.
+    They are the second moments of its inputs, and those of inputs and what is wanted of it, which for a narrower stream
+    is the teacher's turned; once for all tokens, what the projection gives already is taken from those. Solving for the
+    change is left out.
     """
     length, hidden = recipe.sequence_length, architecture.hidden
     widths = [*(heads * shape.head_dim for heads in architecture.heads), *architecture.mlp]
     fits = sum(2 * (width * hidden + moments_count(width)) for width in widths)
     backbone = shape.flops_per_token(architecture, length) - 2 * shape.vocab * hidden
+    fits += 2 * len(widths) * shape.hidden * hidden * (hidden < shape.hidden)
     known = sum(2 * hidden * width**2 for width in widths)
     return windows * length * (backbone + fits) + known
 

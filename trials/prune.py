@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from search_spaces.architecture import Architecture
 from trials.families import Kept, family_of
 from trials.importance import ImportanceScores
 from trials.refit import refit
+from trials.rotate import rotated, rotation_to
 from trials.streams import Streams
 
 
@@ -25,20 +27,37 @@ def prune(
     """A student of ``architecture`` made of slices of ``teacher``, which shares no memory with it.
 
     Layers, hidden channels (one choice for the whole network), heads and MLP neurons stay by their ``scores``;
-    of equal ones the earlier stays. With the teacher's ``streams`` the output projections are fitted to them
-    (`trials.refit`), unless nothing was cut; without, all weights are the teacher's own. Dtype and device are the
-    teacher's. The student is in eval mode and its parameters want gradients.
+    of equal ones the earlier stays. Without ``streams`` all weights are the teacher's own. With them, and unless
+    nothing is cut, the principal components of the stream stay instead of its channels (`trials.rotate`), and the
+    output projections are fitted to it (`trials.refit`). Dtype and device are the teacher's. The student is in eval
+    mode and its parameters want gradients.
 
     Raises InputError when ``architecture`` exceeds the teacher.
     """
     family = family_of(teacher.config)
     shape = family.shape(teacher.config)
     shape.check(architecture)
-    kept = choose(scores, architecture, shape.group, teacher.device)
-    student = student_from(teacher.config, architecture, family.cut(teacher, kept))
-    if streams is not None and architecture != shape.full:
-        refit(student, family, kept, streams)
+    if streams is None or architecture == shape.full:
+        kept = choose(scores, architecture, shape.group, teacher.device)
+        student = student_from(teacher.config, architecture, family.cut(teacher, kept))
+    else:
+        student = _refitted(teacher, scores, architecture, streams)
     student.generation_config = copy.deepcopy(teacher.generation_config)
+    return student
+
+
+def _refitted(
+    teacher: PreTrainedModel, scores: ImportanceScores, architecture: Architecture, streams: Streams
+) -> PreTrainedModel:
+    family = family_of(teacher.config)
+    shape = family.shape(teacher.config)
+    wide = replace(architecture, hidden=shape.hidden)
+    kept, rotation = choose(scores, wide, shape.group, teacher.device), None
+    student = student_from(teacher.config, wide, family.cut(teacher, kept))
+    if wide != architecture:
+        rotation = rotation_to(student, family, streams.directions, architecture.hidden)
+        student = student_from(teacher.config, architecture, rotated(student, family, rotation))
+    refit(student, family, kept.layers.tolist(), streams, rotation)
     return student
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -10,17 +12,26 @@ from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from trials.families import Family, Kept
+from trials.families import Family
+from trials.moments import second_moments
 from trials.precision import autocast
+from trials.rotate import Rotation
 from trials.streams import Streams
 
 RIDGE = 0.1  # of the mean variance of a projection's inputs, on the diagonal; docs/results.md
-STRIP = 256  # columns of second moments computed at a time
 
 
 @torch.no_grad()
-def refit(student: PreTrainedModel, family: Family, kept: Kept, streams: Streams) -> None:
-    """Bring the residual stream of ``student``, cut to what is ``kept``, back to its teacher's, layer by layer.
+def refit(
+    student: PreTrainedModel,
+    family: Family,
+    kept: Sequence[int],
+    streams: Streams,
+    rotation: Rotation | None = None,
+) -> None:
+    """Bring the residual stream of ``student`` back to its teacher's, layer by layer.
+
+    Its layers are the teacher's number ``kept``, its stream is the teacher's turned by ``rotation``, if there is one.
 
     From the first layer to the last, each output projection - of attention, then of the MLP - is changed by least
     squares (see `fitted`) so that the student's stream behind it comes as near as it can to the teacher's at the same
@@ -34,11 +45,13 @@ def refit(student: PreTrainedModel, family: Family, kept: Kept, streams: Streams
     layer after layer, it is the asymmetric reconstruction of Zhang et al. (arXiv 1505.06798). Here the target is the
     stream and not the layer's own output, so that it also holds what a residual network carries past a layer.
     """
-    layers, numbers = family.layers(student), kept.layers.tolist()
+    wanted = _Wanted(streams, rotation)
     handles: list[RemovableHandle] = []
     try:
-        for layer, number, following in zip(layers, numbers, [*numbers[1:], len(streams.inputs) - 1], strict=True):
-            handles += _watch(layer, family, kept.hidden, streams, number, following)
+        for layer, number, following in zip(
+            family.layers(student), kept, [*kept[1:], len(streams.inputs) - 1], strict=True
+        ):
+            handles += _watch(layer, family, partial(wanted.attended, number), partial(wanted.read, following))
         with autocast(student.device.type):
             family.backbone(student, streams.windows.to(student.device))
     finally:
@@ -70,26 +83,37 @@ def fitted(
     return weight, offset - weight @ mean if biased else None
 
 
-def second_moments(inputs: Tensor) -> Tensor:
-    """The sums of products (n, n) of the columns of ``inputs`` (N, n); those that are equal are computed once."""
-    sums = inputs.new_zeros(inputs.shape[1], inputs.shape[1])
-    for start in range(0, inputs.shape[1], STRIP):
-        sums[start:, start : start + STRIP] = inputs[:, start:].T @ inputs[:, start : start + STRIP]
-    return sums.tril() + sums.tril(-1).T
+@dataclass(frozen=True, eq=False)
+class _Wanted:
+    """What the student's stream (N, k) is to be at the places of its teacher's."""
 
+    streams: Streams
+    rotation: Rotation | None
 
-def moments_count(width: int) -> int:
-    """How many sums `second_moments` computes for ``width`` columns."""
-    return sum((width - start) * min(STRIP, width - start) for start in range(0, width, STRIP))
+    def attended(self, layer: int, device: torch.device) -> Tensor:
+        """When the attention of ``layer`` has added its part."""
+        stream = self.streams.after_attention(layer).to(device)
+        return stream if self.rotation is None else self.rotation.turned(stream)
+
+    def read(self, layer: int, device: torch.device) -> Tensor:
+        """Where ``layer`` reads it, or behind the last one the final norm."""
+        stream = self.streams.before(layer).to(device)
+        if self.rotation is None:
+            return stream
+        last = layer == len(self.streams.inputs) - 1
+        return self.rotation.turned_last(stream) if last else self.rotation.turned(stream)
 
 
 def _watch(
-    layer: nn.Module, family: Family, hidden: Tensor, streams: Streams, number: int, following: int
+    layer: nn.Module,
+    family: Family,
+    attended: Callable[[torch.device], Tensor],
+    done: Callable[[torch.device], Tensor],
 ) -> list[RemovableHandle]:
     """While these hooks are there, a pass of the student fits the projections of ``layer``.
 
-    It is the teacher's ``number``; the one that is kept after it is ``following``. Its stream is what it reads, plus
-    what its attention adds, plus what its MLP adds, also where both read the same.
+    The stream is to be ``attended`` when its attention has added its part, and ``done`` behind it. It is what it reads,
+    plus what its attention adds, plus what its MLP adds, also where both read the same.
     """
     stream = torch.empty(0)
 
@@ -97,11 +121,10 @@ def _watch(
         nonlocal stream
         stream = inputs[0].flatten(0, 1).float()
 
-    def fit(target: Callable[[int], Tensor], place: int) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+    def fit(target: Callable[[torch.device], Tensor]) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         def before(projection: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            wanted = target(place).to(stream.device)[:, hidden] - stream
             with torch.autocast(stream.device.type, enabled=False):
-                _fit(projection, inputs[0].flatten(0, 1).float(), wanted)
+                _fit(projection, inputs[0].flatten(0, 1).float(), target(stream.device) - stream)
 
         return before
 
@@ -112,9 +135,9 @@ def _watch(
     attention, mlp = family.attention_output(layer), family.mlp_output(layer)
     return [
         layer.register_forward_pre_hook(begin),
-        attention.register_forward_pre_hook(fit(streams.after_attention, number)),
+        attention.register_forward_pre_hook(fit(attended)),
         attention.register_forward_hook(add),
-        mlp.register_forward_pre_hook(fit(streams.before, following)),
+        mlp.register_forward_pre_hook(fit(done)),
     ]
 
 

@@ -16,15 +16,16 @@ from search_spaces.shape import ModelShape
 from trials.cache import Cache, digest
 from trials.evaluate import BATCH_TOKENS
 from trials.families import family_of
+from trials.moments import second_moments
 from trials.precision import autocast, training_precision
 from trials.stored import Stored, create, to_array, to_tensor
 from trials.teacher import Teacher
 
-VERSION = 1  # of what is kept and how: raise it, and streams of before are not taken up
+VERSION = 2  # of what is kept and how: raise it, and streams of before are not taken up
 TOKENS = 65_536  # at most; a projection is a few thousand inputs wide
 LIMIT_BYTES = 8 * 2**30  # on disk
 ACTIVATION_BYTES = {"cpu": 2**29, "cuda": 2**31}  # of all neurons of one MLP: a refit holds a few times as much
-NAMES = ("inputs", "attention")
+NAMES, DIRECTIONS = ("inputs", "attention"), "directions.npy"
 
 Keep = Callable[[str, int, Tensor], None]
 
@@ -36,17 +37,20 @@ class Streams:
     """What a teacher of L layers adds up on ``windows`` (n, T) of token ids; N = n * T rows, memory-mapped.
 
     ``inputs`` (L + 1, N, H) are what each layer reads, then what the final norm reads; ``attention`` (L, N, H) what
-    each attention adds. In float32, or bfloat16 as its bits.
+    each attention adds. In float32, or bfloat16 as its bits. ``directions`` (H, H) are the principal components of
+    the ``inputs`` of all layers alike, each row scaled to norm 1 as a norm does - and centred, for a LayerNorm -, as
+    columns, the strongest first.
     """
 
     windows: Tensor
     inputs: Stored
     attention: Stored
+    directions: Tensor
 
     def first(self, count: int) -> Streams:
         """Those on the first ``count`` windows alone."""
         rows = self.windows[:count].numel()
-        return Streams(self.windows[:count], self.inputs[:, :rows], self.attention[:, :rows])
+        return Streams(self.windows[:count], self.inputs[:, :rows], self.attention[:, :rows], self.directions)
 
     def before(self, layer: int) -> Tensor:
         """The stream (N, H) in float32 that ``layer`` reads, or for L the final norm."""
@@ -67,8 +71,8 @@ def load_streams(teacher: Teacher, windows: NDArray[np.integer], cache: Cache) -
     tokens = np.ascontiguousarray(windows[:count], np.int64)
     key = digest(teacher.fingerprint, str(dtype), *tokens.shape, tokens.tobytes(), VERSION)
     folder = cache.build("streams", key, lambda empty: _write(empty, teacher, torch.from_numpy(tokens), dtype))
-    arrays = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in NAMES)
-    return Streams(torch.from_numpy(tokens), *arrays)
+    inputs, attention = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in NAMES)
+    return Streams(torch.from_numpy(tokens), inputs, attention, torch.from_numpy(np.load(folder / DIRECTIONS)))
 
 
 def most_windows(shape: ModelShape, length: int, device: str) -> int:
@@ -110,6 +114,19 @@ def _write(folder: Path, teacher: Teacher, windows: Tensor, dtype: torch.dtype) 
             handle.remove()
     for array in arrays.values():
         array.flush()
+    centred = isinstance(family.norms(model)[-1], nn.LayerNorm)
+    np.save(folder / DIRECTIONS, _directions(arrays["inputs"], centred, device).numpy())
+
+
+def _directions(inputs: Stored, centred: bool, device: str) -> Tensor:
+    total = torch.zeros(inputs.shape[-1], inputs.shape[-1], device=device)
+    for layer in inputs:
+        stream = to_tensor(layer).to(device).float()
+        if centred:
+            stream -= stream.mean(dim=1, keepdim=True)
+        total += second_moments(nn.functional.normalize(stream, dim=1))
+    vectors: Tensor = torch.linalg.eigh(total.double()).eigenvectors
+    return vectors.flip(1).float().cpu()
 
 
 def _reading(keep: Keep, layer: int) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:

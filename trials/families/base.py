@@ -62,6 +62,14 @@ class Family(Protocol):
         """Every normalisation of the residual stream, the final one included; outputs are (B, T, hidden)."""
         ...
 
+    def readers(self, layer: nn.Module) -> Sequence[tuple[nn.Module, Sequence[nn.Module]]]:
+        """Each norm of a layer with the projections that read what it gives."""
+        ...
+
+    def embeddings(self, model: PreTrainedModel) -> Sequence[nn.Module]:
+        """Whatever the stream begins with as their sum; weights are (entries, hidden)."""
+        ...
+
     def attention_output(self, layer: nn.Module) -> nn.Module:
         """The projection of a layer that reads its concatenated heads, (B, T, heads * head_dim)."""
         ...

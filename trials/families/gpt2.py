@@ -90,6 +90,15 @@ class GPT2:
         pairs = ((block.ln_1, block.ln_2) for block in model.transformer.h)
         return [*(norm for pair in pairs for norm in pair), model.transformer.ln_f]
 
+    def readers(self, layer: nn.Module) -> Sequence[tuple[nn.Module, Sequence[nn.Module]]]:
+        """``c_attn`` behind ln_1, ``c_fc`` behind ln_2."""
+        pairs = (("ln_1", "attn.c_attn"), ("ln_2", "mlp.c_fc"))
+        return [(layer.get_submodule(norm), [layer.get_submodule(reader)]) for norm, reader in pairs]
+
+    def embeddings(self, model: GPT2LMHeadModel) -> Sequence[nn.Module]:
+        """Of tokens and of positions."""
+        return [model.transformer.wte, model.transformer.wpe]
+
     def attention_output(self, layer: nn.Module) -> nn.Module:
         """``attn.c_proj``."""
         return layer.get_submodule("attn.c_proj")

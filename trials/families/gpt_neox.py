@@ -86,6 +86,18 @@ class GPTNeoX:
         pairs = ((layer.input_layernorm, layer.post_attention_layernorm) for layer in model.gpt_neox.layers)
         return [*(norm for pair in pairs for norm in pair), model.gpt_neox.final_layer_norm]
 
+    def readers(self, layer: nn.Module) -> Sequence[tuple[nn.Module, Sequence[nn.Module]]]:
+        """``query_key_value`` behind the first norm, ``dense_h_to_4h`` behind the second."""
+        pairs = (
+            ("input_layernorm", "attention.query_key_value"),
+            ("post_attention_layernorm", "mlp.dense_h_to_4h"),
+        )
+        return [(layer.get_submodule(norm), [layer.get_submodule(reader)]) for norm, reader in pairs]
+
+    def embeddings(self, model: GPTNeoXForCausalLM) -> Sequence[nn.Module]:
+        """Of tokens."""
+        return [model.gpt_neox.embed_in]
+
     def attention_output(self, layer: nn.Module) -> nn.Module:
         """``attention.dense``."""
         return layer.get_submodule("attention.dense")

@@ -146,6 +146,16 @@ class LlamaStyle:
         pairs = ((layer.input_layernorm, layer.post_attention_layernorm) for layer in model.model.layers)
         return [*(norm for pair in pairs for norm in pair), model.model.norm]
 
+    def readers(self, layer: nn.Module) -> Sequence[tuple[nn.Module, Sequence[nn.Module]]]:
+        """Queries, keys and values behind the first norm, gate and up behind the second."""
+        attention = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
+        pairs = (("input_layernorm", attention), ("post_attention_layernorm", ("mlp.gate_proj", "mlp.up_proj")))
+        return [(layer.get_submodule(norm), [layer.get_submodule(one) for one in readers]) for norm, readers in pairs]
+
+    def embeddings(self, model: PreTrainedModel) -> Sequence[nn.Module]:
+        """Of tokens."""
+        return [model.model.embed_tokens]
+
     def attention_output(self, layer: nn.Module) -> nn.Module:
         """``self_attn.o_proj``."""
         return layer.get_submodule("self_attn.o_proj")

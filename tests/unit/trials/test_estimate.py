@@ -22,6 +22,7 @@ from trials.kl import chunked_kl
 from trials.preparation import Recipe
 from trials.prune import choose, prune
 from trials.refit import refit
+from trials.rotate import rotation_to
 from trials.streams import load_streams
 from trials.teacher import Teacher
 
@@ -85,14 +86,18 @@ def test_flops_are_what_a_refit_does(tiny_tokenizer: PreTrainedTokenizerFast, tm
     shape, tokens = family.shape(model.config), torch.arange(96).reshape(3, 32)
     teacher = Teacher(tmp_path, model, tiny_tokenizer, shape, "fingerprint")
     streams = load_streams(teacher, tokens.numpy(), Cache(tmp_path))
-    scores, architecture = compute_importance(model, family, tokens), Architecture(2, 40, (4, 2), (10, 96))
-    student = prune(model, scores, architecture)
-    student.set_attn_implementation("eager")
-    with FlopCounterMode(display=False) as counter:
-        refit(student, family, choose(scores, architecture), streams)
     recipe = replace(RECIPE, sequence_length=32, calibration_samples=3)
     assert refit_windows(shape, recipe, "cpu") == 3
-    assert refit_flops(shape, architecture, recipe, 3) == counter.get_total_flops()
+    for hidden in (40, 48):
+        architecture, rotation = Architecture(2, hidden, (4, 2), (10, 96)), None
+        if hidden < shape.hidden:
+            rotation = rotation_to(model, family, streams.directions, hidden)
+        scores = compute_importance(model, family, tokens)
+        student, kept = prune(model, scores, architecture), choose(scores, architecture).layers.tolist()
+        student.set_attn_implementation("eager")
+        with FlopCounterMode(display=False) as counter:
+            refit(student, family, kept, streams, rotation)
+        assert refit_flops(shape, architecture, recipe, 3) == counter.get_total_flops()
 
 
 def test_measured_speed_is_a_speed() -> None:

@@ -15,13 +15,15 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from search_spaces.architecture import Architecture
-from trials import refit as refit_file
+from trials import moments
 from trials import streams as streams_file
 from trials.cache import Cache
 from trials.families import FAMILIES, Family, family_of
 from trials.importance import ImportanceScores, compute_importance
-from trials.prune import prune
-from trials.refit import fitted, second_moments
+from trials.moments import second_moments
+from trials.prune import prune, student_from
+from trials.refit import fitted
+from trials.rotate import rotated, rotation_to
 from trials.streams import Streams, load_streams
 from trials.teacher import Teacher
 
@@ -74,7 +76,7 @@ def test_inputs_that_say_nothing_change_nothing() -> None:
 
 @pytest.mark.parametrize("width", [1, 7, 8, 19])
 def test_second_moments_are_products_of_all_columns(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(refit_file, "STRIP", 8)
+    monkeypatch.setattr(moments, "STRIP", 8)
     inputs = torch.randn(30, width).double()
     torch.testing.assert_close(second_moments(inputs), inputs.T @ inputs)
 
@@ -94,13 +96,18 @@ def test_the_stream_comes_back_to_the_teachers(
     smaller = Architecture.uniform(depth, hidden, kv_heads * shape.group, mlp, kv_heads)
     scores, streams = scores_of(teacher), streams_of(teacher, tiny_tokenizer, tmp_path)
     sliced, refitted = (prune(teacher, scores, smaller, one) for one in (None, streams))
-    kept = torch.from_numpy(np.sort(np.argsort(-scores.hidden, kind="stable")[:hidden]))
-    wanted = last_stream(teacher, family)[:, kept]
-    errors = [(last_stream(student, family) - wanted).square().sum() for student in (sliced, refitted)]
+    if hidden == shape.hidden:
+        wanted, before = last_stream(teacher, family), sliced
+    else:
+        rotation = rotation_to(teacher, family, streams.directions, hidden)
+        wanted = rotation.turned_last(last_stream(teacher, family))
+        wide = prune(teacher, scores, replace(smaller, hidden=shape.hidden))
+        before = student_from(teacher.config, smaller, rotated(wide, family, rotation))
+    errors = [(last_stream(student, family) - wanted).square().sum() for student in (before, refitted)]
     assert errors[1] < 0.7 * errors[0]
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in refitted.modules())
     after = refitted.state_dict()
-    changed = {name for name, weight in sliced.state_dict().items() if not torch.equal(weight, after[name])}
+    changed = {name for name, weight in before.state_dict().items() if not torch.equal(weight, after[name])}
     fitted_ones = [
         one(layer) for layer in family.layers(refitted) for one in (family.attention_output, family.mlp_output)
     ]

@@ -1,0 +1,127 @@
+"""A residual stream turned to its principal components, so that a narrower one carries most of what it did."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from search_spaces.errors import InputError
+from trials.families import Family
+
+
+@dataclass(frozen=True, eq=False)
+class Rotation:
+    """How streams (N, H) of a teacher become those (N, k) of its student.
+
+    ``projection`` (k, H) takes what a layer reads. The final norm of the student has one weight for all channels;
+    what the teacher's has beside that, ``gain`` (H,), is to be in the stream before it, ``centred`` for a LayerNorm.
+    """
+
+    projection: Tensor
+    gain: Tensor
+    centred: bool
+
+    def turned(self, stream: Tensor) -> Tensor:
+        """The student's stream where the teacher's is ``stream``, before any layer."""
+        return stream @ self.projection.T
+
+    def turned_last(self, stream: Tensor) -> Tensor:
+        """The student's stream before the final norm."""
+        if self.centred:
+            stream = stream - stream.mean(dim=1, keepdim=True)
+        return self.turned(stream * self.gain)
+
+
+def rotation_to(model: PreTrainedModel, family: Family, directions: Tensor, width: int) -> Rotation:
+    """To the first of ``directions`` (H, H; columns, see `trials.streams.Streams`) of ``model``, ``width`` channels.
+
+    A LayerNorm takes the mean of all channels away. The teacher's has been taken before the directions were found; so
+    that the student's takes away nothing, its streams have mean 0: ``width`` - 1 directions, turned away from it.
+    """
+    norm = family.norms(model)[-1]
+    weight, centred = norm.get_parameter("weight").float(), isinstance(norm, nn.LayerNorm)
+    directions = directions.to(weight.device)
+    if centred:
+        mean = torch.ones(width, 1, dtype=torch.float64, device=weight.device)
+        basis, _ = torch.linalg.qr(torch.cat([mean, torch.eye(width, width - 1).to(mean)], dim=1))
+        projection = basis[:, 1:] @ directions[:, : width - 1].double().T
+    else:
+        projection = directions[:, :width].T
+    return Rotation(projection.float(), weight / weight.mean(), centred)
+
+
+@torch.no_grad()
+def rotated(model: PreTrainedModel, family: Family, rotation: Rotation) -> dict[str, Tensor]:
+    """The weights of ``model`` by name, its stream turned and narrowed by ``rotation``; tied weights once.
+
+    What a norm multiplies by and adds goes into the matrices that read it, which then commute with a rotation of the
+    stream (SliceGPT, arXiv 2401.15024, section 3.1). One rotation serves the whole network, so that all shapes stay
+    those of a stock model. The final norm has the head behind it, which may be tied to the embeddings: it keeps one
+    weight for all channels, see `Rotation`.
+
+    Raises InputError when a norm adds something and what reads it has no bias to take it over.
+    """
+    state = {name: parameter.detach() for name, parameter in model.named_parameters()}
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    projection, width = rotation.projection, len(rotation.projection)
+
+    def put(parameter: Tensor, value: Tensor) -> None:
+        state[names[id(parameter)]] = value.to(parameter.dtype)
+
+    for layer in family.layers(model):
+        for norm, readers in family.readers(layer):
+            for reader in readers:
+                for parameter, value in _reading(reader, norm, projection):
+                    put(parameter, value)
+        for writer in (family.attention_output(layer), family.mlp_output(layer)):
+            matrix, bias = _matrix(writer), _bias(writer)
+            put(writer.get_parameter("weight"), _laid(writer, projection @ matrix.float()))
+            if bias is not None:
+                put(bias, projection @ bias.float())
+    *norms, last = family.norms(model)
+    scale = math.sqrt(projection.shape[1] / width)  # a norm of fewer channels divides by the root of a smaller mean
+    for norm in (*norms, last):
+        gains, bias = norm.get_parameter("weight"), _bias(norm)
+        mean = gains.float().mean() if norm is last else 1.0
+        put(gains, torch.full((width,), scale, device=gains.device) * mean)
+        if bias is not None:
+            put(bias, projection @ bias.float() if norm is last else bias.new_zeros(width))
+    embeddings: list[Tensor] = [module.get_parameter("weight") for module in family.embeddings(model)]
+    head = family.output_weight(model)
+    for weight in embeddings if any(head is one for one in embeddings) else (*embeddings, head):
+        put(weight, weight.float() @ projection.T)
+    return state
+
+
+def _reading(reader: nn.Module, norm: nn.Module, projection: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """The parameters of ``reader`` with their values behind a norm that neither multiplies nor adds."""
+    matrix, bias, added = _matrix(reader).float(), _bias(reader), _bias(norm)
+    weight: Tensor = reader.get_parameter("weight")
+    found = [(weight, _laid(reader, (matrix * norm.get_parameter("weight")) @ projection.T))]
+    if added is not None:
+        if bias is None:
+            raise InputError(
+                "model with norms that add and a projection without a bias behind them: cannot be narrowed"
+            )
+        found.append((bias, bias.float() + matrix @ added.float()))
+    return found
+
+
+def _matrix(module: nn.Module) -> Tensor:
+    """The weight as (outputs, inputs)."""
+    weight = module.get_parameter("weight")
+    return weight.T if isinstance(module, Conv1D) else weight
+
+
+def _laid(module: nn.Module, matrix: Tensor) -> Tensor:
+    """The inverse of `_matrix`, in memory of its own."""
+    return (matrix.T if isinstance(module, Conv1D) else matrix).contiguous()
+
+
+def _bias(module: nn.Module) -> Tensor | None:
+    return dict(module.named_parameters(recurse=False)).get("bias")
