@@ -3,9 +3,9 @@
     python -m benchmarks.scores
     python -m benchmarks.scores --model teachers/SmolLM2-135M-Instruct.Q4_1.gguf --corpus ./wikitext-2
 
-One axis at a time is cut to half or three quarters of the teacher, chosen by each score on the same calibration text,
+Neurons are cut to half of the teacher's, or heads to three quarters, chosen by each score on the same calibration text,
 as slices and refitted (`trials.refit`); the excess of its validation loss over the teacher's is in nats per token. With
-a the activations of a unit - a neuron, the outputs of a head, a channel behind a norm -, x all of those that a
+a the activations of a unit - a neuron, the outputs of a head -, x all of those that a
 projection W reads, C = E[x x^T] with a ridge, and i the place of the unit (a block, for a head):
 
     Minitron       L2 over windows of the mean over tokens of |a| (arXiv 2407.14679, section 2.2); the norm for a head
@@ -42,7 +42,7 @@ from trials.moments import second_moments
 
 RIDGE = 0.01  # of the mean of C's diagonal
 BATCH = 4  # windows in a pass
-SHARES = {"mlp": 0.5, "heads": 0.75, "hidden": 0.75}
+SHARES = {"mlp": 0.5, "heads": 0.75}
 MINITRON = "Minitron"
 
 Values = NDArray[np.float32]
@@ -139,15 +139,12 @@ def gated(bench: Bench, windows: int) -> Iterator[dict[str, list[Tensor]]]:
     found = {
         "mlp": [gates(shape.mlp) for _ in layers],
         "heads": [gates(shape.heads) for _ in layers],
-        "hidden": [gates(shape.hidden)],
     }
 
     def before(gate: Tensor, size: int) -> Callable[[nn.Module, tuple[Tensor, ...]], tuple[Tensor, ...]]:
         return lambda _, inputs: (inputs[0] * gate.repeat_interleave(size, dim=2), *inputs[1:])
 
-    handles = [
-        norm.register_forward_hook(lambda _, inputs, out: out * found["hidden"][0]) for norm in family.norms(model)
-    ]
+    handles = []
     for layer, mlp, heads in zip(layers, found["mlp"], found["heads"], strict=True):
         handles.append(family.mlp_output(layer).register_forward_pre_hook(before(mlp, 1)))
         handles.append(family.attention_output(layer).register_forward_pre_hook(before(heads, shape.head_dim)))
@@ -159,7 +156,7 @@ def gated(bench: Bench, windows: int) -> Iterator[dict[str, list[Tensor]]]:
 
 
 def fisher(bench: Bench, windows: Tensor) -> dict[str, Values]:
-    """By axis, (L, units), or (H,) for the channels of the whole network."""
+    """By axis, (L, units)."""
     family, model = bench.common.targets.family, bench.common.teacher.model
     sums: dict[str, Tensor] = {}
     for start in range(0, len(windows), BATCH):
@@ -173,19 +170,7 @@ def fisher(bench: Bench, windows: Tensor) -> dict[str, Values]:
         for axis, ones in gates.items():
             squares = torch.stack([next(slopes).square().sum(dim=(0, 1)) for _ in ones])
             sums[axis] = squares + sums.get(axis, torch.zeros(()))
-    return {axis: (one[0] if axis == "hidden" else one).numpy() for axis, one in sums.items()}
-
-
-def hidden_scores(bench: Bench) -> dict[str, Values]:
-    """Of the channels of the stream itself, in all layers alike: shares of its square, and of its variance."""
-    streams, layers = bench.common.streams, bench.common.teacher.shape.layers
-    squares, variances = [], []
-    for layer in range(layers + 1):
-        stream = streams.before(layer)
-        square, spread = stream.square().mean(dim=0), stream.var(dim=0)
-        squares.append(square / square.sum())
-        variances.append(spread / spread.sum())
-    return {"L2": torch.stack(squares).sum(dim=0).numpy(), "variance": torch.stack(variances).sum(dim=0).numpy()}
+    return {axis: one.numpy() for axis, one in sums.items()}
 
 
 def all_scores(bench: Bench, windows: Tensor) -> dict[str, dict[str, Values]]:
@@ -194,7 +179,7 @@ def all_scores(bench: Bench, windows: Tensor) -> dict[str, dict[str, Values]]:
     ways = {"L2": l2, "variance": variance, "output": output, "OBS": obs}
     found: dict[str, dict[str, Values]] = {}
     for axis in SHARES:
-        others = hidden_scores(bench) if axis == "hidden" else {n: moments.scores(axis, way) for n, way in ways.items()}
+        others = {name: moments.scores(axis, way) for name, way in ways.items()}
         found[axis] = {MINITRON: getattr(own, axis), **others, "Fisher": slopes[axis]}
     return found
 
@@ -209,15 +194,13 @@ def with_scores(bench: Bench, **scores: Values) -> Bench:
 def cut(bench: Bench, axis: str) -> Architecture:
     """The teacher with one axis cut to its share."""
     shape, share = bench.common.teacher.shape, SHARES[axis]
-    heads, kv_heads, hidden, mlp = shape.heads, shape.kv_heads, shape.hidden, shape.mlp
+    heads, kv_heads, mlp = shape.heads, shape.kv_heads, shape.mlp
     if axis == "heads":
         kv_heads = max(1, round(kv_heads * share))
         heads = kv_heads * shape.group
-    elif axis == "hidden":
-        hidden = round(hidden * share)
     else:
         mlp = round(mlp * share)
-    return Architecture.uniform(shape.layers, hidden, heads, mlp, kv_heads)
+    return Architecture.uniform(shape.layers, shape.hidden, heads, mlp, kv_heads)
 
 
 def compare(bench: Bench, axis: str, scores: dict[str, Values]) -> str:
@@ -235,12 +218,13 @@ def compare(bench: Bench, axis: str, scores: dict[str, Values]) -> str:
 def main() -> None:
     parser = flags_of(__doc__)
     parser.add_argument("--score-windows", type=int, default=64, help="of calibration text")
+    parser.add_argument("--axes", nargs="+", choices=sorted(SHARES), default=sorted(SHARES))
     flags = parser.parse_args()
     plan = plan_of(flags)
     bench = Bench(plan.recipe, plan.cache)
     scores = all_scores(bench, bench.common.streams.windows[: flags.score_windows])
     print(f"teacher {bench.teacher_loss:.4f}; excess loss, nats a token")
-    best = {axis: compare(bench, axis, of_axis) for axis, of_axis in scores.items()}
+    best = {axis: compare(bench, axis, scores[axis]) for axis in flags.axes}
     architecture = dict(informed(plan.target.shape, plan.target.feasible))["balanced"]
     print(f"\n{architecture.key}, by {', '.join(f'{name} ({axis})' for axis, name in best.items())}, and by Minitron")
     chosen = with_scores(bench, **{axis: scores[axis][name] for axis, name in best.items()})
