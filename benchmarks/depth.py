@@ -53,6 +53,7 @@ class Depths:
         scores = replace(common.scores, layers=np.isin(np.arange(self.layers), kept).astype(np.float32))
         bench = copy.copy(self.bench)
         bench.common = replace(common, scores=scores)
+        bench.minitron = replace(self.bench.minitron, layers=scores.layers)
         return bench
 
     def architecture(self, kept: Kept) -> Architecture:

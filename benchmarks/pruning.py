@@ -4,9 +4,10 @@
     python -m benchmarks.pruning --model teachers/SmolLM2-135M-Instruct.Q4_1.gguf --corpus ./wikitext-2 --candidates 8
 
 For each share of the teacher's non-embedding parameters, candidates of the default space (at most 3 % below the share)
-are cut twice by the same scores - mean over the sequence, L2 over the batch, Block Importance (arXiv 2407.14679): as
-slices, which is the plain recipe, and refitted (`trials.refit`). The best of either by its loss on validation text goes
-on: both are distilled on the same batches, each at a learning rate that suits it, and compared window by window.
+are cut twice: as slices by Minitron's scores - mean over the sequence, L2 over the batch, Block Importance (arXiv
+2407.14679) -, which is the plain recipe, and as a search does it (`trials.prune`). The best of either by its loss on
+validation text goes on: both are distilled on the same batches, each at a learning rate that suits it, and compared
+window by window.
 """
 
 from __future__ import annotations
@@ -14,13 +15,14 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from transformers import PreTrainedModel
 
 from benchmarks.flags import flags_of, plan_of
+from benchmarks.minitron import neuron_scores
 from nas.bootstrap import paired_difference
 from search_spaces.architecture import Architecture
 from search_spaces.files import load_space
@@ -61,6 +63,8 @@ class Bench:
     def __init__(self, recipe: Recipe, cache: Path) -> None:
         self.recipe, self.common = recipe, shared(recipe, str(cache), "cpu")
         self.text = windows(self.common.corpus.validation, recipe.sequence_length)
+        model, family, calibration = self.common.teacher.model, self.common.targets.family, self.common.streams.windows
+        self.minitron = replace(self.common.scores, mlp=neuron_scores(model, family, calibration))
         self.teacher_loss = mean_loss(self.losses(self.common.teacher.model))
 
     def losses(self, model: PreTrainedModel) -> WindowLosses:
@@ -69,8 +73,8 @@ class Bench:
 
     def student(self, architecture: Architecture, way: str) -> PreTrainedModel:
         """The teacher cut to ``architecture``, in float32."""
-        streams = self.common.streams if way == REFIT else None
-        return prune(self.common.teacher.model, self.common.scores, architecture, streams).float()
+        streams, scores = (self.common.streams, self.common.scores) if way == REFIT else (None, self.minitron)
+        return prune(self.common.teacher.model, scores, architecture, streams).float()
 
     def zero_shot(self, architectures: Sequence[Architecture]) -> list[Student]:
         """Every architecture both ways, a line printed for each."""

@@ -175,19 +175,20 @@ def fisher(bench: Bench, windows: Tensor) -> dict[str, Values]:
 
 def all_scores(bench: Bench, windows: Tensor) -> dict[str, dict[str, Values]]:
     """By axis and name, Minitron's first."""
-    moments, slopes, own = Moments(bench, windows), fisher(bench, windows), bench.common.scores
+    moments, slopes = Moments(bench, windows), fisher(bench, windows)
     ways = {"L2": l2, "variance": variance, "output": output, "OBS": obs}
     found: dict[str, dict[str, Values]] = {}
     for axis in SHARES:
         others = {name: moments.scores(axis, way) for name, way in ways.items()}
-        found[axis] = {MINITRON: getattr(own, axis), **others, "Fisher": slopes[axis]}
+        found[axis] = {MINITRON: getattr(bench.minitron, axis), **others, "Fisher": slopes[axis]}
     return found
 
 
 def with_scores(bench: Bench, **scores: Values) -> Bench:
     """The bench by other scores of some axes."""
     other = copy.copy(bench)
-    other.common = replace(bench.common, scores=replace(bench.common.scores, **scores))
+    other.minitron = replace(bench.minitron, **scores)
+    other.common = replace(bench.common, scores=replace(bench.minitron, **scores))
     return other
 
 
@@ -228,8 +229,9 @@ def main() -> None:
     architecture = dict(informed(plan.target.shape, plan.target.feasible))["balanced"]
     print(f"\n{architecture.key}, by {', '.join(f'{name} ({axis})' for axis, name in best.items())}, and by Minitron")
     chosen = with_scores(bench, **{axis: scores[axis][name] for axis, name in best.items()})
-    before = [mean_loss(one.losses(one.student(architecture, REFIT))) - bench.teacher_loss for one in (chosen, bench)]
-    after = [one.distilled(architecture, REFIT) for one in (chosen, bench)]
+    both = (chosen, with_scores(bench))
+    before = [mean_loss(one.losses(one.student(architecture, REFIT))) - bench.teacher_loss for one in both]
+    after = [one.distilled(architecture, REFIT) for one in both]
     losses = [mean_loss(one) - bench.teacher_loss for one in after]
     print(f"before {before[0]:.3f} and {before[1]:.3f}; after {bench.recipe.tokens:,} tokens", end=" ")
     print(f"{losses[0]:.3f} and {losses[1]:.3f}, difference {paired_difference(after[0], after[1])}")

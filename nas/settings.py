@@ -43,12 +43,12 @@ class SearchSettings(BaseModel):
         "loss", description="what is weighed: loss alone, or with any of params, memory, latency for a Pareto front"
     )
     space: str = Field("default", description=f"search space: {', '.join(PRESETS)}, or a YAML file")
-    sampler: Literal["tpe", "screen", "random", "nsga2", "gp", "exhaustive"] = Field(
-        "tpe", description="who proposes; screen measures all before retraining and takes the best first"
+    sampler: Literal["screen", "tpe", "gp", "nsga2", "random", "exhaustive"] = Field(
+        "screen", description="who proposes; screen measures all before retraining and takes the best first"
     )
     screened: int = Field(64, ge=1, description="architectures at most that screen measures before retraining")
     scheduler: Literal["asha", "none"] = Field("asha", description="asha stops weak trials early; none trains all")
-    trials: int = Field(16, ge=1, description="candidates of each budget, earlier ones of the study included")
+    trials: int = Field(8, ge=1, description="candidates of each budget, earlier ones of the study included")
     tokens_per_trial: int | None = Field(
         None, ge=1, description="distillation tokens of a full trial (32,768 on CPU, 8,388,608 on GPU)"
     )

@@ -131,7 +131,7 @@ def test_no_more_trials_than_the_band_holds(tiny_teacher_folder: Path) -> None:
 def test_summary_says_that_candidates_are_screened(tiny_teacher_folder: Path) -> None:
     plan = make(tiny_teacher_folder, sampler="screen", screened=9)
     assert dict(summary(plan))["screen"].startswith("9 architectures before retraining")
-    assert "screen" not in dict(summary(make(tiny_teacher_folder)))
+    assert "screen" not in dict(summary(make(tiny_teacher_folder, sampler="tpe")))
 
 
 def test_summary_says_what_will_be_done(tiny_teacher_folder: Path) -> None:
@@ -139,7 +139,7 @@ def test_summary_says_what_will_be_done(tiny_teacher_folder: Path) -> None:
     for part in (
         "75,408 parameters",
         "architectures",
-        "16 by tpe",
+        "8 by screen",
         "2 at a time",
         "learning rate",
         "studies.db",

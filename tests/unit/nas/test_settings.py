@@ -36,7 +36,7 @@ def test_every_setting_has_a_flag_with_help() -> None:
         ({}, None, {}, "--budget is missing"),
         ({"budget": "1M", "trials": "x"}, None, {}, "--trials 'x'"),
         ({"budget": "1M", "trials": "0"}, None, {}, "--trials '0'"),
-        ({"budget": "1M", "sampler": "foo"}, None, {}, "'tpe', 'screen'"),
+        ({"budget": "1M", "sampler": "foo"}, None, {}, "'screen', 'tpe'"),
         ({"budget": "1M", "study": "a/b"}, None, {}, "--study 'a/b'"),
         ({"budget": "1M", "tolerance": "1.5"}, None, {}, "--tolerance '1.5'"),
         ({"budget": "1M", "finalists": "-1"}, None, {}, "--finalists '-1'"),

@@ -42,7 +42,8 @@ def expected_scores(model: GPT2LMHeadModel, texts: list[Tensor]) -> ImportanceSc
 
     layers, norms = range(model.config.n_layer), range(2 * model.config.n_layer + 1)
     heads = [over_texts([one.heads[layer][0].norm(dim=-1) for one in traces]) for layer in layers]
-    mlp = [over_texts([one.mlp[layer][0].abs() for one in traces]) for layer in layers]
+    sizes = [block.mlp.c_proj.weight.double().square().sum(dim=1) for block in model.transformer.h]
+    mlp = [torch.cat([one.mlp[n][0] for one in traces]).square().mean(dim=0) * sizes[n] for n in layers]
     hidden = sum(over_texts([one.norms[place][0].abs() for one in traces]) for place in norms)
     block = []
     for layer in layers:
