@@ -32,7 +32,6 @@ from nas.surveys import first_candidates, run_screening, within_latency
 from nas.telling import Teller
 from search_spaces.architecture import Architecture
 from search_spaces.errors import InputError
-from trials.importance import ImportanceScores
 from trials.trial import Preparation
 
 KEPT_STUDENTS = 3  # weights of the best complete trials stay on disk; those of the others go as the search goes
@@ -48,7 +47,7 @@ def conduct(plan: Plan, console: Console, command: str) -> list[Outcome]:
     with _only_driver(plan):
         console.print("preparing teacher, text, importance scores and targets ...")
         prepared = prepare_remotely(plan)
-        preparation, scores, _ = prepared
+        preparation = prepared.preparation
         console.print(_prepared(preparation))
         study = open_study(plan, preparation)
         if plan.times_candidates:
@@ -56,7 +55,7 @@ def conduct(plan: Plan, console: Console, command: str) -> list[Outcome]:
             study = open_study(plan, preparation)
         with Teller(plan, study, console) as teller:
             teller.started(preparation, command)
-            teller.files([_plot_scores(scores, plan)], "report")
+            teller.files([_plot_scores(prepared, plan)], "report")
             _run(plan, study, teller, console)
             finals = _finals(plan, study, teller, console)
 
@@ -245,7 +244,8 @@ def _chosen(plan: Plan, records: list[TrialRecord], comparison: Comparison | Non
     return first, Chosen.final(plan, comparison.stock, comparison.against_winner(comparison.stock))
 
 
-def _plot_scores(scores: ImportanceScores, plan: Plan) -> Path:
+def _plot_scores(prepared: Prepared, plan: Plan) -> Path:
+    scores = prepared.scores
     (plan.folder / "report").mkdir(exist_ok=True)
     file = plan.folder / "report" / "importance.png"
-    return plot_importance(scores.layers, scores.hidden, scores.heads, scores.mlp, file)
+    return plot_importance(scores.layers, prepared.shares, scores.heads, scores.mlp, file)

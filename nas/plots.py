@@ -97,20 +97,23 @@ def plot_pareto(
     return save(figure, path)
 
 
-def plot_importance(layers: Array, hidden: Array, heads: Array, mlp: Array, path: Path) -> Path:
-    """Importance scores of a teacher: ``layers`` (L,), ``hidden`` (H,), ``heads`` (L, A), ``mlp`` (L, M)."""
+def plot_importance(layers: Array, shares: Array, heads: Array, mlp: Array, path: Path) -> Path:
+    """What decides what stays of a teacher: scores ``layers`` (L,), ``heads`` (L, A) and ``mlp`` (L, M).
+
+    ``shares`` (H,) of its stream lie in each principal component, the strongest first.
+    """
     figure = blank(11, 7.5)
     (first, second), (third, fourth) = figure.subplots(2, 2)
     first.bar(range(len(layers)), layers, color=BLUE, width=0.75)
     first.set(xlabel="layer", ylabel="Block Importance (1 - cosine)", title="Layers: how much each one changes")
-    second.plot(range(1, len(hidden) + 1), np.sort(hidden)[::-1], color=BLUE)
-    second.set(xlabel="channels, best first", ylabel="score", title="Hidden channels: one ranking for the network")
+    second.plot(range(1, len(shares) + 1), 100 * shares.cumsum(), color=BLUE)
+    second.set(xlabel="width of a student", ylabel="% of the square", title="Residual stream: what a width can hold")
     _heads_map(figure, third, heads)
     _neurons(fourth, mlp)
     for axes in (first, second, fourth):
         grid(axes)
     first.xaxis.set_major_locator(MaxNLocator(12, integer=True))
-    second.set_ylim(bottom=0)
+    second.set_ylim(0, 102)
     return save(figure, path)
 
 
@@ -215,7 +218,7 @@ def _neurons(axes: Axes, mlp: Array) -> None:
     axes.fill_between(layers, levels[0], levels[4], color=BLUE, alpha=0.15, linewidth=0, label="5 % to 95 %")
     axes.fill_between(layers, levels[1], levels[3], color=BLUE, alpha=0.35, linewidth=0, label="25 % to 75 %")
     axes.plot(layers, levels[2], color=BLUE, marker=".", label="median")
-    axes.set(xlabel="layer", ylabel="score", title="MLP neurons: spread in each layer")
+    axes.set(xlabel="layer", ylabel="mean square", title="MLP neurons: what each adds to the stream")
     axes.xaxis.set_major_locator(MaxNLocator(12, integer=True))
     axes.set_ylim(bottom=0)
     legend(axes)

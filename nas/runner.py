@@ -22,7 +22,9 @@ os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")  # --model ./teacher is rel
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
+import numpy as np
 import ray
+from numpy.typing import NDArray
 from ray import tune
 from ray.exceptions import OutOfMemoryError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -104,10 +106,14 @@ def _machine() -> Machine:
 
 
 class Prepared(NamedTuple):
-    """What the driver has to know of it; ``teacher`` are the teacher's own losses on all validation windows."""
+    """What the driver has to know of it; ``teacher`` are the teacher's own losses on all validation windows.
+
+    ``shares`` (H,) of the square of the teacher's stream lie in each of its principal components.
+    """
 
     preparation: Preparation
     scores: ImportanceScores
+    shares: NDArray[np.float32]
     teacher: WindowLosses
 
 
@@ -131,8 +137,9 @@ def prepare_remotely(plan: Plan) -> Prepared:
 def _prepare(recipe: Recipe, cache: str, device: str, tests: tuple[TextTask, ...], test_tokens: int | None) -> Prepared:
     if tests:
         check_tests(recipe.model, tests, test_tokens)
-    preparation, scores = prepare(recipe, cache, device), shared(recipe, cache, device).scores
-    return Prepared(preparation, scores, teacher_windows(recipe, cache, device))
+    preparation, common = prepare(recipe, cache, device), shared(recipe, cache, device)
+    shares = common.streams.shares.numpy()
+    return Prepared(preparation, common.scores, shares, teacher_windows(recipe, cache, device))
 
 
 def resource_options(resources: Resources) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -21,11 +21,11 @@ from trials.precision import autocast, training_precision
 from trials.stored import Stored, create, to_array, to_tensor
 from trials.teacher import Teacher
 
-VERSION = 2  # of what is kept and how: raise it, and streams of before are not taken up
+VERSION = 3  # of what is kept and how: raise it, and streams of before are not taken up
 TOKENS = 65_536  # at most; a projection is a few thousand inputs wide
 LIMIT_BYTES = 8 * 2**30  # on disk
 ACTIVATION_BYTES = {"cpu": 2**29, "cuda": 2**31}  # of all neurons of one MLP: a refit holds a few times as much
-NAMES, DIRECTIONS = ("inputs", "attention"), "directions.npy"
+NAMES, COMPONENTS = ("inputs", "attention"), "components.npz"
 
 Keep = Callable[[str, int, Tensor], None]
 
@@ -39,18 +39,20 @@ class Streams:
     ``inputs`` (L + 1, N, H) are what each layer reads, then what the final norm reads; ``attention`` (L, N, H) what
     each attention adds. In float32, or bfloat16 as its bits. ``directions`` (H, H) are the principal components of
     the ``inputs`` of all layers alike, each row scaled to norm 1 as a norm does - and centred, for a LayerNorm -, as
-    columns, the strongest first.
+    columns, the strongest first; ``shares`` (H,) of their square lie in each.
     """
 
     windows: Tensor
     inputs: Stored
     attention: Stored
     directions: Tensor
+    shares: Tensor
 
     def first(self, count: int) -> Streams:
         """Those on the first ``count`` windows alone."""
         rows = self.windows[:count].numel()
-        return Streams(self.windows[:count], self.inputs[:, :rows], self.attention[:, :rows], self.directions)
+        inputs, attention = self.inputs[:, :rows], self.attention[:, :rows]
+        return replace(self, windows=self.windows[:count], inputs=inputs, attention=attention)
 
     def before(self, layer: int) -> Tensor:
         """The stream (N, H) in float32 that ``layer`` reads, or for L the final norm."""
@@ -72,7 +74,9 @@ def load_streams(teacher: Teacher, windows: NDArray[np.integer], cache: Cache) -
     key = digest(teacher.fingerprint, str(dtype), *tokens.shape, tokens.tobytes(), VERSION)
     folder = cache.build("streams", key, lambda empty: _write(empty, teacher, torch.from_numpy(tokens), dtype))
     inputs, attention = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in NAMES)
-    return Streams(torch.from_numpy(tokens), inputs, attention, torch.from_numpy(np.load(folder / DIRECTIONS)))
+    with np.load(folder / COMPONENTS) as components:
+        directions, shares = (torch.from_numpy(components[name]) for name in ("directions", "shares"))
+    return Streams(torch.from_numpy(tokens), inputs, attention, directions, shares)
 
 
 def most_windows(shape: ModelShape, length: int, device: str) -> int:
@@ -115,18 +119,19 @@ def _write(folder: Path, teacher: Teacher, windows: Tensor, dtype: torch.dtype) 
     for array in arrays.values():
         array.flush()
     centred = isinstance(family.norms(model)[-1], nn.LayerNorm)
-    np.save(folder / DIRECTIONS, _directions(arrays["inputs"], centred, device).numpy())
+    directions, shares = _components(arrays["inputs"], centred, device)
+    np.savez(folder / COMPONENTS, directions=directions.numpy(), shares=shares.numpy())
 
 
-def _directions(inputs: Stored, centred: bool, device: str) -> Tensor:
+def _components(inputs: Stored, centred: bool, device: str) -> tuple[Tensor, Tensor]:
     total = torch.zeros(inputs.shape[-1], inputs.shape[-1], device=device)
     for layer in inputs:
         stream = to_tensor(layer).to(device).float()
         if centred:
             stream -= stream.mean(dim=1, keepdim=True)
         total += second_moments(nn.functional.normalize(stream, dim=1))
-    vectors: Tensor = torch.linalg.eigh(total.double()).eigenvectors
-    return vectors.flip(1).float().cpu()
+    values, vectors = torch.linalg.eigh(total.double())
+    return vectors.flip(1).float().cpu(), (values / values.sum()).flip(0).float().cpu()
 
 
 def _reading(keep: Keep, layer: int) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:

@@ -165,6 +165,7 @@ def test_a_plot_copes_with_few_records(plot: Plot, kept: slice, records: list[Tr
 def test_importance_of_each_kind_shows(tmp_path: Path) -> None:
     generator = np.random.default_rng(0)
     scores = [generator.random(shape) for shape in ((4,), (48,), (4, 6), (4, 96))]
+    scores[1] /= scores[1].sum()
     before = imread(plot_importance(*scores, tmp_path / "before.png"))
     after = imread(plot_importance(*(one**2 for one in scores), tmp_path / "after.png"))
     height, width = len(before) // 2, len(before[0]) // 2

@@ -161,6 +161,9 @@ def test_streams_are_what_layers_read_and_attention_adds(
     monkeypatch.setattr(streams_file, "BATCH_TOKENS", {"cpu": 96})  # 8 batches of 3 windows
     teacher = make_teacher(model_type)
     streams, family = streams_of(teacher, tiny_tokenizer, tmp_path), family_of(teacher.config)
+    assert_near(streams.directions.T @ streams.directions, torch.eye(48))
+    assert torch.equal(streams.shares, streams.shares.sort(descending=True).values)
+    assert float(streams.shares.sum()) == pytest.approx(1)
     states = teacher(TOKENS, output_hidden_states=True).hidden_states  # the last one is behind the final norm
     assert torch.equal(streams.windows, TOKENS)
     for layer, state in enumerate(states[:-1]):
