@@ -27,6 +27,7 @@ from optuna.samplers import TPESampler
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
+from nas.agreement import Agreement, agreement
 from nas.candidates import informed
 from nas.sampler import FeasibleSampler, distributions
 from nas.searcher import StudyScheduler
@@ -223,6 +224,8 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=SEEDS)
     flags = parser.parse_args()
     truth = Truth(json.loads((Path(__file__).parent / f"truth_{flags.name}.json").read_text("utf-8")))
+    for kind in agreements(truth):
+        print(f"tau with the end, {kind.what}: {kind}")
     goal, count = f"{'trials':>7}{'tokens':>12}{'share':>8}{'FLOPs':>8}    ", len(truth.architectures)
     print(f"{count} architectures, {truth.recipe.tokens:,} tokens each; the best ends at {truth.best:.4f}")
     print(f"{'':<30}{'within 1 % of it':^39}{'the very best':^39}\n{'':<30}{goal}{goal}")
@@ -230,11 +233,24 @@ def main() -> None:
         print(line(truth, strategy, flags.seeds), flush=True)
 
 
+def agreements(truth: Truth) -> list[Agreement]:
+    """Of screenings, and of readings at each rung, with the losses at the end."""
+    ends = {key: curve[truth.recipe.tokens] for key, curve in truth.curves.items()}
+    rungs = [at for at in (0, *truth.recipe.rungs) if at < truth.recipe.tokens]
+    early = {f"after {at:,} tokens": {key: curve[at] for key, curve in truth.curves.items()} for at in rungs}
+    early |= {f"screened on {cost:,}": truth.screens(cost) for cost in costs(truth)}
+    return [agreement("", name, 0, [(losses[key], ends[key]) for key in ends]) for name, losses in early.items()]
+
+
+def costs(truth: Truth) -> list[int]:
+    """Tokens of the screenings."""
+    return sorted(int(tokens) for tokens in truth.table["architectures"][0]["screens"])
+
+
 def strategies(truth: Truth) -> list[Strategy]:
     """All that are compared, the plain ones first."""
-    costs = sorted(int(tokens) for tokens in truth.table["architectures"][0]["screens"])
     plain = [Strategy(sampler, halving) for sampler in ("random", "tpe", "gp", "nsga2") for halving in (False, True)]
-    ordered = [Strategy("screen", False, tokens) for tokens in costs]
+    ordered = [Strategy("screen", False, tokens) for tokens in costs(truth)]
     return [
         Strategy("exhaustive", False),
         *plain,
