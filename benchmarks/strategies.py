@@ -29,7 +29,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from nas.agreement import Agreement, agreement
 from nas.candidates import informed
-from nas.sampler import FeasibleSampler, distributions
+from nas.sampler import INNER, FeasibleSampler, distributions
 from nas.searcher import StudyScheduler
 from nas.study import SearchStudy
 from search_spaces.architecture import Architecture
@@ -222,6 +222,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--name", default="mini", help="of the table")
     parser.add_argument("--seeds", type=int, default=SEEDS)
+    parser.add_argument("--samplers", nargs="+", default=[*INNER, "guided"], help="gp and guided take minutes a seed")
     flags = parser.parse_args()
     truth = Truth(json.loads((Path(__file__).parent / f"truth_{flags.name}.json").read_text("utf-8")))
     for kind in agreements(truth):
@@ -229,7 +230,7 @@ def main() -> None:
     goal, count = f"{'trials':>7}{'tokens':>12}{'share':>8}{'FLOPs':>8}    ", len(truth.architectures)
     print(f"{count} architectures, {truth.recipe.tokens:,} tokens each; the best ends at {truth.best:.4f}")
     print(f"{'':<30}{'within 1 % of it':^39}{'the very best':^39}\n{'':<30}{goal}{goal}")
-    for strategy in strategies(truth):
+    for strategy in (one for one in strategies(truth) if one.sampler in flags.samplers):
         print(line(truth, strategy, flags.seeds), flush=True)
 
 
