@@ -10,6 +10,7 @@ the teacher.
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import tempfile
@@ -17,7 +18,7 @@ import time
 
 FLAGS = "--trials 2 --workers 1 --sampler random --scheduler none --finalists 0 --tokens-per-trial 1024"
 TEXT = "--calibration-samples 8 --validation-tokens 2048"
-STARTED, READ = ": started", "before retraining"
+LINE = re.compile(r"trial \d+ .*(: started|val loss \S+ before retraining)")
 
 
 def search(further: list[str], study: str) -> list[float]:
@@ -27,7 +28,7 @@ def search(further: list[str], study: str) -> list[float]:
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as running:
         assert running.stdout is not None
         for line in running.stdout:
-            if STARTED in line or READ in line:
+            if LINE.search(line):
                 seconds.append(time.perf_counter() - started)
     if running.returncode or len(seconds) != 4:
         raise SystemExit(f"the search ended with {running.returncode} after {len(seconds)} of 4 readings")
