@@ -32,13 +32,14 @@ from transformers import PreTrainedModel
 from benchmarks.flags import flags_of, plan_of
 from benchmarks.trainings import Loss, Trainings
 from search_spaces.architecture import Architecture
+from trials.rotate import rotation_to
 
 RATES = (5e-5, 1e-4, 2e-4, 4e-4)
 TEMPERATURE = 2.0
 
 
-def states(model: PreTrainedModel, layers: Sequence[nn.Module]) -> list[Tensor]:
-    """A list that a pass of ``model`` fills with the stream (N, H) behind each of ``layers``."""
+def states(layers: Sequence[nn.Module]) -> list[Tensor]:
+    """A list that a pass of their model fills with the stream (N, H) behind each of ``layers``."""
     found: list[Tensor] = []
 
     def keep(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor | tuple[Tensor, ...]) -> None:
@@ -54,7 +55,11 @@ class Objectives:
 
     def __init__(self, trainings: Trainings, architecture: Architecture) -> None:
         self.trainings, self.family = trainings, trainings.family
-        self.teacher, self.kept = trainings.common.teacher.model, trainings.kept(architecture)
+        common = trainings.common
+        self.teacher, self.layers = common.teacher.model, trainings.layers(architecture)
+        self.rotation = None
+        if architecture.hidden < common.teacher.shape.hidden:
+            self.rotation = rotation_to(self.teacher, self.family, common.streams.directions, architecture.hidden)
 
     def all(self) -> dict[str, Loss]:
         """By name; the KL of the trials is not among them."""
@@ -77,18 +82,24 @@ class Objectives:
 
     def with_stream(self, student: PreTrainedModel, places: NDArray[np.int64], tokens: Tensor) -> Tensor:
         """Behind a layer whose successors were dropped, the place is the one behind those."""
-        numbers = self.kept.layers.tolist()
         layers = self.family.layers(self.teacher)
-        wanted = states(self.teacher, [layers[after - 1] for after in [*numbers[1:], len(layers)]])
-        own = states(student, self.family.layers(student))
+        wanted = states([layers[after - 1] for after in [*self.layers[1:], len(layers)]])
+        own = states(self.family.layers(student))
         with torch.no_grad():
             self.family.backbone(self.teacher, tokens)
         divergence = self.trainings.exact(student, places, tokens)
         for layer in (*layers, *self.family.layers(student)):
             layer._forward_hooks.clear()
-        pairs = [(one.float(), target[:, self.kept.hidden].float()) for one, target in zip(own, wanted, strict=True)]
+        pairs = [(one.float(), target) for one, target in zip(own, self._turned(wanted), strict=True)]
         apart = torch.stack([(one - target).square().sum() / target.square().sum() for one, target in pairs]).mean()
         return divergence + apart * (divergence.detach() / apart.detach())
+
+    def _turned(self, streams: list[Tensor]) -> list[Tensor]:
+        """As the student is to have them, the last one as its final norm is to read it."""
+        *before, last = (one.float() for one in streams)
+        if self.rotation is None:
+            return [*before, last]
+        return [*map(self.rotation.turned, before), self.rotation.turned_last(last)]
 
 
 def main() -> None:

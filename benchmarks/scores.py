@@ -1,12 +1,12 @@
-"""By which scores to choose the heads, neurons and channels that stay, before and after the same short distillation.
+"""By which scores to choose the heads and neurons that stay, before and after the same short distillation.
 
     python -m benchmarks.scores
     python -m benchmarks.scores --model teachers/SmolLM2-135M-Instruct.Q4_1.gguf --corpus ./wikitext-2
 
 Neurons are cut to half of the teacher's, or heads to three quarters, chosen by each score on the same calibration text,
 as slices and refitted (`trials.refit`); the excess of its validation loss over the teacher's is in nats per token. With
-a the activations of a unit - a neuron, the outputs of a head -, x all of those that a
-projection W reads, C = E[x x^T] with a ridge, and i the place of the unit (a block, for a head):
+a the activations of a unit - a neuron, the outputs of a head -, x all of those that a projection W reads, C = E[x x^T]
+with a ridge, and i the place of the unit (a block, for a head):
 
     Minitron       L2 over windows of the mean over tokens of |a| (arXiv 2407.14679, section 2.2); the norm for a head
     L2             the root of the mean square of a
@@ -30,13 +30,13 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
 
 from benchmarks.flags import flags_of, plan_of
 from benchmarks.pruning import REFIT, SLICES, Bench
 from nas.bootstrap import paired_difference
 from nas.candidates import informed
 from search_spaces.architecture import Architecture
+from trials.families.base import matrix_of
 from trials.losses import mean_loss
 from trials.moments import second_moments
 
@@ -59,8 +59,7 @@ class Moments:
         handles = []
         for number, layer in enumerate(family.layers(model)):
             for axis, module in (("heads", family.attention_output(layer)), ("mlp", family.mlp_output(layer))):
-                weight = module.get_parameter("weight").detach()
-                self.weights[axis, number] = (weight.T if isinstance(module, Conv1D) else weight).double()
+                self.weights[axis, number] = matrix_of(module).detach().double()
                 handles.append(module.register_forward_hook(self._adding((axis, number))))
         with torch.no_grad():
             for start in range(0, len(windows), BATCH):

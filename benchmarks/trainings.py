@@ -18,7 +18,6 @@ from search_spaces.architecture import Architecture
 from trials.corpus import BatchOrder, windows
 from trials.distill import MAX_GRADIENT_NORM, DistillSettings, learning_rate, make_optimizer
 from trials.evaluate import validation_loss
-from trials.families import Kept
 from trials.kl import chunk_tokens, chunked_kl
 from trials.precision import autocast
 from trials.preparation import Shared, shared
@@ -44,9 +43,10 @@ class Trainings:
         self.order = BatchOrder(len(self.train), self.settings.batch_windows, recipe.seed, 0)
         self.ideas = dict(informed(plan.target.shape, plan.target.feasible))
 
-    def kept(self, architecture: Architecture) -> Kept:
-        """What of the teacher stays."""
-        return choose(self.common.scores, architecture, self.common.teacher.shape.group)
+    def layers(self, architecture: Architecture) -> list[int]:
+        """The numbers of the teacher's layers that stay."""
+        numbers: list[int] = choose(self.common.scores, architecture, self.common.teacher.shape.group).layers.tolist()
+        return numbers
 
     def student(self, architecture: Architecture) -> PreTrainedModel:
         """The teacher cut to ``architecture`` and refitted, in float32."""

@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
 from search_spaces.errors import InputError
 from trials.cache import Cache, digest
 from trials.families import Family, family_of
+from trials.families.base import matrix_of
 from trials.teacher import Teacher
 
 SCORING_VERSION = 2  # part of the cache key: raise it whenever a score changes
@@ -176,9 +176,7 @@ def _reading(model: PreTrainedModel, family: Family, collector: _Collector) -> I
 
 def _column_sizes(layer: nn.Module, family: Family) -> Tensor:
     """The squared norms (M,) of the columns of an MLP's output projection, one for each neuron."""
-    projection = family.mlp_output(layer)
-    weight = projection.get_parameter("weight").float()
-    return weight.square().sum(dim=1 if isinstance(projection, Conv1D) else 0)
+    return matrix_of(family.mlp_output(layer)).float().square().sum(dim=0)
 
 
 def _watch(module: nn.Module, read: Callable[[Tensor, Tensor], None]) -> RemovableHandle:

@@ -34,7 +34,7 @@ class Recipe:
     ``sequence_length``; ``rungs`` (tokens, ascending, the last is ``tokens``) say where validation loss is
     measured, on ``validation_tokens`` of the corpus' own held-out text and of each of ``validation``, (name, source)
     of further texts; the mean over texts decides. ``calibration_samples`` windows are read for the importance scores.
-    ``teacher_targets`` is one of `trials.targets.WAYS`, or None: cached where that takes little space.
+    ``teacher_targets`` are "cached" or "online" (`trials.targets`), or None: cached where that takes little space.
 
     Raises InputError when the numbers do not fit together.
     """

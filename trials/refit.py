@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
 from trials.families import Family
+from trials.families.base import bias_of, matrix_of
 from trials.moments import second_moments
 from trials.precision import autocast
 from trials.rotate import Rotation
@@ -143,9 +143,7 @@ def _watch(
 
 def _fit(projection: nn.Module, inputs: Tensor, wanted: Tensor) -> None:
     """Change ``projection`` so that from ``inputs`` it gives what is ``wanted``, as nearly as it can."""
-    weight = projection.get_parameter("weight")
-    matrix = weight.T if isinstance(projection, Conv1D) else weight  # (outputs, inputs), a view that can be written to
-    bias = dict(projection.named_parameters()).get("bias")
+    matrix, bias = matrix_of(projection), bias_of(projection)
     fresh, shift = fitted(inputs, wanted, matrix, bias is not None)
     matrix.copy_(fresh)
     if bias is not None and shift is not None:

@@ -12,6 +12,7 @@ from transformers.pytorch_utils import Conv1D
 
 from search_spaces.errors import InputError
 from trials.families import Family
+from trials.families.base import bias_of, centres, matrix_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,7 +45,7 @@ def rotation_to(model: PreTrainedModel, family: Family, directions: Tensor, widt
     that the student's takes away nothing, its streams have mean 0: ``width`` - 1 directions, turned away from it.
     """
     norm = family.norms(model)[-1]
-    weight, centred = norm.get_parameter("weight").float(), isinstance(norm, nn.LayerNorm)
+    weight, centred = norm.get_parameter("weight").float(), centres(norm)
     directions = directions.to(weight.device)
     if centred:
         mean = torch.ones(width, 1, dtype=torch.float64, device=weight.device)
@@ -79,14 +80,14 @@ def rotated(model: PreTrainedModel, family: Family, rotation: Rotation) -> dict[
                 for parameter, value in _reading(reader, norm, projection):
                     put(parameter, value)
         for writer in (family.attention_output(layer), family.mlp_output(layer)):
-            matrix, bias = _matrix(writer), _bias(writer)
+            matrix, bias = matrix_of(writer), bias_of(writer)
             put(writer.get_parameter("weight"), _laid(writer, projection @ matrix.float()))
             if bias is not None:
                 put(bias, projection @ bias.float())
     *norms, last = family.norms(model)
     scale = math.sqrt(projection.shape[1] / width)  # a norm of fewer channels divides by the root of a smaller mean
     for norm in (*norms, last):
-        gains, bias = norm.get_parameter("weight"), _bias(norm)
+        gains, bias = norm.get_parameter("weight"), bias_of(norm)
         mean = gains.float().mean() if norm is last else 1.0
         put(gains, torch.full((width,), scale, device=gains.device) * mean)
         if bias is not None:
@@ -100,7 +101,7 @@ def rotated(model: PreTrainedModel, family: Family, rotation: Rotation) -> dict[
 
 def _reading(reader: nn.Module, norm: nn.Module, projection: Tensor) -> list[tuple[Tensor, Tensor]]:
     """The parameters of ``reader`` with their values behind a norm that neither multiplies nor adds."""
-    matrix, bias, added = _matrix(reader).float(), _bias(reader), _bias(norm)
+    matrix, bias, added = matrix_of(reader).float(), bias_of(reader), bias_of(norm)
     weight: Tensor = reader.get_parameter("weight")
     found = [(weight, _laid(reader, (matrix * norm.get_parameter("weight")) @ projection.T))]
     if added is not None:
@@ -112,16 +113,6 @@ def _reading(reader: nn.Module, norm: nn.Module, projection: Tensor) -> list[tup
     return found
 
 
-def _matrix(module: nn.Module) -> Tensor:
-    """The weight as (outputs, inputs)."""
-    weight = module.get_parameter("weight")
-    return weight.T if isinstance(module, Conv1D) else weight
-
-
 def _laid(module: nn.Module, matrix: Tensor) -> Tensor:
-    """The inverse of `_matrix`, in memory of its own."""
+    """The inverse of `matrix_of`, in memory of its own."""
     return (matrix.T if isinstance(module, Conv1D) else matrix).contiguous()
-
-
-def _bias(module: nn.Module) -> Tensor | None:
-    return dict(module.named_parameters(recurse=False)).get("bias")

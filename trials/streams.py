@@ -16,6 +16,7 @@ from search_spaces.shape import ModelShape
 from trials.cache import Cache, digest
 from trials.evaluate import BATCH_TOKENS
 from trials.families import family_of
+from trials.families.base import centres
 from trials.moments import second_moments
 from trials.precision import autocast, training_precision
 from trials.stored import Stored, create, to_array, to_tensor
@@ -118,7 +119,7 @@ def _write(folder: Path, teacher: Teacher, windows: Tensor, dtype: torch.dtype) 
             handle.remove()
     for array in arrays.values():
         array.flush()
-    centred = isinstance(family.norms(model)[-1], nn.LayerNorm)
+    centred = centres(family.norms(model)[-1])
     directions, shares = _components(arrays["inputs"], centred, device)
     np.savez(folder / COMPONENTS, directions=directions.numpy(), shares=shares.numpy())
 

@@ -20,8 +20,6 @@ from trials.precision import autocast, training_precision
 from trials.stored import Stored, create, to_array, to_tensor
 from trials.teacher import Teacher
 
-WAYS = ("cached", "online")
-
 # Above this, unless told otherwise, the teacher reads each batch itself: 65,536 tokens of mini take 64 MiB, 10M of
 # gpt2-medium 20 to 40 GB.
 LIMIT_BYTES = 2 * 2**30

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
+from transformers.pytorch_utils import Conv1D
 
 from search_spaces.architecture import Architecture
 from search_spaces.shape import ModelShape
@@ -133,6 +134,22 @@ def cut_layer(
         for dimension, place in enumerate(places):
             weight = weight.index_select(dimension, kept[place]) if place else weight
         yield name, weight
+
+
+def matrix_of(projection: nn.Module) -> Tensor:
+    """The weight of a projection as (outputs, inputs), a view that can be written to."""
+    weight: Tensor = projection.get_parameter("weight")
+    return weight.T if isinstance(projection, Conv1D) else weight
+
+
+def bias_of(module: nn.Module) -> Tensor | None:
+    """What a projection or a norm adds, if it does."""
+    return dict(module.named_parameters(recurse=False)).get("bias")
+
+
+def centres(norm: nn.Module) -> bool:
+    """Whether a norm takes the mean of all channels away, as LayerNorm does and RMSNorm does not."""
+    return isinstance(norm, nn.LayerNorm)
 
 
 def positions_of(mask: Tensor | None) -> dict[str, Tensor]:
