@@ -106,9 +106,8 @@ def _reading(reader: nn.Module, norm: nn.Module, projection: Tensor) -> list[tup
     found = [(weight, _laid(reader, (matrix * norm.get_parameter("weight")) @ projection.T))]
     if added is not None:
         if bias is None:
-            raise InputError(
-                "model with norms that add and a projection without a bias behind them: cannot be narrowed"
-            )
+            problem = "model with norms that add something and a projection without a bias behind them"
+            raise InputError(f"{problem}: its stream cannot be narrowed; take a space of full width, as --space depth")
         found.append((bias, bias.float() + matrix @ added.float()))
     return found
 
