@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 from nas.plan import Plan
@@ -25,12 +26,17 @@ def final_stage_tokens(plan: Plan) -> int:
 
 
 def trial_tokens(plan: Plan) -> int:
-    """Distillation tokens of all trials of one budget: each rung halves them where ``asha`` schedules them."""
+    """Distillation tokens of all trials of one budget: each rung halves them where ``asha`` schedules them.
+
+    As many as there are to be finalists are never stopped.
+    """
     starts = (0, *plan.recipe.rungs[:-1])
     halving = plan.settings.scheduler == "asha"
     stretches = zip(starts, plan.recipe.rungs, strict=True)
-    going = (math.ceil(plan.trials / REDUCTION**place) if halving else plan.trials for place in range(len(starts)))
-    return sum(trials * (end - start) for trials, (start, end) in zip(going, stretches, strict=True))
+    fewest = min(plan.trials, plan.settings.finalists)
+    halved = (max(fewest, math.ceil(plan.trials / REDUCTION**place)) for place in range(len(starts)))
+    going = halved if halving else itertools.repeat(plan.trials)
+    return sum(trials * (end - start) for trials, (start, end) in zip(going, stretches, strict=False))
 
 
 def estimated_seconds(plan: Plan) -> float:

@@ -199,7 +199,13 @@ def _run_left(
         tune.with_resources(trainable or _trainable, {"cpu": plan.resources.cpus, "gpu": plan.resources.gpus}),
         tune_config=tune.TuneConfig(
             search_alg=StudySearcher(study, _describer(plan), notify),
-            scheduler=StudyScheduler(study, notify, last=plan.recipe.tokens, halving=plan.settings.scheduler == "asha"),
+            scheduler=StudyScheduler(
+                study,
+                notify,
+                last=plan.recipe.tokens,
+                halving=plan.settings.scheduler == "asha",
+                fewest=max(1, plan.settings.finalists),
+            ),
             num_samples=left,
             max_concurrent_trials=plan.resources.workers,
             reuse_actors=True,

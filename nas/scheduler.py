@@ -16,15 +16,16 @@ def rungs(tokens: int, step: int) -> tuple[int, ...]:
     return tuple(sorted({max(1, total // share) * step for share in shares}))
 
 
-def promotes(place: float, others: Sequence[float], reduction: int = REDUCTION) -> bool:
+def promotes(place: float, others: Sequence[float], fewest: int = 1, reduction: int = REDUCTION) -> bool:
     """Whether a trial at ``place`` may go beyond a rung that ``others`` (its own place included) have reached.
 
     A place is a loss, or anything of which less is better.
 
     Asynchronous successive halving (Li et al., MLSys 2020, algorithm 2), stopping variant as in Ray Tune's
-    AsyncHyperBandScheduler: a trial goes on when it is in the better ``1 / reduction`` of those seen so far.
+    AsyncHyperBandScheduler: a trial goes on when it is in the better ``1 / reduction`` of those seen so far. Here also
+    when it is among the best ``fewest``: of candidates that come best first, none after the first would ever do.
     """
     if not math.isfinite(place):
         return False
     better = sum(other < place for other in others)
-    return better < max(1, math.ceil(len(others) / reduction))
+    return better < max(fewest, math.ceil(len(others) / reduction))

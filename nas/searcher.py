@@ -77,12 +77,13 @@ class StudyScheduler(_Disposable, FIFOScheduler):
     """Reports every rung to the study, and with ``halving`` stops trials that are not among the best there.
 
     The losses that a trial is measured against come from the study, so a search that was cut off stops the same
-    trials as one that was not. ``last`` is the rung that is the whole trial; nobody is stopped there.
+    trials as one that was not. ``last`` is the rung that is the whole trial; nobody is stopped there. At every other
+    one the best ``fewest`` of those seen there go on at least.
     """
 
-    def __init__(self, study: SearchStudy, notify: Notify, *, last: int, halving: bool) -> None:
+    def __init__(self, study: SearchStudy, notify: Notify, *, last: int, halving: bool, fewest: int = 1) -> None:
         super().__init__()
-        self.study, self.notify, self.last, self.halving = study, notify, last, halving
+        self.study, self.notify, self.last, self.halving, self.fewest = study, notify, last, halving, fewest
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         """Note the rung; decide whether the trial goes on."""
@@ -107,7 +108,7 @@ class StudyScheduler(_Disposable, FIFOScheduler):
         if not self.halving:
             return True
         own, points = self.study.point(number, loss), self.study.points_at(tokens, number)
-        if promotes(dominated_by(own, points), [dominated_by(one, points) for one in points]):
+        if promotes(dominated_by(own, points), [dominated_by(one, points) for one in points], self.fewest):
             return True
         stock = self.study.points_at(tokens, number, stock_only=True)
         return self.study.is_stock(number) and not dominated_by(own, stock)

@@ -255,6 +255,19 @@ def test_a_budget_is_no_rival_of_another() -> None:
     assert went_on == [True, True, False, False, False, False]
 
 
+@pytest.mark.parametrize("fewest", [1, 3])
+def test_of_candidates_that_come_best_first_as_many_go_on_as_are_wanted(fewest: int) -> None:
+    study = make_study(sampler="exhaustive", feasible=CUSTOM_FIRST[:5])
+    scheduler = StudyScheduler(study, lambda _: None, last=64, halving=True, fewest=fewest)
+    kept = []
+    for loss in range(1, 6):
+        candidate = study.ask()
+        assert candidate is not None
+        result = {"tokens": 16, "val_loss": float(loss)}
+        kept.append(scheduler.on_trial_result(None, FakeTrial(candidate.number), result) == "CONTINUE")
+    assert kept == [True, fewest == 3, fewest == 3, True, False]  # the fourth is the best stock one
+
+
 def test_without_halving_every_trial_goes_its_whole_way() -> None:
     study = make_study()
     scheduler = StudyScheduler(study, lambda _: None, last=64, halving=False)
@@ -277,6 +290,8 @@ def test_rungs_are_whole_steps_and_end_at_the_tokens() -> None:
 def test_halving_keeps_the_better_half() -> None:
     losses = [float(one) for one in range(10)]
     assert [promotes(loss, losses) for loss in losses] == [True] * 5 + [False] * 5
+    assert [promotes(loss, losses, 7) for loss in losses] == [True] * 7 + [False] * 3
+    assert [promotes(loss, losses, 2) for loss in losses] == [True] * 5 + [False] * 5
     assert promotes(7.0, [7.0])
     assert not promotes(math.nan, [math.nan])
     assert not promotes(math.inf, [math.inf])
