@@ -123,10 +123,11 @@ def compare(bench: Bench, share: float, count: int | None) -> None:
 def main() -> None:
     parser = flags_of(__doc__)  # the budget is not asked for anything
     parser.add_argument("--candidates", type=int, default=None, metavar="N", help="of each share (all)")
+    parser.add_argument("--shares", type=float, nargs="+", default=SHARES, help="of the non-embedding parameters")
     flags = parser.parse_args()
     plan = plan_of(flags)
     bench = Bench(plan.recipe, plan.cache)
-    for share in SHARES:
+    for share in flags.shares:
         compare(bench, share, flags.candidates)
 
 
