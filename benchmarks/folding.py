@@ -12,6 +12,7 @@ share keys and values, both as the paper has it. Excess of the validation loss o
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Iterator
 
 import numpy as np
@@ -22,7 +23,7 @@ from torch import Tensor, nn
 from benchmarks.flags import flags_of, plan_of
 from benchmarks.pruning import Bench
 from search_spaces.architecture import Architecture
-from trials.evaluate import window_losses
+from trials.families.base import bias_of, matrix_of
 from trials.losses import mean_loss
 from trials.prune import prune
 
@@ -31,16 +32,12 @@ SHARES = (7 / 8, 3 / 4, 5 / 8, 1 / 2)
 
 def weights_of(layer: nn.Module, heads: int, alone: bool) -> Iterator[Tensor]:
     """The folded parameters of a layer as views (heads, ...): GPT-2's, or those of the Llama family."""
-    if hasattr(layer, "attn"):
-        projection = layer.attn.c_attn
-        yield from projection.weight.T.unflatten(0, (3, heads, -1))
-        yield from projection.bias.unflatten(0, (3, heads, -1))
-        return
-    attention = layer.self_attn
-    for projection in (attention.q_proj, attention.k_proj, attention.v_proj) if alone else (attention.q_proj,):
-        yield projection.weight.unflatten(0, (heads, -1))
-        if projection.bias is not None:
-            yield projection.bias.unflatten(0, (heads, -1))
+    names = ["self_attn.q_proj", *(["self_attn.k_proj", "self_attn.v_proj"] if alone else [])]
+    apart = hasattr(layer, "self_attn")
+    for projection in map(layer.get_submodule, names if apart else ["attn.c_attn"]):
+        for parameter in (matrix_of(projection), bias_of(projection)):
+            if parameter is not None:  # GPT-2 has query, key and value in one
+                yield from parameter.view(1 if apart else 3, heads, -1, *parameter.shape[1:])
 
 
 @torch.no_grad()
@@ -67,7 +64,7 @@ class Folding:
             shape.layers, shape.hidden, heads, shape.mlp, heads if shape.group == 1 else shape.kv_heads
         )
 
-    def excess(self, architecture: Architecture, members: int, folded: bool, refitted: bool) -> float:
+    def excess(self, architecture: Architecture, members: int, refitted: bool, folded: bool) -> float:
         model = copy.deepcopy(self.common.teacher.model)
         if folded:
             for layer, scores in zip(self.common.targets.family.layers(model), self.common.scores.heads, strict=True):
@@ -76,10 +73,7 @@ class Folding:
                         part = slice(pool * self.pool, (pool + 1) * self.pool)
                         fold(weights[part], scores[part], members)
         student = prune(model, self.common.scores, architecture, self.common.streams if refitted else None).float()
-        return (
-            mean_loss({"validation": window_losses(student, self.common.targets.family, self.bench.text)})
-            - self.bench.teacher_loss
-        )
+        return mean_loss(self.bench.losses(student)) - self.bench.teacher_loss
 
     @property
     def pool(self) -> int:
@@ -99,15 +93,11 @@ def main() -> None:
     print(f"{'heads':<10}{'slices':>8}{'folded':>8}{'refit':>8}{'folded and refit':>18}", flush=True)
     for members in dict.fromkeys(int(share * folding.pool) for share in SHARES):
         architecture = folding.architecture(members)
-        found = [
-            folding.excess(architecture, members, *way)
-            for way in ((False, False), (True, False), (False, True), (True, True))
-        ]
-        print(
-            f"{members} of {folding.pool:<5}"
-            + "".join(f"{one:{size}.3f}" for one, size in zip(found, (8, 8, 8, 18), strict=True)),
-            flush=True,
+        plain, folded, refitted, both = (
+            folding.excess(architecture, members, *way) for way in itertools.product((False, True), repeat=2)
         )
+        name = f"{members} of {folding.pool}"
+        print(f"{name:<10}{plain:8.3f}{folded:8.3f}{refitted:8.3f}{both:18.3f}", flush=True)
 
 
 if __name__ == "__main__":
