@@ -5,11 +5,11 @@
 
 A teacher of gpt2-medium's shape with random weights is cut to 254M parameters; text is random tokens: what a step costs
 does not depend on either. Measured are optimizer steps of the distillation loop (`trials.distill`) with the teacher
-online and with its stored states, layers compiled or not, against a straightforward loop (all logits, in float32 and
-under autocast), with the peak memory of each; and what comes before the first step: scores, streams, slices, refit,
-screening, latency. Model FLOP utilisation counts the forward and backward pass of the student, attention included, and
-the teacher's forward pass or output projection, as `trials.estimate` does, over the peak of the device's bfloat16
-tensor cores without sparsity. Every figure is a median of ``repeats`` after a warm-up.
+online, with its stored states and with tokens that it has drawn, layers compiled or not, against a straightforward loop
+(all logits, in float32 and under autocast), with the peak memory of each; and what comes before the first step: scores,
+streams, slices, refit, screening, latency. Model FLOP utilisation counts the forward and backward pass of the student,
+attention included, and the teacher's forward pass, output projection or nothing, as `trials.estimate` does, over the
+peak of the device's bfloat16 tensor cores without sparsity. Every figure is a median of ``repeats`` after a warm-up.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ from trials.cache import Cache
 from trials.corpus import Corpus, windows
 from trials.distill import DistillSettings, distill, make_optimizer
 from trials.efficiency import Workload, generation_milliseconds
-from trials.estimate import screen_flops
+from trials.estimate import screen_flops, teacher_flops
 from trials.evaluate import window_losses
 from trials.families import family_of
 from trials.importance import ImportanceScores, compute_importance
@@ -44,10 +45,11 @@ from trials.precision import autocast, training_precision
 from trials.preparation import Recipe
 from trials.prune import prune
 from trials.streams import Streams, load_streams
-from trials.targets import Targets, load_targets
+from trials.targets import Way, load_targets
 from trials.teacher import Teacher
 
 # bfloat16 FLOP/s without sparsity, from NVIDIA's data sheets (SXM), by a part of the device's name.
+STEPS: dict[str, Way] = {"teacher online": "online", "stored states": "cached", "drawn tokens": "drawn"}
 PEAKS = {"H200": 989e12, "H100": 989e12, "A100": 312e12}
 
 
@@ -141,10 +143,10 @@ class Bench:
         found["latency_ms"] = generation_milliseconds(self.student(), workload)
         return found
 
-    def step(self, stored: bool, compiled: bool) -> dict[str, float]:
+    def step(self, way: Way, compiled: bool) -> dict[str, float]:
         """Our loop: tokens in a second, share of the peak, peak memory."""
         length, teacher = self.sizes.length, self.teacher
-        targets = load_targets(teacher, self.corpus, length, self.cache) if stored else Targets(teacher)
+        targets = load_targets(teacher, self.corpus, length, self.cache, way=way)
         student = self.student()
         if compiled:
             for layer in self.family.layers(student):
@@ -159,7 +161,7 @@ class Bench:
                 readings = distill(student, targets, self.corpus, one, Path(folder), lambda *_: None).rungs
             validating, whole = (reading.metrics["seconds"] for reading in readings)
             speeds.append(one.tokens / (whole - 2 * validating))
-        return self._figures(statistics.median(speeds[1:]), stored)
+        return self._figures(statistics.median(speeds[1:]), way)
 
     def straightforward(self, mixed: bool) -> dict[str, float]:
         """As one would first write it: the teacher reads every batch, all logits are kept; as small as memory asks."""
@@ -181,12 +183,11 @@ class Bench:
             optimizer.step()
 
         self._reset()
-        return self._figures(self.sizes.batch / self.seconds(step), stored=False)
+        return self._figures(self.sizes.batch / self.seconds(step), "online")
 
-    def _figures(self, speed: float, stored: bool) -> dict[str, float]:
+    def _figures(self, speed: float, way: Way) -> dict[str, float]:
         shape, student, length = self.teacher.shape, self.sizes.student, self.sizes.length
-        teacher = 2 * shape.vocab * shape.hidden if stored else shape.flops_per_token(shape.full, length)
-        flops = speed * (3 * shape.flops_per_token(student, length) + teacher)
+        flops = speed * (3 * shape.flops_per_token(student, length) + teacher_flops(shape, length, way))
         found = {"tokens_per_second": speed, "flops_per_second": flops}
         if self.device == "cuda":
             found["peak_memory_bytes"] = float(torch.cuda.max_memory_allocated())
@@ -218,10 +219,11 @@ def measure(sizes: Sizes, device: str, folder: Path) -> dict[str, Any]:
     found["parameters"] = bench.teacher.shape.parameters(sizes.student)
     parts: dict[str, Callable[[], dict[str, float]]] = {
         "preparation, seconds": bench.preparation,
-        "step, teacher online": lambda: bench.step(stored=False, compiled=False),
-        "step, stored states": lambda: bench.step(stored=True, compiled=False),
-        "step, teacher online, compiled": lambda: bench.step(stored=False, compiled=True),
-        "step, stored states, compiled": lambda: bench.step(stored=True, compiled=True),
+        **{
+            f"step, {name}{', compiled' if compiled else ''}": partial(bench.step, way, compiled)
+            for compiled in (False, True)
+            for name, way in STEPS.items()
+        },
         "straightforward, float32": lambda: bench.straightforward(mixed=False),
         "straightforward, autocast": lambda: bench.straightforward(mixed=True),
     }

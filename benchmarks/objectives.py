@@ -76,7 +76,7 @@ class Objectives:
 
     def with_text(self, student: PreTrainedModel, places: NDArray[np.int64], tokens: Tensor) -> Tensor:
         hidden, weight = self.family.backbone(student, tokens), self.family.output_weight(student)
-        divergence = self.trainings.divergence_of(hidden.flatten(0, 1), weight, places, tokens)
+        divergence = self.trainings.common.targets.divergence(hidden.flatten(0, 1), weight, places, tokens)
         logits = F.linear(hidden[:, :-1].flatten(0, 1), weight).float()
         return (divergence + F.cross_entropy(logits, tokens[:, 1:].flatten())) / 2
 

@@ -4,7 +4,7 @@
 
 Straightforward: the teacher reads every batch, all logits are kept, everything is in float32, the allocator as it is.
 Ours: the loop of the trials, as a worker runs it - stored teacher states, the loss by chunks of the vocabulary with its
-gradient, bfloat16 products where the hardware has them, the allocator of `nas.runner.ALLOCATOR_ENVIRONMENT`. Both train
+gradient, bfloat16 products where the hardware has them, the allocator of `nas.runner.WORKER_ENVIRONMENT`. Both train
 the same student on the same batches at the same rates. Each repetition is a process of its own, one after the other in
 turns; the teacher's states, which all trials share, are computed before.
 """
@@ -29,7 +29,7 @@ from transformers import PreTrainedModel
 from benchmarks.flags import flags_of, plan_of
 from nas.candidates import informed
 from nas.plan import Plan
-from nas.runner import ALLOCATOR_ENVIRONMENT
+from nas.runner import WORKER_ENVIRONMENT
 from trials.corpus import BatchOrder, windows
 from trials.distill import MAX_GRADIENT_NORM, DistillSettings, distill, learning_rate, make_optimizer
 from trials.evaluate import validation_loss
@@ -85,7 +85,7 @@ def repetition(plan: Plan, way: str) -> dict[str, float]:
 
 def in_a_process(arguments: list[str], way: str) -> dict[str, float]:
     """`repetition` in a process of its own, with the allocator of ``way``."""
-    environment = {**os.environ, **(ALLOCATOR_ENVIRONMENT if way == OURS else {})}
+    environment = {**os.environ, **(WORKER_ENVIRONMENT if way == OURS else {})}
     command = [sys.executable, "-m", "benchmarks.step", *arguments, "--way", way]
     done = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True)
     found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])

@@ -70,15 +70,9 @@ class Trainings:
         return settings.steps / (time.perf_counter() - started)
 
     def exact(self, student: PreTrainedModel, places: NDArray[np.int64], tokens: Tensor) -> Tensor:
-        """KL to the teacher's whole distribution, as trials take it."""
+        """KL to the teacher's distribution, as trials take it."""
         hidden, weight = self.family.backbone(student, tokens).flatten(0, 1), self.family.output_weight(student)
-        return self.divergence_of(hidden, weight, places, tokens)
-
-    def divergence_of(self, hidden: Tensor, weight: Tensor, places: NDArray[np.int64], tokens: Tensor) -> Tensor:
-        """`exact` of a student's final states (N, H) and output projection (V, H)."""
-        targets = self.common.targets
-        chunk = chunk_tokens(weight.shape[0], "cpu")
-        return chunked_kl(hidden, weight, targets.hidden(places, tokens), targets.head(), chunk)
+        return self.common.targets.divergence(hidden, weight, places, tokens)
 
     def loss(self, student: PreTrainedModel) -> float:
         """On validation text, in nats per token."""

@@ -47,18 +47,14 @@ log = logging.getLogger(__name__)
 
 WORKER_DEATHS = 2  # a trial whose worker or node died is tried again this often, from its last checkpoint
 THREAD_SECONDS = "600"
-# What Tune sets for its actors, set for the preparing task too: only then does Ray go on in the same process, in which
-# torch is imported and teacher, text and scores are loaded.
-TUNE_ENVIRONMENT = {"PL_DISABLE_FORK": "1", "RAY_CHDIR_TO_TRIAL_DIR": "0"}
 # glibc hands large blocks back to the system when they are freed, and the next step of training asks for them anew,
 # page by page: 2.5 million faults a step, 40 % of its time for a student of 100M parameters. So they stay in the heap,
 # and in the main one: those of other threads, in which Tune runs trials, hold 64 MiB at most.
-ALLOCATOR_ENVIRONMENT = {
+WORKER_ENVIRONMENT = {
     "MALLOC_ARENA_MAX": "1",
     "MALLOC_MMAP_THRESHOLD_": str(4 * 2**30),
     "MALLOC_TRIM_THRESHOLD_": str(4 * 2**30),
 }
-WORKER_ENVIRONMENT = {**TUNE_ENVIRONMENT, **ALLOCATOR_ENVIRONMENT}
 OBJECT_STORE_BYTES = 100 * 2**20  # results are a few numbers; the default would be 30 % of the memory
 
 

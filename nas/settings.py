@@ -59,8 +59,10 @@ class SearchSettings(BaseModel):
         None, ge=8, description="tokens of one optimizer step (1,024 on CPU, 32,768 on GPU)"
     )
     learning_rate: float | None = Field(None, gt=0, description="peak learning rate")
-    teacher_targets: Literal["cached", "online"] | None = Field(
-        None, description="final states of the teacher: kept on disk, or read anew for every batch (cached up to 2 GiB)"
+    teacher_targets: Literal["cached", "drawn", "online"] | None = Field(
+        None,
+        description="what students learn from: the teacher's final states, kept on disk; 64 tokens drawn from each "
+        "distribution, kept; or the teacher reading every batch (cached up to 2 GiB, else drawn)",
     )
     calibration_samples: int | None = Field(
         None, ge=1, description="sequences to measure importance and to refit students on (256 on CPU, 1,024 on GPU)"

@@ -18,7 +18,6 @@ from trials.checkpoint import Rung, load_checkpoint, save_checkpoint
 from trials.corpus import BatchOrder, Corpus, windows
 from trials.evaluate import window_losses
 from trials.families import Family
-from trials.kl import chunk_tokens, chunked_kl
 from trials.losses import OF_TEXT, WindowLosses, mean_loss, text_losses
 from trials.precision import autocast
 from trials.targets import Targets
@@ -217,12 +216,8 @@ class _Distillation:
         """Add the gradients of the micro-batch of windows ``places``, weighted by its share of the batch."""
         tokens = torch.from_numpy(self.train[places].astype(np.int64)).to(self.student.device)
         with autocast(self.device):
-            target, head = self.targets.hidden(places, tokens), self.targets.head()
-            own, weight = (
-                self.family.backbone(self.student, tokens).flatten(0, 1),
-                self.family.output_weight(self.student),
-            )
-            kl = chunked_kl(own, weight, target, head, chunk_tokens(weight.shape[0], self.device))
+            own = self.family.backbone(self.student, tokens).flatten(0, 1)
+            kl = self.targets.divergence(own, self.family.output_weight(self.student), places, tokens)
             share = kl * (len(places) / batch_windows)
         torch.autograd.backward(share)
         return float(share.detach())

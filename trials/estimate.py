@@ -14,7 +14,7 @@ from trials.precision import training_precision
 from trials.preparation import Recipe
 from trials.screen import CALIBRATION_TOKENS, VALIDATION_TOKENS
 from trials.streams import most_windows
-from trials.targets import are_stored
+from trials.targets import Way, way_for
 
 PROBE_SECONDS = 0.3
 PROBE_TOKENS = {"cpu": 1024, "cuda": 16384}
@@ -42,15 +42,15 @@ def _seconds(work: int, shape: ModelShape, device: str) -> float:
 
 
 def training_flops(shape: ModelShape, architecture: Architecture, recipe: Recipe, device: str) -> int:
-    """FLOPs of all training steps: the student forward and backward (twice a forward), and the teacher.
+    """FLOPs of all training steps: the student forward and backward (twice a forward), and the teacher."""
+    length, way = recipe.sequence_length, way_for(shape, recipe.tokens, device, recipe.teacher_targets)
+    return recipe.tokens * (3 * shape.flops_per_token(architecture, length) + teacher_flops(shape, length, way))
 
-    Of the teacher only the output projection is left when its hidden states are stored.
-    """
-    length = recipe.sequence_length
-    teacher = shape.flops_per_token(shape.full, length)
-    if are_stored(shape, recipe.tokens, device, recipe.teacher_targets):
-        teacher = 2 * shape.vocab * shape.hidden
-    return recipe.tokens * (3 * shape.flops_per_token(architecture, length) + teacher)
+
+def teacher_flops(shape: ModelShape, length: int, way: Way) -> int:
+    """FLOPs of the teacher for a token of a step: all of it, its output projection, or nothing (`trials.targets`)."""
+    ways = {"online": shape.flops_per_token(shape.full, length), "cached": 2 * shape.vocab * shape.hidden, "drawn": 0}
+    return ways[way]
 
 
 def evaluation_flops(shape: ModelShape, architecture: Architecture, recipe: Recipe) -> int:

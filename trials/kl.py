@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -30,26 +31,50 @@ def chunked_kl(
     (N, H) and (V, H) are kept: the idea of Liger Kernel's fused linear losses (arXiv 2410.10989).
     Under autocast the products run in its format; softmax, loss and gradient sums are in float32.
     """
-    tensors = (student_hidden, student_weight, teacher_hidden, teacher_weight)
-    loss: Tensor = _ChunkedKL.apply(*tensors, chunk)  # type: ignore[no-untyped-call]
+    target, target_weight = _in_autocast_dtype(teacher_hidden, teacher_weight)
+
+    def compare(part: slice, logits: Tensor) -> tuple[Tensor, Tensor]:
+        return _one_chunk(logits, target[part] @ target_weight.T)
+
+    loss: Tensor = _Chunked.apply(student_hidden, student_weight, compare, chunk)  # type: ignore[no-untyped-call]
     return loss
 
 
-class _ChunkedKL(torch.autograd.Function):
+def chunked_drawn_kl(
+    student_hidden: Tensor, student_weight: Tensor, ids: Tensor, likelihoods: Tensor, chunk: int
+) -> Tensor:
+    """`chunked_kl`, estimated from k tokens ``ids`` (N, k; int64) drawn from each distribution of the teacher.
+
+    ``likelihoods`` (N,) are the means over the k of the teacher's log-probabilities, in nats. With x_j drawn with
+    replacement from p, sum_j (log p(x_j) - log q(x_j)) / k has the mean KL(p || q), and its gradient that of the KL:
+    for the logits, q minus the share of the k that each token has (random sampling knowledge distillation, arXiv
+    2503.16870). The value of a single batch may be below 0.
+    """
+
+    def compare(part: slice, logits: Tensor) -> tuple[Tensor, Tensor]:
+        return _one_drawn_chunk(logits, ids[part], likelihoods[part])
+
+    loss: Tensor = _Chunked.apply(student_hidden, student_weight, compare, chunk)  # type: ignore[no-untyped-call]
+    return loss
+
+
+Compare = Callable[[slice, Tensor], tuple[Tensor, Tensor]]
+"""Of the rows of a chunk and a student's logits (n, V) there: the summed loss, and its gradient for the logits."""
+
+
+class _Chunked(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, teacher_hidden: Tensor, teacher_weight: Tensor, chunk: int
-    ) -> Tensor:
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, compare: Compare, chunk: int) -> Tensor:
         device, tokens = hidden.device.type, hidden.shape[0]
         needed: tuple[bool, ...] = ctx.needs_input_grad
         hidden_grad = torch.empty_like(hidden, dtype=torch.float32) if needed[0] else None
         weight_grad = torch.zeros_like(weight, dtype=torch.float32) if needed[1] else None
-        own, own_weight, target, target_weight = _in_autocast_dtype(hidden, weight, teacher_hidden, teacher_weight)
+        own, own_weight = _in_autocast_dtype(hidden, weight)
         total = torch.zeros((), dtype=torch.float64, device=hidden.device)
         with torch.autocast(device, enabled=False):
             for start in range(0, tokens, chunk):
                 part = slice(start, start + chunk)
-                loss, logits_grad = _one_chunk(own[part] @ own_weight.T, target[part] @ target_weight.T)
+                loss, logits_grad = compare(part, own[part] @ own_weight.T)
                 total += loss
                 logits_grad = (logits_grad / tokens).to(own.dtype)
                 if hidden_grad is not None:
@@ -61,12 +86,12 @@ class _ChunkedKL(torch.autograd.Function):
         return (total / tokens).float()
 
     @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
         hidden_grad, weight_grad = (
             None if grad is None else (grad * grad_outputs[0]).to(dtype)
             for grad, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
         )
-        return hidden_grad, weight_grad, None, None, None
+        return hidden_grad, weight_grad, None, None
 
 
 def _in_autocast_dtype(*tensors: Tensor) -> tuple[Tensor, ...]:
@@ -82,3 +107,11 @@ def _one_chunk(logits: Tensor, teacher_logits: Tensor) -> tuple[Tensor, Tensor]:
     probability = target.exp()
     loss = torch.sum(target.sub_(own).mul_(probability))
     return loss, own.exp_().sub_(probability)
+
+
+def _one_drawn_chunk(logits: Tensor, ids: Tensor, likelihoods: Tensor) -> tuple[Tensor, Tensor]:
+    """The same from tokens ``ids`` (n, k) that the teacher drew, and their mean log-probabilities (n,)."""
+    own = torch.log_softmax(logits, dim=-1, dtype=torch.float32)
+    loss = likelihoods.sum() - own.gather(1, ids).mean(dim=1).sum()
+    gradient = own.exp_()
+    return loss, gradient.scatter_add_(1, ids, gradient.new_full(ids.shape, -1 / ids.shape[1]))

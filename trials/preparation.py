@@ -21,7 +21,7 @@ from trials.families import family_of
 from trials.importance import ImportanceScores, load_importance
 from trials.losses import WindowLosses, mean_loss, text_losses
 from trials.streams import Streams, load_streams
-from trials.targets import Targets, load_targets
+from trials.targets import Targets, Way, load_targets
 from trials.teacher import Teacher, load_teacher, resolve_model
 from trials.validation import add_validation
 
@@ -34,7 +34,7 @@ class Recipe:
     ``sequence_length``; ``rungs`` (tokens, ascending, the last is ``tokens``) say where validation loss is
     measured, on ``validation_tokens`` of the corpus' own held-out text and of each of ``validation``, (name, source)
     of further texts; the mean over texts decides. ``calibration_samples`` windows are read for the importance scores.
-    ``teacher_targets`` are "cached" or "online" (`trials.targets`), or None: cached where that takes little space.
+    ``teacher_targets`` are as `trials.targets.way_for` says, None included.
 
     Raises InputError when the numbers do not fit together.
     """
@@ -50,7 +50,7 @@ class Recipe:
     calibration_samples: int
     seed: int
     validation: tuple[tuple[str, str], ...] = ()
-    teacher_targets: str | None = None
+    teacher_targets: Way | None = None
 
     def __post_init__(self) -> None:
         if problem := _problem(self):
@@ -181,7 +181,7 @@ def _shared(
     further: tuple[tuple[str, str], ...],
     length: int,
     samples: int,
-    teacher_targets: str | None,
+    teacher_targets: Way | None,
     root: Path,
     device: str,
 ) -> Shared:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -16,13 +17,17 @@ from trials.cache import Cache, digest
 from trials.corpus import Corpus, windows
 from trials.evaluate import BATCH_TOKENS
 from trials.families import family_of
+from trials.kl import chunk_tokens, chunked_drawn_kl, chunked_kl
 from trials.precision import autocast, training_precision
 from trials.stored import Stored, create, to_array, to_tensor
 from trials.teacher import Teacher
 
-# Above this, unless told otherwise, the teacher reads each batch itself: 65,536 tokens of mini take 64 MiB, 10M of
-# gpt2-medium 20 to 40 GB.
+# Up to here final states are kept: 65,536 tokens of mini take 64 MiB, 10M of gpt2-medium 20 to 40 GB.
 LIMIT_BYTES = 2 * 2**30
+DRAWN = ("ids", "likelihoods")
+DRAWS = 64  # of each distribution, where states would take more; docs/results.md
+
+Way = Literal["cached", "drawn", "online"]
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +41,6 @@ class Targets:
 
     def __init__(self, teacher: Teacher, stored: Sequence[Stored] | None = None) -> None:
         self.teacher, self.stored = teacher, stored
-        self.starts = np.cumsum([0, *map(len, stored or ())])
         self.family = family_of(teacher.model.config)
 
     def head(self) -> Tensor:
@@ -48,50 +52,131 @@ class Targets:
         """The teacher's states (n * length, H) for windows number ``places`` (n,), whose ``tokens`` are (n, length)."""
         if self.stored is None:
             return self.family.backbone(self.teacher.model, tokens).flatten(0, 1)
-        parts = np.searchsorted(self.starts, places, side="right") - 1
-        rows = [self.stored[part][place - self.starts[part]] for part, place in zip(parts, places, strict=True)]
-        return to_tensor(np.stack(rows)).to(tokens.device).flatten(0, 1)
+        return to_tensor(_rows(self.stored, places)).to(tokens.device).flatten(0, 1)
+
+    def divergence(self, hidden: Tensor, weight: Tensor, places: NDArray[np.int64], tokens: Tensor) -> Tensor:
+        """KL(teacher || student) in mean nats per token, differentiable.
+
+        Of the final states ``hidden`` (n * length, H_s) and the output projection ``weight`` (V, H_s) of a student
+        that has read windows number ``places`` (n,), ``tokens`` (n, length).
+        """
+        chunk = chunk_tokens(weight.shape[0], weight.device.type)
+        return chunked_kl(hidden, weight, self.hidden(places, tokens), self.head(), chunk)
+
+
+class DrawnTargets(Targets):
+    """`DRAWS` tokens drawn from each of the teacher's distributions, with replacement: an estimate without bias.
+
+    ``ids`` (windows, length, `DRAWS`) and the means of their log-probabilities, ``likelihoods`` (windows, length),
+    are in parts, one after the other.
+    """
+
+    def __init__(
+        self, teacher: Teacher, ids: Sequence[NDArray[np.integer]], likelihoods: Sequence[NDArray[np.float32]]
+    ) -> None:
+        super().__init__(teacher)
+        self.ids, self.likelihoods = ids, likelihoods
+
+    def divergence(self, hidden: Tensor, weight: Tensor, places: NDArray[np.int64], tokens: Tensor) -> Tensor:
+        """An estimate of the KL, by `trials.kl.chunked_drawn_kl`."""
+        ids = torch.from_numpy(_rows(self.ids, places).astype(np.int64)).flatten(0, 1)
+        likelihoods = torch.from_numpy(_rows(self.likelihoods, places)).flatten()
+        chunk = chunk_tokens(weight.shape[0], weight.device.type)
+        return chunked_drawn_kl(hidden, weight, ids.to(weight.device), likelihoods.to(weight.device), chunk)
 
 
 def load_targets(
-    teacher: Teacher, corpus: Corpus, length: int, cache: Cache, first: int = 0, way: str | None = None
+    teacher: Teacher, corpus: Corpus, length: int, cache: Cache, first: int = 0, way: Way | None = None
 ) -> Targets:
-    """Targets for ``corpus.train`` in windows of ``length``: from the cache or computed, unless they are not stored.
+    """Targets for ``corpus.train`` in windows of ``length``, of the kind that `way_for` names.
 
-    The ``first`` windows are kept apart from the others: they are those of a shorter text, and found where it is.
+    Those that are kept are found in the cache or computed. The ``first`` windows are kept apart from the others: they
+    are those of a shorter text, and found where it is.
     """
     device = teacher.model.device.type
     dtype, _ = training_precision(device)
     text = windows(corpus.train, length)
-    if not are_stored(teacher.shape, text.size, device, way):
+    way = way_for(teacher.shape, text.size, device, way)
+    if way == "online":
         return Targets(teacher)
-    parts = (part for part in (text[:first], text[first:]) if len(part))
-    return Targets(teacher, [_stored(teacher, part, dtype, cache) for part in parts])
+    parts = [part for part in (text[:first], text[first:]) if len(part)]
+    if way == "cached":
+        return Targets(teacher, [np.load(_states(teacher, part, dtype, cache), mmap_mode="r") for part in parts])
+    drawn = [_drawn(teacher, part, dtype, cache) for part in parts]
+    ids, likelihoods = ([np.load(one / f"{name}.npy", mmap_mode="r") for one in drawn] for name in DRAWN)
+    return DrawnTargets(teacher, ids, likelihoods)
 
 
-def are_stored(shape: ModelShape, tokens: int, device: str, way: str | None = None) -> bool:
-    """Whether the hidden states of ``tokens`` tokens are kept: as ``way`` says, or if None where they are few."""
+def way_for(shape: ModelShape, tokens: int, device: str, way: Way | None = None) -> Way:
+    """How targets for ``tokens`` tokens are had: as ``way`` says, or if None by the room that states would take."""
     if way is not None:
-        return way == "cached"
+        return way
     dtype, _ = training_precision(device)
-    return tokens * shape.hidden * dtype.itemsize <= LIMIT_BYTES
+    return "cached" if tokens * shape.hidden * dtype.itemsize <= LIMIT_BYTES else "drawn"
 
 
-def _stored(teacher: Teacher, text: NDArray[np.integer], dtype: torch.dtype, cache: Cache) -> Stored:
-    key = digest(teacher.fingerprint, str(dtype), *text.shape, np.ascontiguousarray(text).tobytes())
-    folder = cache.build("targets", key, lambda empty: _write(empty, teacher, text, dtype))
-    stored: Stored = np.load(folder / "hidden.npy", mmap_mode="r")
-    return stored
+def _rows(parts: Sequence[NDArray[Any]], places: NDArray[np.int64]) -> NDArray[Any]:
+    """The rows number ``places`` (n,) of arrays one after the other, (n, ...)."""
+    starts = np.cumsum([0, *map(len, parts)])
+    owners = np.searchsorted(starts, places, side="right") - 1
+    return np.stack([parts[owner][place - starts[owner]] for owner, place in zip(owners, places, strict=True)])
+
+
+def _key(teacher: Teacher, text: NDArray[np.integer], *kind: str | int) -> str:
+    return digest(teacher.fingerprint, *kind, *text.shape, np.ascontiguousarray(text).tobytes())
+
+
+def _states(teacher: Teacher, text: NDArray[np.integer], dtype: torch.dtype, cache: Cache) -> Path:
+    folder = cache.build("targets", _key(teacher, text, str(dtype)), lambda empty: _write(empty, teacher, text, dtype))
+    return folder / "hidden.npy"
+
+
+def _drawn(teacher: Teacher, text: NDArray[np.integer], dtype: torch.dtype, cache: Cache) -> Path:
+    key = _key(teacher, text, "drawn", DRAWS, str(dtype))
+    return cache.build("targets", key, lambda empty: _draw(empty, teacher, text, int(key[:15], 16)))
 
 
 def _write(folder: Path, teacher: Teacher, text: NDArray[np.integer], dtype: torch.dtype) -> None:
+    array = create(folder / "hidden.npy", dtype, (*text.shape, teacher.shape.hidden))
+    for rows, states in _read(teacher, text):
+        array[rows] = to_array(states, dtype)
+    array.flush()
+
+
+@torch.no_grad()
+def _draw(folder: Path, teacher: Teacher, text: NDArray[np.integer], seed: int) -> None:
+    vocab, device = teacher.shape.vocab, teacher.model.device
+    stored: dict[str, tuple[Any, tuple[int, ...]]] = {
+        "ids": (np.uint16 if vocab <= 2**16 else np.uint32, (*text.shape, DRAWS)),
+        "likelihoods": (np.float32, text.shape),
+    }
+    ids, likelihoods = (
+        np.lib.format.open_memmap(folder / f"{name}.npy", mode="w+", dtype=stored[name][0], shape=stored[name][1])
+        for name in DRAWN
+    )
+    generator, head = torch.Generator(device).manual_seed(seed), Targets(teacher).head()
+    for rows, states in _read(teacher, text):
+        found = []
+        for chunk in torch.split(states.flatten(0, 1), chunk_tokens(vocab, device.type)):
+            with autocast(device.type):
+                logits = torch.nn.functional.linear(chunk, head)
+            logs = torch.log_softmax(logits, dim=-1, dtype=torch.float32)
+            drawn = logs.exp().multinomial(DRAWS, replacement=True, generator=generator)
+            found.append((drawn.cpu(), logs.gather(1, drawn).mean(dim=1).cpu()))
+        ids[rows], likelihoods[rows] = (
+            torch.cat(one).numpy().reshape(*states.shape[:2], *one[0].shape[1:]) for one in zip(*found, strict=True)
+        )
+    ids.flush()
+    likelihoods.flush()
+
+
+def _read(teacher: Teacher, text: NDArray[np.integer]) -> Iterator[tuple[slice, Tensor]]:
+    """The windows (n, length) of ``text`` with the teacher's final states (n, length, H), some at a time."""
     log.info("computing the teacher's targets for %s tokens", f"{text.size:,}")
     online, device = Targets(teacher), teacher.model.device
     batch = max(1, BATCH_TOKENS[device.type] // text.shape[1])
-    array = create(folder / "hidden.npy", dtype, (*text.shape, teacher.shape.hidden))
     for start in range(0, len(text), batch):
         part = text[start : start + batch]
         with autocast(device.type):
             states = online.hidden(np.empty(0, np.int64), torch.from_numpy(part.astype(np.int64)).to(device))
-        array[start : start + batch] = to_array(states.reshape(*part.shape, -1), dtype)
-    array.flush()
+        yield slice(start, start + len(part)), states.reshape(*part.shape, -1)

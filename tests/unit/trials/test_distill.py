@@ -56,7 +56,7 @@ def test_reported_kl_is_the_mean_over_the_steps_since_the_rung_before(
         steps.append(float(loss.detach()))
         return loss
 
-    monkeypatch.setattr(distillation, "chunked_kl", recorded)
+    monkeypatch.setattr("trials.targets.chunked_kl", recorded)
     _, first, second = distill(student(), Targets(TEACHER), CORPUS, SETTINGS, tmp_path, Readings()).rungs
     assert first.metrics["kl"] == pytest.approx(np.mean(steps[:3]))
     assert second.metrics["kl"] == pytest.approx(np.mean(steps[3:]))

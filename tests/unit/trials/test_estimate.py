@@ -55,12 +55,15 @@ def test_every_axis_and_every_reading_counts() -> None:
     assert seconds(MEDIUM.full, replace(RECIPE, rungs=(65536,))) < seconds(MEDIUM.full)
 
 
-def test_stored_targets_spare_the_teacher_all_but_its_head(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stored_targets_spare_the_teacher_all_but_its_head_and_drawn_ones_that_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     stored = training_flops(MEDIUM, MEDIUM.full, RECIPE, "cpu")
-    monkeypatch.setattr("trials.targets.LIMIT_BYTES", 0)
+    online = training_flops(MEDIUM, MEDIUM.full, replace(RECIPE, teacher_targets="online"), "cpu")
     head = 2 * MEDIUM.vocab * MEDIUM.hidden
-    spared = RECIPE.tokens * (MEDIUM.flops_per_token(MEDIUM.full, 256) - head)
-    assert training_flops(MEDIUM, MEDIUM.full, RECIPE, "cpu") - stored == spared
+    assert online - stored == RECIPE.tokens * (MEDIUM.flops_per_token(MEDIUM.full, 256) - head)
+    monkeypatch.setattr("trials.targets.LIMIT_BYTES", 0)
+    assert stored - training_flops(MEDIUM, MEDIUM.full, RECIPE, "cpu") == RECIPE.tokens * head
 
 
 def test_flops_are_what_a_step_and_a_reading_do() -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from trials.kl import CHUNK_BYTES, chunk_tokens, chunked_kl
+from trials.kl import CHUNK_BYTES, chunk_tokens, chunked_drawn_kl, chunked_kl
 
 
 def inputs(tokens: int, vocabulary: int, seed: int = 0, scale: float = 1.0) -> tuple[Tensor, ...]:
@@ -82,6 +82,43 @@ def test_under_autocast_products_are_rounded_and_sums_are_not() -> None:
     for one, other in zip(found, expected, strict=True):
         assert not torch.equal(one, other)
         assert float((one - other).norm() / other.norm()) < 0.02
+
+
+def drawn(teacher_hidden: Tensor, teacher_weight: Tensor, count: int, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Tokens (N, ``count``) that a teacher draws, and the means (N,) of their log-probabilities."""
+    logs = (teacher_hidden @ teacher_weight.T).log_softmax(-1)
+    ids = logs.exp().multinomial(count, replacement=True, generator=torch.Generator().manual_seed(seed))
+    return ids, logs.gather(1, ids).mean(dim=1)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    tokens=st.integers(1, 40),
+    vocabulary=st.integers(2, 50),
+    count=st.integers(1, 20),
+    chunk=st.integers(1, 50),
+    seed=st.integers(0, 99),
+)
+def test_drawn_equals_the_plain_loss_on_the_tokens_drawn(
+    tokens: int, vocabulary: int, count: int, chunk: int, seed: int
+) -> None:
+    hidden, weight, *teacher = inputs(tokens, vocabulary, seed)
+    ids, likelihoods = drawn(*teacher, count, seed)
+    own = (hidden @ weight.T).log_softmax(-1).gather(1, ids).mean(dim=1)
+    expected = with_gradients((likelihoods - own).mean(), hidden, weight)
+    found = with_gradients(chunked_drawn_kl(hidden, weight, ids, likelihoods, chunk), hidden, weight)
+    for one, wanted in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, wanted, rtol=1e-5, atol=1e-5 * float(wanted.abs().max()) + 1e-6)
+
+
+def test_drawn_is_the_whole_distribution_in_the_mean() -> None:
+    """Value and gradients come to those of all tokens as the square root of the draws, so there is no bias."""
+    hidden, weight, *teacher = inputs(30, 40)
+    expected = with_gradients(chunked_kl(hidden, weight, *teacher, 7), hidden, weight)
+    for count in (64, 1_024, 16_384):
+        found = with_gradients(chunked_drawn_kl(hidden, weight, *drawn(*teacher, count), 7), hidden, weight)
+        for one, wanted in zip(found, expected, strict=True):
+            assert float((one - wanted).norm() / wanted.norm()) < 6 / count**0.5
 
 
 class Largest(TorchDispatchMode):

@@ -8,12 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from distilling import CORPUS, SETTINGS, TEACHER, Readings, student
+from conftest import VOCAB
+from distilling import CORPUS, GPT2, SETTINGS, TEACHER, Readings, student
 
 from trials.cache import Cache
 from trials.corpus import windows
 from trials.distill import distill
-from trials.targets import Targets, _write, load_targets
+from trials.precision import training_precision
+from trials.targets import DRAWS, DrawnTargets, Targets, _draw, _write, load_targets
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -33,23 +35,25 @@ def test_stored_targets_train_as_the_teacher_itself(
         assert one["val_loss"] == pytest.approx(other["val_loss"], rel=1e-4)
 
 
-def test_targets_are_computed_once_and_those_too_large_not_at_all(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_targets_are_computed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cache = Cache(tmp_path)
     first = load_targets(TEACHER, CORPUS, 16, cache)
     monkeypatch.setattr("trials.targets._write", lambda *_: pytest.fail("computed again"))
     again = load_targets(TEACHER, CORPUS, 16, cache)
     assert np.array_equal(again.stored, first.stored)
-    monkeypatch.setattr("trials.targets.LIMIT_BYTES", 640 * 48 * 2 - 1)
-    assert load_targets(TEACHER, CORPUS, 8, cache).stored is None
 
 
 def test_targets_are_kept_or_not_as_one_asks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cache = Cache(tmp_path)
     assert load_targets(TEACHER, CORPUS, 16, cache, way="online").stored is None
+    assert not any(tmp_path.rglob("*.npy"))
+    assert isinstance(load_targets(TEACHER, CORPUS, 16, cache, way="drawn"), DrawnTargets)
     assert not any(tmp_path.rglob("hidden.npy"))
-    monkeypatch.setattr("trials.targets.LIMIT_BYTES", 0)
+    dtype, _ = training_precision("cpu")
+    monkeypatch.setattr("trials.targets.LIMIT_BYTES", 640 * 48 * dtype.itemsize)
+    assert load_targets(TEACHER, CORPUS, 16, cache).stored is not None
+    monkeypatch.setattr("trials.targets.LIMIT_BYTES", 640 * 48 * dtype.itemsize - 1)
+    assert isinstance(load_targets(TEACHER, CORPUS, 8, cache), DrawnTargets)
     assert load_targets(TEACHER, CORPUS, 16, cache, way="cached").stored is not None
 
 
@@ -66,3 +70,63 @@ def test_targets_of_a_text_that_has_grown_are_found_where_they_are(
     places = np.array([3, 14, 15, 39, 0])
     tokens = torch.from_numpy(windows(CORPUS.train, 16)[places].astype(np.int64))
     assert torch.equal(grown.hidden(places, tokens), whole.hidden(places, tokens))
+
+
+PLACES = np.array([3, 14, 15, 39, 0])
+HIDDEN = torch.randn(80, 24, generator=torch.Generator().manual_seed(0))
+WEIGHT = torch.randn(VOCAB, 24, generator=torch.Generator().manual_seed(1))
+
+
+def divergence(targets: Targets) -> float:
+    """Of a student with the final states `HIDDEN` and the output projection `WEIGHT` on windows `PLACES`."""
+    tokens = torch.from_numpy(windows(CORPUS.train, 16)[PLACES].astype(np.int64))
+    return float(targets.divergence(HIDDEN, WEIGHT, PLACES, tokens))
+
+
+def test_drawn_targets_are_kept_as_they_were_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = load_targets(TEACHER, CORPUS, 16, Cache(tmp_path / "one"), way="drawn")
+    other = load_targets(TEACHER, CORPUS, 16, Cache(tmp_path / "other"), way="drawn")
+    assert divergence(first) == divergence(other)
+    monkeypatch.setattr("trials.targets._draw", lambda *_: pytest.fail("drawn again"))
+    assert divergence(load_targets(TEACHER, CORPUS, 16, Cache(tmp_path / "one"), way="drawn")) == divergence(first)
+    assert isinstance(first, DrawnTargets)
+    assert (first.ids[0].shape, first.ids[0].dtype) == ((40, 16, DRAWS), np.uint16)
+
+
+def test_drawn_targets_are_the_teachers_in_the_mean(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trials.targets.DRAWS", 4_000)
+    drawn = load_targets(TEACHER, CORPUS, 16, Cache(tmp_path), way="drawn")
+    assert divergence(drawn) == pytest.approx(divergence(Targets(TEACHER)), rel=0.01)
+
+
+def test_drawn_targets_of_a_text_that_has_grown_are_found_where_they_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache, written = Cache(tmp_path), []
+    short = replace(CORPUS, train=CORPUS.train[: 16 * 15])
+    before = load_targets(TEACHER, short, 16, cache, way="drawn")
+    monkeypatch.setattr("trials.targets._draw", lambda *given: (written.append(len(given[2])), _draw(*given)))
+    grown = load_targets(TEACHER, CORPUS, 16, cache, first=15, way="drawn")
+    assert written == [25]
+    assert isinstance(before, DrawnTargets)
+    assert isinstance(grown, DrawnTargets)
+    assert np.array_equal(grown.ids[0], before.ids[0])
+    assert np.array_equal(grown.likelihoods[0], before.likelihoods[0])
+
+
+def test_students_learn_from_drawn_targets_what_they_do_from_all(tmp_path: Path) -> None:
+    """All three by the exact divergence from the teacher: before, and after the same batches on either."""
+    drawn = load_targets(TEACHER, CORPUS, 16, Cache(tmp_path / "cache"), way="drawn")
+    places = np.arange(40)
+    tokens = torch.from_numpy(windows(CORPUS.train, 16).astype(np.int64))
+    found = []
+    for name, targets in {"before": None, "exact": Targets(TEACHER), "drawn": drawn}.items():
+        model = student()
+        if targets is not None:
+            distill(model, targets, CORPUS, SETTINGS, tmp_path / name, Readings())
+        with torch.no_grad():
+            hidden, weight = GPT2.backbone(model, tokens).flatten(0, 1), GPT2.output_weight(model)
+            found.append(float(Targets(TEACHER).divergence(hidden, weight, places, tokens)))
+    before, exact, after = found
+    assert exact < 0.9 * before
+    assert after - exact < 0.1 * (before - exact)
