@@ -6,7 +6,7 @@ import argparse
 from typing import Any
 
 from nas.plan import Machine, Plan, make_plan, resolve_target
-from nas.settings import load_settings
+from nas.settings import SearchSettings, load_settings
 
 SHARED = {
     "model": "mini",
@@ -20,14 +20,17 @@ SHARED = {
 
 
 def flags_of(description: str | None, **defaults: Any) -> argparse.ArgumentParser:
-    """A parser that knows the settings of `SHARED`, with ``defaults`` of its own for some of them."""
+    """A parser that knows the settings of `SHARED`, with ``defaults`` of its own for some of them or for others."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, default in {**SHARED, **defaults}.items():
-        parser.add_argument(f"--{name.replace('_', '-')}", type=type(default), default=default)
+        parser.add_argument(
+            f"--{name.replace('_', '-')}", type=str if default is None else type(default), default=default
+        )
     return parser
 
 
 def plan_of(flags: argparse.Namespace) -> Plan:
     """The plan of a search with these settings on this machine, one trial at a time."""
-    settings = load_settings({**{name: getattr(flags, name) for name in SHARED}, "workers": 1}, None, {})
+    given = {name: value for name, value in vars(flags).items() if name in SearchSettings.model_fields}
+    settings = load_settings({**given, "workers": 1}, None, {})
     return make_plan(settings, resolve_target(settings), Machine.local())

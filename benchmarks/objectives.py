@@ -14,7 +14,7 @@ the rate of the recipe on
                  teacher's at the same place, as a share of that one's square, mean over layers (Minitron, arXiv
                  2407.14679, section 3, has cosines or squares of such states, weighted alike)
 
-Printed is the validation loss in nats per token.
+Printed are validation losses in nats per token, on held-out text of the corpus and on that of ``--validation``.
 """
 
 from __future__ import annotations
@@ -51,7 +51,9 @@ def states(layers: Sequence[nn.Module]) -> list[Tensor]:
 
 
 class Objectives:
-    """The losses that are compared, of students of one architecture."""
+    """The losses that are compared, of students of one architecture; the KL of the trials is not among them."""
+
+    NAMES = ("T = 2", "KL + CE", "KL + stream")
 
     def __init__(self, trainings: Trainings, architecture: Architecture) -> None:
         self.trainings, self.family = trainings, trainings.family
@@ -61,9 +63,9 @@ class Objectives:
         if architecture.hidden < common.teacher.shape.hidden:
             self.rotation = rotation_to(self.teacher, self.family, common.streams.directions, architecture.hidden)
 
-    def all(self) -> dict[str, Loss]:
-        """By name; the KL of the trials is not among them."""
-        return {f"T = {TEMPERATURE:g}": self.tempered, "KL + CE": self.with_text, "KL + stream": self.with_stream}
+    def named(self, name: str) -> Loss:
+        """The one of `NAMES`."""
+        return dict(zip(self.NAMES, (self.tempered, self.with_text, self.with_stream), strict=True))[name]
 
     def tempered(self, student: PreTrainedModel, places: NDArray[np.int64], tokens: Tensor) -> Tensor:
         hidden, weight = self.family.backbone(student, tokens).flatten(0, 1), self.family.output_weight(student)
@@ -103,21 +105,32 @@ class Objectives:
 
 
 def main() -> None:
-    parser = flags_of(__doc__)
-    parser.add_argument("--rates", type=float, nargs="+", default=RATES)
+    parser = flags_of(__doc__, validation=None, learning_rate=None)
+    parser.add_argument("--rates", type=float, nargs="*", default=RATES)
+    parser.add_argument("--losses", nargs="*", default=Objectives.NAMES, choices=Objectives.NAMES)
+    parser.add_argument("--students", nargs="+", help="which of the first candidates (all)")
     flags = parser.parse_args()
     trainings = Trainings(plan_of(flags))
     rate = trainings.settings.learning_rate
-    print(f"{trainings.settings.tokens:,} tokens, validation loss in nats per token; the recipe's rate is {rate:g}")
-    for name, architecture in trainings.ideas.items():
+
+    def row(name: str, losses: list[float]) -> None:
+        print(f"{name:<20}" + "".join(f"{one:14.4f}" for one in losses), flush=True)
+
+    print(f"{trainings.settings.tokens:,} tokens, validation losses in nats per token; the recipe's rate is {rate:g}")
+    print(" " * 20 + "".join(f"{name:>14}" for name in trainings.texts))
+    row("teacher", trainings.losses(trainings.common.teacher.model))
+    for name in flags.students or trainings.ideas:
+        architecture = trainings.ideas[name]
         start = trainings.student(architecture)
-        print(f"\n{architecture.key} ({name}), {trainings.loss(start):.4f} before")
+        print(f"\n{architecture.key} ({name})")
+        row("before", trainings.losses(start))
+        objectives = Objectives(trainings, architecture)
         ways: dict[str, tuple[Loss, float]] = {f"KL, rate {one:g}": (trainings.exact, one) for one in flags.rates}
-        ways |= {way: (loss, rate) for way, loss in Objectives(trainings, architecture).all().items()}
+        ways |= {one: (objectives.named(one), rate) for one in flags.losses}
         for way, (loss, peak) in ways.items():
             student = copy.deepcopy(start)
             trainings.trained(student, loss, peak)
-            print(f"{way:<20}{trainings.loss(student):8.4f}", flush=True)
+            row(way, trainings.losses(student))
 
 
 if __name__ == "__main__":

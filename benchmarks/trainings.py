@@ -37,6 +37,8 @@ class Trainings:
         self.common: Shared = shared(recipe, str(plan.cache), "cpu")
         self.family = self.common.targets.family
         self.train = windows(self.common.corpus.train, recipe.sequence_length)[: self.common.first]
+        texts = self.common.corpus.texts
+        self.texts = {name: windows(text, recipe.sequence_length) for name, text in texts.items()}
         self.text = windows(self.common.corpus.validation, recipe.sequence_length)
         sizes = (recipe.tokens, (recipe.tokens,), recipe.sequence_length, recipe.batch_tokens, recipe.learning_rate)
         self.settings = DistillSettings(*sizes, recipe.seed, identity="benchmark")
@@ -77,6 +79,10 @@ class Trainings:
     def loss(self, student: PreTrainedModel) -> float:
         """On validation text, in nats per token."""
         return validation_loss(student, self.family, self.text)
+
+    def losses(self, student: PreTrainedModel) -> list[float]:
+        """On each of the validation texts, in nats per token."""
+        return [validation_loss(student, self.family, text) for text in self.texts.values()]
 
     @torch.no_grad()
     def divergence(self, student: PreTrainedModel) -> float:
