@@ -36,7 +36,7 @@ from trials.prune import prune
 
 SHARES, SLACK = (0.75, 0.60), 0.03
 SLICES, REFIT = "slices", "refit"
-RATE_BY_WIDTH = {SLICES: 0.1, REFIT: 0.05}  # peak learning rate times hidden size: the best of mini, docs/results.md
+RATES = {SLICES: 4e-4, REFIT: 2e-4}  # at the peak: the best of mini, docs/results.md
 
 
 @dataclass(frozen=True)
@@ -96,8 +96,7 @@ class Bench:
     def distilled(self, architecture: Architecture, way: str) -> WindowLosses:
         """The losses of a student after the tokens of the recipe."""
         recipe, model = self.recipe, self.student(architecture, way)
-        rate = RATE_BY_WIDTH[way] / self.common.teacher.shape.hidden
-        sizes = (recipe.tokens, recipe.rungs, recipe.sequence_length, recipe.batch_tokens, rate)
+        sizes = (recipe.tokens, recipe.rungs, recipe.sequence_length, recipe.batch_tokens, RATES[way])
         settings = DistillSettings(*sizes, recipe.seed, identity="benchmark")
         with tempfile.TemporaryDirectory() as folder:
             distill(model, self.common.targets, self.common.corpus, settings, Path(folder), lambda *_: None)

@@ -29,7 +29,7 @@ from trials.trial import Recipe
 from trials.validation import parse_validation
 
 PROCESS_BYTES = 2**30  # interpreter, torch, transformers and the activations of a micro-batch
-RATE_BY_WIDTH = 0.05  # peak learning rate times hidden size; see docs/results.md
+LEARNING_RATE = 2e-4  # at the peak; docs/results.md
 
 
 @dataclass(frozen=True)
@@ -284,7 +284,7 @@ def _recipe(settings: SearchSettings, shape: ModelShape, defaults: Defaults) -> 
         validation_tokens=settings.validation_tokens or defaults.validation,
         sequence_length=sequence,
         batch_tokens=batch,
-        learning_rate=settings.learning_rate or float(f"{RATE_BY_WIDTH / shape.hidden:.2g}"),
+        learning_rate=settings.learning_rate or LEARNING_RATE,
         calibration_samples=settings.calibration_samples or defaults.calibration,
         seed=settings.seed,
         validation=tuple((name, _absolute(source)) for name, source in parse_validation(settings.validation)),

@@ -26,7 +26,7 @@ from trials.trial import TrialResult, TrialSpec, load_student, peak_memory, run_
 # Of the trials' peak learning rate. At the whole of it the best students of mini came back to where they had begun;
 # at a half all gained, those that were cut hard nearly as much as at the whole.
 PEAK_SHARE = 0.5
-VERSION = 3  # of what a final computes: raise it, and results and checkpoints of before are not taken up
+VERSION = 4  # of what a final computes: raise it, and results and checkpoints of before are not taken up
 
 
 @dataclass(frozen=True)

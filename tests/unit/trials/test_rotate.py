@@ -114,6 +114,65 @@ def test_the_whole_stream_turned_is_the_same_model(name: str) -> None:
         torch.testing.assert_close(turned, expected, rtol=0, atol=2e-4 * float(expected.abs().max()))
 
 
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_the_whole_stream_is_not_turned_at_all(name: str) -> None:
+    """Whatever its directions are; its weights are the teacher's then, with the signs that norms have given them."""
+    model = make_teacher(name)
+    family = family_of(model.config)
+    hidden, centred = family.shape(model.config).hidden, name == "gpt2"
+    directions = embedded(model, family, hidden) if centred else torch.linalg.qr(torch.randn(hidden, hidden) + 0.1).Q
+    rotation = rotation_to(model, family, directions, hidden)
+    torch.testing.assert_close(rotation.projection, torch.eye(hidden) - centred / hidden, rtol=0, atol=1e-5)
+    if centred:
+        return
+    state = rotated(model, family, rotation)
+    norm, reader = (f"model.layers.1.{one}.weight" for one in ("input_layernorm", "self_attn.q_proj"))
+    gains, matrix = model.get_parameter(norm).detach(), model.get_parameter(reader).detach()
+    assert (gains < 0).any() or (gains > 0).all()
+    torch.testing.assert_close(state[norm], gains.abs(), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(state[reader], matrix * gains.sign(), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+@pytest.mark.parametrize("width", [12, 40])
+def test_channels_are_as_near_to_those_of_the_teacher_as_a_rotation_of_them_can_be(name: str, width: int) -> None:
+    model = make_teacher(name)
+    family = family_of(model.config)
+    hidden, centred = family.shape(model.config).hidden, name == "gpt2"
+    directions = embedded(make_teacher("gpt2"), FAMILIES["gpt2"], hidden)
+    projection = rotation_to(model, family, directions, width).projection
+    span = directions[:, : width - centred] @ directions[:, : width - centred].T
+    torch.testing.assert_close(projection.T @ projection, span, rtol=0, atol=1e-5)
+    channels = torch.argsort(span.diagonal(), descending=True)[:width].sort().values
+    wanted, allowed = torch.eye(hidden)[channels], torch.eye(width) - centred / width
+    for seed in range(20):
+        skew = allowed @ torch.randn(width, width, generator=torch.Generator().manual_seed(seed)) @ allowed
+        for size in (1.0, 0.02):
+            other = torch.linalg.matrix_exp(size * (skew - skew.T)) @ projection
+            assert (projection - wanted).norm() < (other - wanted).norm()
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_weights_behind_a_norm_are_as_large_as_the_teachers(name: str) -> None:
+    """Those of all channels are alike, and channels that a norm holds down have small gains instead."""
+    model = make_teacher(name)
+    family = family_of(model.config)
+    hidden, held = family.shape(model.config).hidden, slice(None, None, 7)
+    with torch.no_grad():
+        for norm in family.norms(model)[:-1]:
+            norm.weight[held] *= 0.01
+    rotation = rotation_to(model, family, embedded(make_teacher("gpt2"), FAMILIES["gpt2"], hidden), hidden - 1)
+    student = rotated(model, family, rotation)
+    reader, norm, inputs = {
+        "llama": ("model.layers.1.mlp.up_proj.weight", "model.layers.1.post_attention_layernorm.weight", 1),
+        "gpt2": ("transformer.h.1.mlp.c_fc.weight", "transformer.h.1.ln_2.weight", 0),
+    }[name]
+    before, after = (one.norm(dim=1 - inputs) for one in (model.get_parameter(reader), student[reader]))
+    assert 0.7 * float(before.min()) < float(after.min())
+    assert float(after.max()) < 1.5 * float(before.max())
+    assert float(student[norm].min()) < 0.3 * float(student[norm].median())
+
+
 @pytest.mark.parametrize("name", sorted(FAMILIES))
 def test_a_stream_of_few_directions_is_found_and_kept(
     name: str, tiny_tokenizer: PreTrainedTokenizerFast, tmp_path: Path
