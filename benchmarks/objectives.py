@@ -32,6 +32,7 @@ from transformers import PreTrainedModel
 from benchmarks.flags import flags_of, plan_of
 from benchmarks.trainings import Loss, Trainings
 from search_spaces.architecture import Architecture
+from trials.distill import text_loss
 from trials.rotate import rotation_to
 
 RATES = (5e-5, 1e-4, 2e-4, 4e-4)
@@ -79,8 +80,7 @@ class Objectives:
     def with_text(self, student: PreTrainedModel, places: NDArray[np.int64], tokens: Tensor) -> Tensor:
         hidden, weight = self.family.backbone(student, tokens), self.family.output_weight(student)
         divergence = self.trainings.common.targets.divergence(hidden.flatten(0, 1), weight, places, tokens)
-        logits = F.linear(hidden[:, :-1].flatten(0, 1), weight).float()
-        return (divergence + F.cross_entropy(logits, tokens[:, 1:].flatten())) / 2
+        return (divergence + text_loss(hidden, weight, tokens)) / 2
 
     def with_stream(self, student: PreTrainedModel, places: NDArray[np.int64], tokens: Tensor) -> Tensor:
         """Behind a layer whose successors were dropped, the place is the one behind those."""

@@ -289,6 +289,7 @@ def _recipe(settings: SearchSettings, shape: ModelShape, defaults: Defaults) -> 
         seed=settings.seed,
         validation=tuple((name, _absolute(source)) for name, source in parse_validation(settings.validation)),
         teacher_targets=settings.teacher_targets,
+        text_share=settings.text_share,
     )
 
 

@@ -64,6 +64,12 @@ class SearchSettings(BaseModel):
         description="what students learn from: the teacher's final states, kept on disk; 64 tokens drawn from each "
         "distribution, kept; or the teacher reading every batch (cached up to 2 GiB, else drawn)",
     )
+    text_share: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="share of the loss that is cross-entropy with the text, the rest is KL to the teacher",
+    )
     calibration_samples: int | None = Field(
         None, ge=1, description="sequences to measure importance and to refit students on (256 on CPU, 1,024 on GPU)"
     )

@@ -12,12 +12,14 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from trials.checkpoint import Rung, load_checkpoint, save_checkpoint
 from trials.corpus import BatchOrder, Corpus, windows
 from trials.evaluate import window_losses
 from trials.families import Family
+from trials.kl import chunk_tokens, chunked_cross_entropy
 from trials.losses import OF_TEXT, WindowLosses, mean_loss, text_losses
 from trials.precision import autocast
 from trials.targets import Targets
@@ -43,6 +45,8 @@ class DistillSettings:
     ``identity`` names everything that the result depends on: a checkpoint of another identity is not continued.
     A checkpoint is written at every rung and whenever ``checkpoint_seconds`` have gone by since the last.
 
+    ``text_share`` of the loss is cross-entropy with the text itself, the rest the KL divergence from the teacher.
+
     One that goes on from a student of an earlier one takes the batches that follow on the ``steps_before`` of that
     one, whose text was the ``first_windows`` of this one's.
     """
@@ -57,6 +61,7 @@ class DistillSettings:
     checkpoint_seconds: float = 300.0
     steps_before: int = 0
     first_windows: int = 0
+    text_share: float = 0.0
 
     @property
     def steps(self) -> int:
@@ -96,8 +101,9 @@ def distill(
 ) -> DistillResult:
     """Train ``student`` (float32, in place) to give the teacher's next-token distributions, ``targets``.
 
-    Forward KL on logits at temperature 1 on packed text (Minitron, arXiv 2407.14679), AdamW, linear warm-up and a
-    cosine to a tenth. Batches are a function of the seed and the step alone, so every trial sees the same.
+    Forward KL on logits at temperature 1 on packed text (Minitron, arXiv 2407.14679), with a share for the text itself
+    if that is wanted, AdamW, linear warm-up and a cosine to a tenth. Batches are a function of the seed and the step
+    alone, so every trial sees the same.
 
     Validation losses are means over all texts of ``corpus.texts``, each counting alike.
     ``report(tokens, metrics)`` is called at 0 tokens and at every rung, after the checkpoint of that rung is on
@@ -117,6 +123,15 @@ def learning_rate(step: int, settings: DistillSettings) -> float:
         return settings.learning_rate * (step + 1) / warmup
     done = (step - warmup) / max(1, settings.steps - 1 - warmup)
     return settings.learning_rate * (FINAL_SHARE + (1 - FINAL_SHARE) * (1 + math.cos(math.pi * done)) / 2)
+
+
+def text_loss(hidden: Tensor, weight: Tensor, tokens: Tensor) -> Tensor:
+    """Mean cross-entropy in nats of all tokens of the windows ``tokens`` (n, T) but their first, differentiable.
+
+    ``hidden`` (n, T, H) are the final states of a student that has read them, ``weight`` (V, H) its output projection.
+    """
+    chunk = chunk_tokens(weight.shape[0], weight.device.type)
+    return chunked_cross_entropy(hidden[:, :-1].flatten(0, 1), weight, tokens[:, 1:].flatten(), chunk)
 
 
 def make_optimizer(student: PreTrainedModel, rate: float) -> torch.optim.AdamW:
@@ -216,11 +231,14 @@ class _Distillation:
         """Add the gradients of the micro-batch of windows ``places``, weighted by its share of the batch."""
         tokens = torch.from_numpy(self.train[places].astype(np.int64)).to(self.student.device)
         with autocast(self.device):
-            own = self.family.backbone(self.student, tokens).flatten(0, 1)
-            kl = self.targets.divergence(own, self.family.output_weight(self.student), places, tokens)
-            share = kl * (len(places) / batch_windows)
-        torch.autograd.backward(share)
-        return float(share.detach())
+            own, weight = self.family.backbone(self.student, tokens), self.family.output_weight(self.student)
+            kl = self.targets.divergence(own.flatten(0, 1), weight, places, tokens)
+            loss, text = kl, self.settings.text_share
+            if text:
+                loss = (1 - text) * kl + text * text_loss(own, weight, tokens)
+        share = len(places) / batch_windows
+        torch.autograd.backward(share * loss)
+        return share * float(kl.detach())
 
     def _close_rung(self, tokens: int) -> None:
         """Measure, make it durable, and only then report it."""

@@ -42,9 +42,15 @@ def _seconds(work: int, shape: ModelShape, device: str) -> float:
 
 
 def training_flops(shape: ModelShape, architecture: Architecture, recipe: Recipe, device: str) -> int:
-    """FLOPs of all training steps: the student forward and backward (twice a forward), and the teacher."""
+    """FLOPs of all training steps: the student forward and backward (twice a forward), and the teacher.
+
+    Where the text has a share in the loss, the student's output projection is worked through for it once more.
+    """
     length, way = recipe.sequence_length, way_for(shape, recipe.tokens, device, recipe.teacher_targets)
-    return recipe.tokens * (3 * shape.flops_per_token(architecture, length) + teacher_flops(shape, length, way))
+    step = 3 * shape.flops_per_token(architecture, length) + teacher_flops(shape, length, way)
+    again = 6 * shape.vocab * architecture.hidden if recipe.text_share else 0
+    windows = recipe.tokens // length
+    return recipe.tokens * step + windows * (length - 1) * again
 
 
 def teacher_flops(shape: ModelShape, length: int, way: Way) -> int:

@@ -157,6 +157,7 @@ def _train(spec: FinalSpec, trial: TrialResult, common: Shared, identity: str, r
         identity,
         steps_before=math.ceil(trial.tokens / recipe.batch_tokens),
         first_windows=common.first,
+        text_share=recipe.text_share,
     )
     outcome = distill(student, common.targets, common.corpus, settings, directory, report)
     save_student(student, directory / STUDENT)

@@ -58,6 +58,14 @@ def chunked_drawn_kl(
     return loss
 
 
+def chunked_cross_entropy(hidden: Tensor, weight: Tensor, ids: Tensor, chunk: int) -> Tensor:
+    """Cross-entropy with the tokens ``ids`` (N,; int64) in mean nats per token; as `chunked_kl` in all else.
+
+    It is the divergence from what is sure of them.
+    """
+    return chunked_drawn_kl(hidden, weight, ids[:, None], hidden.new_zeros(len(ids), dtype=torch.float32), chunk)
+
+
 Compare = Callable[[slice, Tensor], tuple[Tensor, Tensor]]
 """Of the rows of a chunk and a student's logits (n, V) there: the summed loss, and its gradient for the logits."""
 

@@ -25,6 +25,8 @@ from trials.targets import Targets, Way, load_targets
 from trials.teacher import Teacher, load_teacher, resolve_model
 from trials.validation import add_validation
 
+LATER = ("validation", "teacher_targets", "text_share")  # parts that recipes did not have from the start
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -34,7 +36,7 @@ class Recipe:
     ``sequence_length``; ``rungs`` (tokens, ascending, the last is ``tokens``) say where validation loss is
     measured, on ``validation_tokens`` of the corpus' own held-out text and of each of ``validation``, (name, source)
     of further texts; the mean over texts decides. ``calibration_samples`` windows are read for the importance scores.
-    ``teacher_targets`` are as `trials.targets.way_for` says, None included.
+    ``teacher_targets`` are as `trials.targets.way_for` says, None included; ``text_share`` of the loss is of the text.
 
     Raises InputError when the numbers do not fit together.
     """
@@ -51,6 +53,7 @@ class Recipe:
     seed: int
     validation: tuple[tuple[str, str], ...] = ()
     teacher_targets: Way | None = None
+    text_share: float = 0.0
 
     def __post_init__(self) -> None:
         if problem := _problem(self):
@@ -59,7 +62,7 @@ class Recipe:
     def to_dict(self) -> dict[str, Any]:
         """JSON form. What was not always a part of a recipe is left out where nothing is said of it."""
         value = {**asdict(self), "rungs": list(self.rungs), "validation": [list(one) for one in self.validation]}
-        return {name: one for name, one in value.items() if name not in ("validation", "teacher_targets") or one}
+        return {name: one for name, one in value.items() if name not in LATER or one}
 
     @classmethod
     def from_dict(cls, value: Mapping[str, Any]) -> Recipe:
@@ -236,6 +239,8 @@ def _problem(recipe: Recipe) -> str | None:
     gaps = np.diff((0, *recipe.rungs))
     if gaps.min() < recipe.batch_tokens:
         return f"rungs {list(recipe.rungs)}: must ascend by at least one step of batch_tokens, {recipe.batch_tokens}"
+    if not 0 <= recipe.text_share <= 1:
+        return f"text_share {recipe.text_share}: must be from 0 to 1"
     if not 0 < recipe.learning_rate < 1:
         return f"learning_rate {recipe.learning_rate}: must be above 0 and below 1"
     return None

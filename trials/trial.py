@@ -153,6 +153,7 @@ def _train(spec: TrialSpec, common: Shared, identity: str, report: Report) -> Tr
         recipe.learning_rate,
         recipe.seed,
         identity,
+        text_share=recipe.text_share,
     )
     outcome = distill(student, common.targets, common.corpus, settings, directory, report)
     save_student(student, directory / STUDENT)

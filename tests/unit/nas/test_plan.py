@@ -85,6 +85,7 @@ def test_default_name_changes_with_what_makes_losses_incomparable_and_with_nothi
         {"tokens_per_trial": 4096},
         {"learning_rate": 1e-5},
         {"teacher_targets": "online"},
+        {"text_share": 0.5},
         {"tolerance": "0.2"},
         {"scheduler": "none"},
         {"space": "depth", "tolerance": "0.3"},

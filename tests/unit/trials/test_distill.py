@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import make_gpt2
-from distilling import CORPUS, SETTINGS, TEACHER, Readings, Watched, after, same, student, uninterrupted, weights
+from distilling import CORPUS, GPT2, SETTINGS, TEACHER, Readings, Watched, after, same, student, uninterrupted, weights
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -20,7 +20,7 @@ from torch import Tensor
 from transformers import GPT2LMHeadModel
 
 from trials import distill as distillation
-from trials.distill import NonFiniteLoss, distill, learning_rate, make_optimizer
+from trials.distill import NonFiniteLoss, distill, learning_rate, make_optimizer, text_loss
 from trials.kl import chunked_kl
 from trials.precision import training_precision
 from trials.targets import Targets
@@ -60,6 +60,35 @@ def test_reported_kl_is_the_mean_over_the_steps_since_the_rung_before(
     _, first, second = distill(student(), Targets(TEACHER), CORPUS, SETTINGS, tmp_path, Readings()).rungs
     assert first.metrics["kl"] == pytest.approx(np.mean(steps[:3]))
     assert second.metrics["kl"] == pytest.approx(np.mean(steps[3:]))
+
+
+def test_loss_of_the_text_is_that_of_transformers() -> None:
+    model, tokens = student(), torch.from_numpy(CORPUS.train[:64].astype(np.int64)).reshape(4, 16)
+    expected = model(tokens, labels=tokens).loss
+    found = text_loss(GPT2.backbone(model, tokens), GPT2.output_weight(model), tokens)
+    torch.testing.assert_close(found, expected)
+    parameters = list(model.parameters())
+    for one, wanted in zip(
+        torch.autograd.grad(found, parameters), torch.autograd.grad(expected, parameters), strict=True
+    ):
+        torch.testing.assert_close(one, wanted, rtol=1e-4, atol=1e-5 * float(wanted.abs().max()))
+
+
+def test_what_is_learnt_of_the_text_alone_is_not_of_the_teacher(tmp_path: Path) -> None:
+    """The teacher is followed all the same: what is reported is the divergence from it."""
+    learnt, kl = {}, {}
+    for share in (0.0, 0.5, 1.0):
+        for seed in (0, 9):
+            model, targets = student(), Targets(replace(TEACHER, model=make_gpt2(seed)))
+            own = replace(SETTINGS, tokens=256, rungs=(64, 256), text_share=share)
+            rungs = distill(model, targets, CORPUS, own, tmp_path / f"{share} {seed}", Readings()).rungs
+            learnt[share, seed], kl[share, seed] = weights(model), rungs[1].metrics["kl"]
+    assert same(learnt[1.0, 0], learnt[1.0, 9])
+    assert not same(learnt[0.5, 0], learnt[0.5, 9])
+    assert not same(learnt[0.5, 0], learnt[1.0, 0])
+    for seed in (0, 9):  # of the first step, before anything is learnt
+        assert kl[0.5, seed] == kl[1.0, seed] == kl[0.0, seed]
+    assert kl[1.0, 0] != kl[1.0, 9]
 
 
 @pytest.mark.parametrize("micro_tokens", [16, 48])

@@ -15,6 +15,7 @@ from search_spaces.architecture import Architecture
 from search_spaces.shape import ModelShape
 from trials import estimate
 from trials.cache import Cache
+from trials.distill import text_loss
 from trials.estimate import estimate_seconds, evaluation_flops, refit_flops, refit_windows, training_flops
 from trials.families import FAMILIES
 from trials.importance import compute_importance
@@ -77,6 +78,10 @@ def test_flops_are_what_a_step_and_a_reading_do() -> None:
         chunked_kl(hidden, weight, hidden.detach(), weight.detach(), 64).backward()
     step = counter.get_total_flops()
     assert training_flops(shape, shape.full, recipe, "cpu") == step
+    with FlopCounterMode(display=False) as counter:
+        text_loss(hidden.detach().unflatten(0, (2, 32)).requires_grad_(), weight, tokens).backward()
+    mixed = replace(recipe, text_share=0.5)
+    assert training_flops(shape, shape.full, mixed, "cpu") == step + counter.get_total_flops()
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(tokens)
     assert evaluation_flops(shape, shape.full, recipe) == 2 * counter.get_total_flops()

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from trials.kl import CHUNK_BYTES, chunk_tokens, chunked_drawn_kl, chunked_kl
+from trials.kl import CHUNK_BYTES, chunk_tokens, chunked_cross_entropy, chunked_drawn_kl, chunked_kl
 
 
 def inputs(tokens: int, vocabulary: int, seed: int = 0, scale: float = 1.0) -> tuple[Tensor, ...]:
@@ -119,6 +119,16 @@ def test_drawn_is_the_whole_distribution_in_the_mean() -> None:
         found = with_gradients(chunked_drawn_kl(hidden, weight, *drawn(*teacher, count), 7), hidden, weight)
         for one, wanted in zip(found, expected, strict=True):
             assert float((one - wanted).norm() / wanted.norm()) < 6 / count**0.5
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 50])
+def test_cross_entropy_is_the_plain_one(chunk: int) -> None:
+    hidden, weight, *_ = inputs(30, 40)
+    ids = torch.arange(30) % 11
+    expected = with_gradients(F.cross_entropy(hidden @ weight.T, ids), hidden, weight)
+    found = with_gradients(chunked_cross_entropy(hidden, weight, ids, chunk), hidden, weight)
+    for one, wanted in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, wanted, rtol=1e-5, atol=1e-5 * float(wanted.abs().max()))
 
 
 class Largest(TorchDispatchMode):

@@ -217,6 +217,7 @@ def test_corpus_shorter_than_a_window(recipe: Recipe, cache: str, tmp_path: Path
         ({"rungs": (300, 320)}, "at least one step"),
         ({"rungs": ()}, "the last one must be tokens"),
         ({"learning_rate": 0.0}, "learning_rate"),
+        ({"text_share": 1.5}, "text_share"),
         ({"learning_rate": float("nan")}, "learning_rate"),
         ({"validation_tokens": 0}, "validation_tokens"),
     ],
