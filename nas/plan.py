@@ -25,7 +25,7 @@ from trials.cache import digest
 from trials.evaluation_text import TextTask
 from trials.final_readings import parse_tests
 from trials.teacher import read_shape, resolve_model
-from trials.trial import Recipe
+from trials.trial import VERSION, Recipe
 from trials.validation import parse_validation
 
 PROCESS_BYTES = 2**30  # interpreter, torch, transformers and the activations of a micro-batch
@@ -238,7 +238,7 @@ def make_plan(settings: SearchSettings, target: Target, machine: Machine) -> Pla
 
 
 def identity(settings: SearchSettings, target: Target, recipe: Recipe) -> dict[str, Any]:
-    """What makes the losses of two trials comparable, as JSON: recipe, band and space."""
+    """What makes the losses of two trials comparable, as JSON: recipe, band and space, and what code makes of them."""
     bands: dict[str, Any] = {"budgets": [[one.minimum, one.maximum] for one in target.budgets]}
     if len(target.budgets) == 1:
         bands = {"minimum": target.budget.minimum, "maximum": target.budget.maximum}
@@ -248,7 +248,7 @@ def identity(settings: SearchSettings, target: Target, recipe: Recipe) -> dict[s
     limits = {name: value for name, value in further.items() if value is not None}
     objectives = parse_objectives(settings.objectives)
     weighed = {"objectives": list(objectives)} if len(objectives) > 1 else {}
-    return {**recipe.to_dict(), **bands, **space, **stock, **limits, **weighed}
+    return {"code_version": VERSION, **recipe.to_dict(), **bands, **space, **stock, **limits, **weighed}
 
 
 def trial_bytes(target: Target) -> int:

@@ -75,7 +75,7 @@ def test_memory_limits_the_workers(tiny_teacher_folder: Path) -> None:
 
 
 def test_default_name_changes_with_what_makes_losses_incomparable_and_with_nothing_else(
-    tiny_teacher_folder: Path,
+    tiny_teacher_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     name = make(tiny_teacher_folder).study
     assert make(tiny_teacher_folder, trials=99, sampler="random", workers=1, output="elsewhere").study == name
@@ -96,6 +96,8 @@ def test_default_name_changes_with_what_makes_losses_incomparable_and_with_nothi
     assert len(names) == len(changes)
     assert name not in names
     assert make(tiny_teacher_folder, study="mine").study == "mine"
+    monkeypatch.setattr("nas.plan.VERSION", 0)
+    assert make(tiny_teacher_folder).study not in {name, *names}
 
 
 def test_halving_is_planned(tiny_teacher_folder: Path) -> None:
