@@ -59,10 +59,8 @@ class Folding:
     def architecture(self, members: int) -> Architecture:
         """All of the teacher but ``members`` heads of each pool: of a layer, or of a group that shares keys."""
         shape = self.shape
-        heads = members if shape.group == 1 else members * shape.kv_heads
-        return Architecture.uniform(
-            shape.layers, shape.hidden, heads, shape.mlp, heads if shape.group == 1 else shape.kv_heads
-        )
+        heads, kv_heads = (members, members) if shape.group == 1 else (members * shape.kv_heads, shape.kv_heads)
+        return Architecture.uniform(shape.layers, shape.hidden, heads, shape.mlp, kv_heads)
 
     def excess(self, architecture: Architecture, members: int, refitted: bool, folded: bool) -> float:
         model = copy.deepcopy(self.common.teacher.model)

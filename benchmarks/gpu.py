@@ -48,8 +48,8 @@ from trials.streams import Streams, load_streams
 from trials.targets import Way, load_targets
 from trials.teacher import Teacher
 
-# bfloat16 FLOP/s without sparsity, from NVIDIA's data sheets (SXM), by a part of the device's name.
 STEPS: dict[str, Way] = {"teacher online": "online", "stored states": "cached", "drawn tokens": "drawn"}
+# bfloat16 FLOP/s without sparsity, from NVIDIA's data sheets (SXM), by a part of the device's name.
 PEAKS = {"H200": 989e12, "H100": 989e12, "A100": 312e12}
 
 

@@ -18,10 +18,10 @@ from search_spaces.architecture import Architecture
 from trials.corpus import BatchOrder, windows
 from trials.distill import MAX_GRADIENT_NORM, DistillSettings, learning_rate, make_optimizer
 from trials.evaluate import validation_loss
-from trials.kl import chunk_tokens, chunked_kl
 from trials.precision import autocast
 from trials.preparation import Shared, shared
 from trials.prune import choose, prune
+from trials.targets import Targets
 
 PART = 1_024  # tokens that both models read at a time when they are compared
 
@@ -87,13 +87,9 @@ class Trainings:
     @torch.no_grad()
     def divergence(self, student: PreTrainedModel) -> float:
         """Mean KL to the teacher on validation text, in nats per token."""
-        found, batch = [], max(1, PART // self.text.shape[1])
+        found, batch, online = [], max(1, PART // self.text.shape[1]), Targets(self.common.teacher)
         for start in range(0, len(self.text), batch):
             tokens = torch.from_numpy(self.text[start : start + batch].astype(np.int64))
-            pairs = [
-                (self.family.backbone(model, tokens).flatten(0, 1), self.family.output_weight(model))
-                for model in (student, self.common.teacher.model)
-            ]
-            chunk = chunk_tokens(pairs[0][1].shape[0], "cpu")
-            found += [float(chunked_kl(*pairs[0], *pairs[1], chunk))] * len(tokens)
+            hidden, weight = self.family.backbone(student, tokens).flatten(0, 1), self.family.output_weight(student)
+            found += [float(online.divergence(hidden, weight, np.empty(0, np.int64), tokens))] * len(tokens)
         return float(np.mean(found))

@@ -24,7 +24,6 @@ from trials.teacher import Teacher
 
 # Up to here final states are kept: 65,536 tokens of mini take 64 MiB, 10M of gpt2-medium 20 to 40 GB.
 LIMIT_BYTES = 2 * 2**30
-DRAWN = ("ids", "likelihoods")
 DRAWS = 64  # of each distribution, where states would take more; docs/results.md
 
 Way = Literal["cached", "drawn", "online"]
@@ -103,7 +102,8 @@ def load_targets(
     if way == "cached":
         return Targets(teacher, [np.load(_states(teacher, part, dtype, cache), mmap_mode="r") for part in parts])
     drawn = [_drawn(teacher, part, dtype, cache) for part in parts]
-    ids, likelihoods = ([np.load(one / f"{name}.npy", mmap_mode="r") for one in drawn] for name in DRAWN)
+    ids = [np.load(one / "ids.npy", mmap_mode="r").reshape(-1, length, DRAWS) for one in drawn]
+    likelihoods = [np.load(one / "likelihoods.npy", mmap_mode="r").reshape(-1, length) for one in drawn]
     return DrawnTargets(teacher, ids, likelihoods)
 
 
@@ -145,27 +145,21 @@ def _write(folder: Path, teacher: Teacher, text: NDArray[np.integer], dtype: tor
 
 @torch.no_grad()
 def _draw(folder: Path, teacher: Teacher, text: NDArray[np.integer], seed: int) -> None:
-    vocab, device = teacher.shape.vocab, teacher.model.device
-    stored: dict[str, tuple[Any, tuple[int, ...]]] = {
-        "ids": (np.uint16 if vocab <= 2**16 else np.uint32, (*text.shape, DRAWS)),
-        "likelihoods": (np.float32, text.shape),
-    }
-    ids, likelihoods = (
-        np.lib.format.open_memmap(folder / f"{name}.npy", mode="w+", dtype=stored[name][0], shape=stored[name][1])
-        for name in DRAWN
-    )
+    vocab, device, new = teacher.shape.vocab, teacher.model.device, np.lib.format.open_memmap
+    number = np.uint16 if vocab <= 2**16 else np.uint32
+    ids = new(folder / "ids.npy", mode="w+", dtype=number, shape=(text.size, DRAWS))
+    likelihoods = new(folder / "likelihoods.npy", mode="w+", dtype=np.float32, shape=(text.size,))
     generator, head = torch.Generator(device).manual_seed(seed), Targets(teacher).head()
-    for rows, states in _read(teacher, text):
-        found = []
+    done = 0
+    for _, states in _read(teacher, text):
         for chunk in torch.split(states.flatten(0, 1), chunk_tokens(vocab, device.type)):
             with autocast(device.type):
                 logits = torch.nn.functional.linear(chunk, head)
             logs = torch.log_softmax(logits, dim=-1, dtype=torch.float32)
             drawn = logs.exp().multinomial(DRAWS, replacement=True, generator=generator)
-            found.append((drawn.cpu(), logs.gather(1, drawn).mean(dim=1).cpu()))
-        ids[rows], likelihoods[rows] = (
-            torch.cat(one).numpy().reshape(*states.shape[:2], *one[0].shape[1:]) for one in zip(*found, strict=True)
-        )
+            rows = slice(done, done + len(chunk))
+            ids[rows], likelihoods[rows] = drawn.cpu().numpy(), logs.gather(1, drawn).mean(dim=1).cpu().numpy()
+            done += len(chunk)
     ids.flush()
     likelihoods.flush()
 
