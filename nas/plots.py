@@ -150,7 +150,7 @@ def plot_sizes(records: Sequence[TrialRecord], path: Path, winner_architecture: 
 
 def plot_agreement(found: Sequence[Agreement], path: Path) -> Path:
     """Kendall's tau of early rankings with late ones, in the order in which they were read, each with its pairs."""
-    figure = blank(7.5, 3.2)
+    figure = blank(max(7.5, 1.75 * len(found)), 3.2)  # so that names do not run into each other
     axes = figure.subplots()
     places = [(place, one.tau) for place, one in enumerate(found) if one.tau is not None]
     axes.axhline(0, color="black", linewidth=0.8)
