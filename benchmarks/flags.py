@@ -8,13 +8,15 @@ from typing import Any
 from nas.plan import Machine, Plan, make_plan, resolve_target
 from nas.settings import SearchSettings, load_settings
 
-SHARED = {
+SHARED: dict[str, Any] = {
     "model": "mini",
     "corpus": "stdlib",
     "budget": "60%",
     "calibration_samples": 256,
     "validation_tokens": 8_192,
     "tokens_per_trial": 16_384,
+    "sequence_length": None,
+    "batch_tokens": None,
     "output": "outputs",
 }
 

@@ -6,15 +6,19 @@
 A teacher of gpt2-medium's shape with random weights is cut to 254M parameters; text is random tokens: what a step costs
 does not depend on either. Measured are optimizer steps of the distillation loop (`trials.distill`) with the teacher
 online, with its stored states and with tokens that it has drawn, layers compiled or not, against a straightforward loop
-(all logits, in float32 and under autocast), with the peak memory of each; and what comes before the first step: scores,
-streams, slices, refit, screening, latency. Model FLOP utilisation counts the forward and backward pass of the student,
-attention included, and the teacher's forward pass, output projection or nothing, as `trials.estimate` does, over the
-peak of the device's bfloat16 tensor cores without sparsity. Every figure is a median of ``repeats`` after a warm-up.
+(all logits, in float32 and under autocast), with the peak memory of each; the loss alone, as the loop has it, not
+compiled, and Liger Kernel's if that is installed, with the errors of each against float64; and what comes before the
+first step: scores, streams, slices, refit, screening, latency. Model FLOP utilisation counts the forward and backward
+pass of the student, attention to all of the context included, and the teacher's forward pass, output projection or
+nothing, as `trials.estimate` does, over the peak of the device's bfloat16 tensor cores without sparsity; that of a bare
+matrix product is measured beside it. Every figure is a median of ``repeats`` after a warm-up.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
+import importlib.util
 import json
 import platform
 import statistics
@@ -25,23 +29,27 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 import transformers
+from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
 
 from search_spaces.architecture import Architecture
 from trials.cache import Cache
 from trials.corpus import Corpus, windows
-from trials.distill import DistillSettings, distill, make_optimizer
+from trials.distill import MICRO_TOKENS, DistillSettings, distill, make_optimizer
 from trials.efficiency import Workload, generation_milliseconds
 from trials.estimate import screen_flops, teacher_flops
 from trials.evaluate import window_losses
 from trials.families import family_of
+from trials.families.base import compile_layers
 from trials.importance import ImportanceScores, compute_importance
-from trials.precision import autocast, training_precision
+from trials.kl import _one_chunk, chunk_tokens, chunked_kl
+from trials.precision import autocast, compiles, training_precision
 from trials.preparation import Recipe
 from trials.prune import prune
 from trials.streams import Streams, load_streams
@@ -146,22 +154,76 @@ class Bench:
     def step(self, way: Way, compiled: bool) -> dict[str, float]:
         """Our loop: tokens in a second, share of the peak, peak memory."""
         length, teacher = self.sizes.length, self.teacher
-        targets = load_targets(teacher, self.corpus, length, self.cache, way=way)
         student = self.student()
         if compiled:
-            for layer in self.family.layers(student):
-                layer.compile()
+            teacher = replace(teacher, model=copy.deepcopy(teacher.model))
+            torch._dynamo.reset()
+            compile_layers(self.family, student)
+            compile_layers(self.family, teacher.model)
+        targets = load_targets(teacher, self.corpus, length, self.cache, way=way)
         tokens = self.sizes.batch * self.sizes.steps
         settings = DistillSettings(tokens, (tokens,), length, self.sizes.batch, 1e-5, 0, "", checkpoint_seconds=1e9)
         warm_up = replace(settings, tokens=self.sizes.batch, rungs=(self.sizes.batch,))
-        speeds = []
+        speeds: list[float] = []
+        started = time.perf_counter()
         for one in (warm_up, *[settings] * self.sizes.repeats):
-            self._reset()
-            with tempfile.TemporaryDirectory() as folder:
+            if speeds:
+                self._reset()
+            with tempfile.TemporaryDirectory() as folder, mock.patch("trials.distill.save_checkpoint"):
                 readings = distill(student, targets, self.corpus, one, Path(folder), lambda *_: None).rungs
             validating, whole = (reading.metrics["seconds"] for reading in readings)
+            if not speeds:
+                first = time.perf_counter() - started
             speeds.append(one.tokens / (whole - 2 * validating))
-        return self._figures(statistics.median(speeds[1:]), way)
+        return {**self._figures(statistics.median(speeds[1:]), way), "first_step_seconds": first}
+
+    def losses(self) -> dict[str, float]:
+        """Tokens in a second of the loss and its gradients alone, by what computes it, and relative errors."""
+        states, few = self._states(min(self.sizes.batch, 16_384)), self._states(self.sizes.length)
+        found: dict[str, float] = {}
+        for name, loss in loss_ways(self.device).items():
+
+            def run(loss: Loss = loss, given: tuple[Tensor, ...] = states) -> None:
+                with autocast(self.device):
+                    torch.autograd.backward(loss(*given))
+
+            self._reset()
+            found[f"{name}, tokens_per_second"] = len(states[0]) / self.seconds(run)
+            if self.device == "cuda":
+                found[f"{name}, peak_memory_bytes"] = float(torch.cuda.max_memory_allocated())
+            found |= {f"{name}, error of {what}": error for what, error in self._errors(loss, few).items()}
+        return found
+
+    def _states(self, count: int) -> tuple[Tensor, ...]:
+        """Final states and output projection of a student, which want gradients, and of a teacher."""
+        generator, sizes = torch.Generator(self.device).manual_seed(0), self.sizes
+        dtype = training_precision(self.device)[0]
+
+        def some(rows: int, width: int, dtype: torch.dtype) -> Tensor:
+            return torch.randn(rows, width, generator=generator, device=self.device).mul_(0.2).to(dtype)
+
+        own = some(count, sizes.student.hidden, torch.float32), some(sizes.vocab, sizes.student.hidden, torch.float32)
+        for one in own:
+            one.requires_grad_(True)
+        return *own, some(count, sizes.hidden, dtype), some(sizes.vocab, sizes.hidden, dtype)
+
+    def _errors(self, loss: Loss, given: tuple[Tensor, ...]) -> dict[str, float]:
+        """Of the value and both gradients, against float64; |found - exact| / |exact|."""
+        exact = [one.detach().double().requires_grad_(one.requires_grad) for one in given]
+        own, target = (F.log_softmax(states @ weight.T, -1) for states, weight in (exact[:2], exact[2:]))
+        value = F.kl_div(own, target, log_target=True, reduction="batchmean")
+        wanted = [value.detach(), *torch.autograd.grad(value, exact[:2])]
+        with autocast(self.device):
+            found = loss(*given)
+        values = [found.detach(), *torch.autograd.grad(found, given[:2])]
+        pairs = zip(("the loss", "the states' gradient", "the projection's gradient"), values, wanted, strict=True)
+        return {name: float((one.double() - two).norm() / two.norm()) for name, one, two in pairs}
+
+    def product(self) -> dict[str, float]:
+        """FLOP/s of a bare matrix product."""
+        size = 8192 if self.device == "cuda" else 256
+        one, other = (torch.randn(size, size, device=self.device).to(training_precision(self.device)[0]) for _ in "ab")
+        return {"flops_per_second": 10 * 2 * size**3 / self.seconds(lambda: [one @ other for _ in range(10)])}
 
     def straightforward(self, mixed: bool) -> dict[str, float]:
         """As one would first write it: the teacher reads every batch, all logits are kept; as small as memory asks."""
@@ -202,10 +264,41 @@ class Bench:
             torch.cuda.reset_peak_memory_stats()
 
 
+Loss = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+"""Of a student's states (N, H) and output projection (V, H), and of a teacher's."""
+
+
+def loss_ways(device: str) -> dict[str, Loss]:
+    """What is compared in `Bench.losses`."""
+
+    def ours(states: Tensor, weight: Tensor, teacher_states: Tensor, teacher_weight: Tensor) -> Tensor:
+        return chunked_kl(states, weight, teacher_states, teacher_weight, chunk_tokens(len(weight), device))
+
+    ways: dict[str, Loss] = {"ours": ours}
+    if compiles(device)[0]:
+
+        def eager(*given: Tensor) -> Tensor:
+            with mock.patch("trials.kl._on", return_value=_one_chunk):
+                return ours(*given)
+
+        ways["ours, not compiled"] = eager
+    if importlib.util.find_spec("liger_kernel"):
+        from liger_kernel.transformers import LigerFusedLinearJSD  # type: ignore[import-not-found,unused-ignore]
+
+        kernel, dtype = LigerFusedLinearJSD(jsd_beta=0.0), training_precision(device)[0]  # beta 0 is the forward KL
+
+        def liger(states: Tensor, weight: Tensor, teacher_states: Tensor, teacher_weight: Tensor) -> Tensor:
+            found: Tensor = kernel(states.to(dtype), weight.to(dtype), teacher_states, teacher_weight, None)
+            return found
+
+        ways["Liger Kernel"] = liger
+    return ways
+
+
 def machine(device: str) -> dict[str, Any]:
     """What it ran on."""
     found: dict[str, Any] = {"torch": torch.__version__, "transformers": transformers.__version__}
-    found |= {"python": platform.python_version(), "cpus": torch.get_num_threads()}
+    found |= {"compiled": compiles(device)[1], "python": platform.python_version(), "cpus": torch.get_num_threads()}
     if device == "cuda":
         found |= {"gpu": torch.cuda.get_device_name(), "memory": torch.cuda.get_device_properties(0).total_memory}
     return found
@@ -215,9 +308,11 @@ def measure(sizes: Sizes, device: str, folder: Path) -> dict[str, Any]:
     """All of it; every part is printed when it is there."""
     bench, found = Bench(sizes, device, folder), dict[str, Any]()
     found["machine"] = machine(device)
-    found["sizes"] = {**asdict(sizes), "student": sizes.student.key}
+    found["sizes"] = {**asdict(sizes), "student": sizes.student.key, "micro": MICRO_TOKENS[device]}
     found["parameters"] = bench.teacher.shape.parameters(sizes.student)
     parts: dict[str, Callable[[], dict[str, float]]] = {
+        "matrix product": bench.product,
+        "loss alone": bench.losses,
         "preparation, seconds": bench.preparation,
         **{
             f"step, {name}{', compiled' if compiled else ''}": partial(bench.step, way, compiled)
@@ -237,12 +332,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--small", action="store_true", help="a model of nothing, to see that it runs")
+    parser.add_argument("--batch-tokens", type=int, metavar="N", help="of an optimizer step (32,768)")
+    parser.add_argument("--micro-tokens", type=int, metavar="N", help="of a forward pass (those of the loop)")
     parser.add_argument("--output", type=Path, required=True, metavar="FILE.json")
     flags = parser.parse_args()
     if flags.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: torch sees no GPU; give --device cpu --small to try it")
+    sizes = SMALL if flags.small else Sizes()
+    sizes = replace(sizes, batch=flags.batch_tokens or sizes.batch)
+    MICRO_TOKENS[flags.device] = flags.micro_tokens or MICRO_TOKENS[flags.device]
     with tempfile.TemporaryDirectory() as folder:
-        found = measure(SMALL if flags.small else Sizes(), flags.device, Path(folder))
+        found = measure(sizes, flags.device, Path(folder))
     flags.output.write_text(json.dumps(found, indent=1) + "\n", "utf-8")
 
 

@@ -61,17 +61,18 @@ class SparseTargets:
         family, length = self.trainings.family, tokens.shape[1]
         hidden, weight = family.backbone(student, tokens).flatten(0, 1), family.output_weight(student)
         rows = torch.from_numpy(places[:, None] * length + np.arange(length)).flatten()
-        return self.sparse.loss(hidden, weight, rows)
+        return self.sparse.loss(hidden, weight, rows.to(tokens.device))
 
 
 def _sparse(trainings: Trainings, kind: str, size: int) -> Sparse:
-    generator, length = torch.Generator().manual_seed(0), trainings.settings.sequence_length
+    device, length = trainings.device, trainings.settings.sequence_length
+    generator = torch.Generator(device).manual_seed(0)
     train, targets = trainings.train, trainings.common.targets
-    ids = torch.zeros(train.size, size, dtype=torch.int32)
-    weights = torch.zeros(train.size, size, dtype=torch.float16)
+    ids = torch.zeros(train.size, size, dtype=torch.int32, device=device)
+    weights = torch.zeros(train.size, size, dtype=torch.float16, device=device)
     places = np.unique(np.concatenate([trainings.order.indices(step) for step in range(trainings.settings.steps)]))
     for place in places:
-        tokens = torch.from_numpy(train[place : place + 1].astype(np.int64))
+        tokens = torch.from_numpy(train[place : place + 1].astype(np.int64)).to(device)
         hidden, head = targets.hidden(np.array([place]), tokens), targets.head()
         shares = F.softmax(F.linear(hidden.to(head.dtype), head).float(), dim=-1)
         rows = slice(place * length, (place + 1) * length)

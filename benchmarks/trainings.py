@@ -34,7 +34,8 @@ class Trainings:
 
     def __init__(self, plan: Plan) -> None:
         self.plan, recipe = plan, plan.recipe
-        self.common: Shared = shared(recipe, str(plan.cache), "cpu")
+        self.device = plan.resources.device
+        self.common: Shared = shared(recipe, str(plan.cache), self.device)
         self.family = self.common.targets.family
         self.train = windows(self.common.corpus.train, recipe.sequence_length)[: self.common.first]
         texts = self.common.corpus.texts
@@ -64,8 +65,9 @@ class Trainings:
                 group["lr"] = learning_rate(step, settings)
             optimizer.zero_grad(set_to_none=True)
             places = self.order.indices(step)
-            with autocast("cpu"):
-                found = loss(student, places, torch.from_numpy(self.train[places].astype(np.int64)))
+            tokens = torch.from_numpy(self.train[places].astype(np.int64)).to(self.device)
+            with autocast(self.device):
+                found = loss(student, places, tokens)
             torch.autograd.backward(found)
             torch.nn.utils.clip_grad_norm_(student.parameters(), MAX_GRADIENT_NORM)
             optimizer.step()
@@ -89,7 +91,7 @@ class Trainings:
         """Mean KL to the teacher on validation text, in nats per token."""
         found, batch, online = [], max(1, PART // self.text.shape[1]), Targets(self.common.teacher)
         for start in range(0, len(self.text), batch):
-            tokens = torch.from_numpy(self.text[start : start + batch].astype(np.int64))
+            tokens = torch.from_numpy(self.text[start : start + batch].astype(np.int64)).to(self.device)
             hidden, weight = self.family.backbone(student, tokens).flatten(0, 1), self.family.output_weight(student)
             found += [float(online.divergence(hidden, weight, np.empty(0, np.int64), tokens))] * len(tokens)
         return float(np.mean(found))

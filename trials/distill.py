@@ -19,6 +19,7 @@ from trials.checkpoint import Rung, load_checkpoint, save_checkpoint
 from trials.corpus import BatchOrder, Corpus, windows
 from trials.evaluate import window_losses
 from trials.families import Family
+from trials.families.base import fused_gelu
 from trials.kl import chunk_tokens, chunked_cross_entropy
 from trials.losses import OF_TEXT, WindowLosses, mean_loss, text_losses
 from trials.precision import autocast
@@ -26,7 +27,7 @@ from trials.targets import Targets
 
 BETAS, WEIGHT_DECAY, MAX_GRADIENT_NORM = (0.9, 0.95), 0.1, 1.0
 WARMUP_SHARE, FINAL_SHARE = 0.05, 0.1  # of the steps; of the peak learning rate
-MICRO_TOKENS = {"cpu": 2048, "cuda": 16384}  # tokens in one forward pass; halved when CUDA memory does not do
+MICRO_TOKENS = {"cpu": 2048, "cuda": 32768}  # tokens in one forward pass; halved when CUDA memory does not do
 
 Report = Callable[[int, dict[str, float]], None]
 
@@ -207,28 +208,33 @@ class _Distillation:
         """One optimizer step; returns the mean KL of its tokens in nats."""
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(step, self.settings)
-        kl = self._gradients(self.order.indices(self.settings.steps_before + step))
+        with fused_gelu(self.student, self.targets.teacher.model):
+            kl = float(self._gradients(self.order.indices(self.settings.steps_before + step)))
         norm = float(torch.nn.utils.clip_grad_norm_(self.student.parameters(), MAX_GRADIENT_NORM))
         if not (math.isfinite(kl) and math.isfinite(norm)):
             raise NonFiniteLoss(f"step {step + 1}: training KL {kl}, gradient norm {norm}")
         self.optimizer.step()
         return kl
 
-    def _gradients(self, places: NDArray[np.int64]) -> float:
+    def _gradients(self, places: NDArray[np.int64]) -> Tensor:
         """Set the gradients of the mean KL over the windows number ``places``, and return it."""
         while True:
             try:
                 self.optimizer.zero_grad(set_to_none=True)
                 parts = range(0, len(places), self.micro_windows)
-                return sum(self._micro_step(places[at : at + self.micro_windows], len(places)) for at in parts)
+                shares = [self._micro_step(places[at : at + self.micro_windows], len(places)) for at in parts]
+                return torch.stack(shares).sum()
             except torch.OutOfMemoryError:
                 if self.micro_windows == 1:
                     raise
                 self.micro_windows //= 2
                 log.warning("out of memory: micro-batches are cut to %d windows", self.micro_windows)
 
-    def _micro_step(self, places: NDArray[np.int64], batch_windows: int) -> float:
-        """Add the gradients of the micro-batch of windows ``places``, weighted by its share of the batch."""
+    def _micro_step(self, places: NDArray[np.int64], batch_windows: int) -> Tensor:
+        """Add the gradients of the micro-batch of windows ``places``, weighted by its share of the batch.
+
+        Its KL, so weighted, stays where it is: reading it would make a GPU wait for the next micro-batch.
+        """
         tokens = torch.from_numpy(self.train[places].astype(np.int64)).to(self.student.device)
         with autocast(self.device):
             own, weight = self.family.backbone(self.student, tokens), self.family.output_weight(self.student)
@@ -238,7 +244,7 @@ class _Distillation:
                 loss = (1 - text) * kl + text * text_loss(own, weight, tokens)
         share = len(places) / batch_windows
         torch.autograd.backward(share * loss)
-        return share * float(kl.detach())
+        return share * kl.detach().double()
 
     def _close_rung(self, tokens: int) -> None:
         """Measure, make it durable, and only then report it."""

@@ -18,7 +18,9 @@ from trials.cache import digest
 from trials.checkpoint import discard_checkpoints
 from trials.distill import DistillResult, DistillSettings, Report, distill
 from trials.durable import MANIFEST, file_sha256
+from trials.families.base import compile_layers
 from trials.losses import WindowLosses, text_losses
+from trials.precision import compiles
 from trials.preparation import Shared, shared
 from trials.results import RESULT, STUDENT, read_result, save_student, write_result
 from trials.trial import TrialResult, TrialSpec, load_student, peak_memory, run_trial
@@ -26,7 +28,7 @@ from trials.trial import TrialResult, TrialSpec, load_student, peak_memory, run_
 # Of the trials' peak learning rate. At the whole of it the best students of mini came back to where they had begun;
 # at a half all gained, those that were cut hard nearly as much as at the whole.
 PEAK_SHARE = 0.5
-VERSION = 4  # of what a final computes: raise it, and results and checkpoints of before are not taken up
+VERSION = 5  # of what a final computes: raise it, and results and checkpoints of before are not taken up
 
 
 @dataclass(frozen=True)
@@ -147,6 +149,8 @@ def _train(spec: FinalSpec, trial: TrialResult, common: Shared, identity: str, r
     if spec.trial.device == "cuda":
         torch.cuda.reset_peak_memory_stats()
     student = load_student(spec.trial).to(spec.trial.device)
+    if compiles(spec.trial.device)[0] and trial.architecture.is_uniform:
+        compile_layers(common.targets.family, student)  # half a minute; a final is long, and a trial is not
     settings = DistillSettings(
         spec.tokens,
         spec.rungs,

@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-# Per float32 tensor of chunk x vocabulary, of which about five are alive at once.
-CHUNK_BYTES = {"cpu": 32 * 2**20, "cuda": 256 * 2**20}
+from trials.precision import compiles
+
+# Per float32 tensor of chunk x vocabulary, of which about five are alive at once where nothing is compiled.
+CHUNK_BYTES = {"cpu": 32 * 2**20, "cuda": 512 * 2**20}
+ALIGNED = {"cpu": 1, "cuda": 64}  # logits of a token: tensor cores want rows of whole 16 bytes, best of whole 128
+NEVER = -3e4  # the logit of a token that is not there: exp gives 0, and the difference of two is finite
 
 
 def chunk_tokens(vocabulary: int, device: str) -> int:
-    """How many tokens to take at a time, so that one float32 row for each fits in `CHUNK_BYTES`."""
-    return max(1, CHUNK_BYTES[device] // (4 * vocabulary))
+    """How many tokens to take at a time, so that one float32 row for each fits in `CHUNK_BYTES`.
+
+    On CUDA a power of two, so that micro-batches are cut into equal chunks, whose shape is compiled once.
+    """
+    most = max(1, CHUNK_BYTES[device] // (4 * vocabulary))
+    return most if device == "cpu" else 2 ** (most.bit_length() - 1)
 
 
 def chunked_kl(
@@ -31,10 +41,12 @@ def chunked_kl(
     (N, H) and (V, H) are kept: the idea of Liger Kernel's fused linear losses (arXiv 2410.10989).
     Under autocast the products run in its format; softmax, loss and gradient sums are in float32.
     """
+    device, vocabulary, tokens = teacher_hidden.device.type, len(teacher_weight), len(teacher_hidden)
     target, target_weight = _in_autocast_dtype(teacher_hidden, teacher_weight)
+    target_weight, one_chunk = _aligned(target_weight), _on(device, _one_chunk)
 
     def compare(part: slice, logits: Tensor) -> tuple[Tensor, Tensor]:
-        return _one_chunk(logits, target[part] @ target_weight.T)
+        return one_chunk(logits, _logits(target[part], target_weight, vocabulary), tokens)
 
     loss: Tensor = _Chunked.apply(student_hidden, student_weight, compare, chunk)  # type: ignore[no-untyped-call]
     return loss
@@ -50,9 +62,10 @@ def chunked_drawn_kl(
     for the logits, q minus the share of the k that each token has (random sampling knowledge distillation, arXiv
     2503.16870). The value of a single batch may be below 0.
     """
+    one_chunk = _on(student_hidden.device.type, _one_drawn_chunk)
 
     def compare(part: slice, logits: Tensor) -> tuple[Tensor, Tensor]:
-        return _one_drawn_chunk(logits, ids[part], likelihoods[part])
+        return one_chunk(logits, ids[part], likelihoods[part], len(ids))
 
     loss: Tensor = _Chunked.apply(student_hidden, student_weight, compare, chunk)  # type: ignore[no-untyped-call]
     return loss
@@ -67,7 +80,7 @@ def chunked_cross_entropy(hidden: Tensor, weight: Tensor, ids: Tensor, chunk: in
 
 
 Compare = Callable[[slice, Tensor], tuple[Tensor, Tensor]]
-"""Of the rows of a chunk and a student's logits (n, V) there: the summed loss, and its gradient for the logits."""
+"""Of the rows of a chunk and a student's logits (n, V) there: the summed loss, and the mean's gradient for them."""
 
 
 class _Chunked(torch.autograd.Function):
@@ -78,17 +91,17 @@ class _Chunked(torch.autograd.Function):
         hidden_grad = torch.empty_like(hidden, dtype=torch.float32) if needed[0] else None
         weight_grad = torch.zeros_like(weight, dtype=torch.float32) if needed[1] else None
         own, own_weight = _in_autocast_dtype(hidden, weight)
+        vocabulary, own_weight = len(weight), _aligned(own_weight)
         total = torch.zeros((), dtype=torch.float64, device=hidden.device)
         with torch.autocast(device, enabled=False):
             for start in range(0, tokens, chunk):
                 part = slice(start, start + chunk)
-                loss, logits_grad = compare(part, own[part] @ own_weight.T)
+                loss, logits_grad = compare(part, _logits(own[part], own_weight, vocabulary))
                 total += loss
-                logits_grad = (logits_grad / tokens).to(own.dtype)
                 if hidden_grad is not None:
                     hidden_grad[part] = logits_grad @ own_weight
                 if weight_grad is not None:
-                    weight_grad += logits_grad.T @ own[part]
+                    weight_grad += (logits_grad.T @ own[part])[:vocabulary]
         ctx.save_for_backward(hidden_grad, weight_grad)
         ctx.dtypes = (hidden.dtype, weight.dtype)
         return (total / tokens).float()
@@ -108,18 +121,47 @@ def _in_autocast_dtype(*tensors: Tensor) -> tuple[Tensor, ...]:
     return tuple(tensor.detach().to(dtype) for tensor in tensors)
 
 
-def _one_chunk(logits: Tensor, teacher_logits: Tensor) -> tuple[Tensor, Tensor]:
-    """The summed KL of one chunk of logits (n, V) and its gradient with respect to the student's logits."""
+def _aligned(weight: Tensor) -> Tensor:
+    """``weight`` (V, H) with rows of zeros behind it, to a multiple of `ALIGNED`."""
+    lacking = -len(weight) % ALIGNED[weight.device.type]
+    return F.pad(weight, (0, 0, 0, lacking)) if lacking else weight
+
+
+def _logits(states: Tensor, weight: Tensor, vocabulary: int) -> Tensor:
+    """Of ``states`` (n, H) and an `_aligned` ``weight``: (n, aligned V), `NEVER` from ``vocabulary`` on."""
+    logits = states @ weight.T
+    if logits.shape[1] > vocabulary:
+        logits[:, vocabulary:] = NEVER
+    return logits
+
+
+OneChunk = Callable[..., tuple[Tensor, Tensor]]
+
+
+def _on(device: str, one_chunk: OneChunk) -> OneChunk:
+    """``one_chunk`` as it is to run there: compiled, two or three passes over the logits instead of about ten."""
+    compiled, _ = compiles(device)
+    return _compiled(one_chunk) if compiled else one_chunk
+
+
+@lru_cache
+def _compiled(one_chunk: OneChunk) -> OneChunk:
+    return torch.compile(one_chunk)
+
+
+def _one_chunk(logits: Tensor, teacher_logits: Tensor, tokens: int) -> tuple[Tensor, Tensor]:
+    """The summed KL of one chunk of logits (n, V), and the gradient of its share in the mean over ``tokens``."""
     own = torch.log_softmax(logits, dim=-1, dtype=torch.float32)
     target = torch.log_softmax(teacher_logits, dim=-1, dtype=torch.float32)
     probability = target.exp()
     loss = torch.sum(target.sub_(own).mul_(probability))
-    return loss, own.exp_().sub_(probability)
+    return loss, own.exp_().sub_(probability).div_(tokens).to(logits.dtype)
 
 
-def _one_drawn_chunk(logits: Tensor, ids: Tensor, likelihoods: Tensor) -> tuple[Tensor, Tensor]:
+def _one_drawn_chunk(logits: Tensor, ids: Tensor, likelihoods: Tensor, tokens: int) -> tuple[Tensor, Tensor]:
     """The same from tokens ``ids`` (n, k) that the teacher drew, and their mean log-probabilities (n,)."""
     own = torch.log_softmax(logits, dim=-1, dtype=torch.float32)
     loss = likelihoods.sum() - own.gather(1, ids).mean(dim=1).sum()
     gradient = own.exp_()
-    return loss, gradient.scatter_add_(1, ids, gradient.new_full(ids.shape, -1 / ids.shape[1]))
+    gradient = gradient.scatter_add_(1, ids, gradient.new_full(ids.shape, -1 / ids.shape[1]))
+    return loss, gradient.div_(tokens).to(logits.dtype)

@@ -1,6 +1,9 @@
-"""In which number format a device trains: the one place that decides, and says why."""
+"""In which number format a device trains, and what is compiled there: the one place that decides, and says why."""
 
 from __future__ import annotations
+
+import importlib.util
+import shutil
 
 import torch
 
@@ -21,6 +24,20 @@ def autocast(device: str) -> torch.autocast:
     """The context in which to run a training step on ``device``; weights and optimizer stay in float32."""
     dtype, _ = training_precision(device)
     return torch.autocast(device, dtype=torch.bfloat16, enabled=dtype is torch.bfloat16)
+
+
+def compiles(device: str) -> tuple[bool, str]:
+    """Whether `torch.compile` is used on ``device``, and the reason in words.
+
+    On CUDA it makes one kernel of many that only move numbers.
+    """
+    if device == "cpu":
+        return False, "nothing is compiled on a CPU"
+    if importlib.util.find_spec("triton") is None:
+        return False, "nothing is compiled, which costs speed: there is no Triton beside this torch"
+    if not any(map(shutil.which, ("cc", "gcc", "clang"))):
+        return False, "nothing is compiled, which costs speed: Triton finds no C compiler (cc, gcc or clang)"
+    return True, "losses are compiled by Triton"
 
 
 def _chosen(native: bool, feature: str) -> tuple[torch.dtype, str]:

@@ -92,12 +92,12 @@ class _Wanted:
 
     def attended(self, layer: int, device: torch.device) -> Tensor:
         """When the attention of ``layer`` has added its part."""
-        stream = self.streams.after_attention(layer).to(device)
+        stream = self.streams.after_attention(layer, device)
         return stream if self.rotation is None else self.rotation.turned(stream)
 
     def read(self, layer: int, device: torch.device) -> Tensor:
         """Where ``layer`` reads it, or behind the last one the final norm."""
-        stream = self.streams.before(layer).to(device)
+        stream = self.streams.before(layer, device)
         if self.rotation is None:
             return stream
         last = layer == len(self.streams.inputs) - 1

@@ -55,13 +55,13 @@ class Streams:
         inputs, attention = self.inputs[:, :rows], self.attention[:, :rows]
         return replace(self, windows=self.windows[:count], inputs=inputs, attention=attention)
 
-    def before(self, layer: int) -> Tensor:
-        """The stream (N, H) in float32 that ``layer`` reads, or for L the final norm."""
-        return to_tensor(self.inputs[layer]).float()
+    def before(self, layer: int, device: torch.device | str = "cpu") -> Tensor:
+        """The stream (N, H) in float32 on ``device`` that ``layer`` reads, or for L the final norm."""
+        return to_tensor(self.inputs[layer]).to(device).float()
 
-    def after_attention(self, layer: int) -> Tensor:
-        """The stream (N, H) in float32 when the attention of ``layer`` has added its part."""
-        return self.before(layer) + to_tensor(self.attention[layer]).float()
+    def after_attention(self, layer: int, device: torch.device | str = "cpu") -> Tensor:
+        """The stream (N, H) in float32 on ``device`` when the attention of ``layer`` has added its part."""
+        return self.before(layer, device) + to_tensor(self.attention[layer]).to(device).float()
 
 
 def load_streams(teacher: Teacher, windows: NDArray[np.integer], cache: Cache) -> Streams:

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch import Tensor
 from transformers import GPT2LMHeadModel
+from transformers.activations import GELUTanh, NewGELUActivation
 
 from trials import distill as distillation
 from trials.distill import NonFiniteLoss, distill, learning_rate, make_optimizer, text_loss
@@ -97,14 +98,30 @@ def test_micro_batches_change_nothing_but_rounding(
     monkeypatch: pytest.MonkeyPatch,
     micro_tokens: int,
 ) -> None:
+    whole = uninterrupted()[1]  # which is kept, so before anything is changed
     monkeypatch.setitem(distillation.MICRO_TOKENS, "cpu", micro_tokens)
     watched, readings = Watched(TEACHER), Readings()
     distill(student(), watched, CORPUS, SETTINGS, tmp_path, readings)
     assert {len(places) for places in watched.places} <= {micro_tokens // 16, 4 % (micro_tokens // 16)}
     rounding = 1e-4 if training_precision("cpu")[0] is torch.float32 else 2e-3
-    for (_, one), (_, other) in zip(readings, uninterrupted()[1], strict=True):
+    for (_, one), (_, other) in zip(readings, whole, strict=True):
         assert one["val_loss"] == pytest.approx(other["val_loss"], rel=rounding)
         assert one.get("kl") == (other.get("kl") and pytest.approx(other["kl"], rel=rounding))
+
+
+def test_a_step_has_fused_activations_and_what_is_measured_has_not(tmp_path: Path) -> None:
+    seen: list[tuple[type, type]] = []
+
+    def kinds() -> tuple[type, type]:
+        own, teacher = (GPT2.layers(one)[0].get_submodule("mlp.act") for one in (model, TEACHER.model))
+        return type(own), type(teacher)
+
+    model = student()
+    distill(model, Watched(TEACHER, lambda _: seen.append(kinds())), CORPUS, SETTINGS, tmp_path, Readings())
+    assert set(seen) == {(GELUTanh, GELUTanh)}
+    assert kinds() == (NewGELUActivation, NewGELUActivation)
+    states = torch.randn(1000)
+    torch.testing.assert_close(GELUTanh()(states), NewGELUActivation()(states), rtol=1e-5, atol=1e-6)
 
 
 def test_micro_batches_are_halved_when_memory_does_not_do(
