@@ -86,7 +86,7 @@ def main() -> None:
     parser.add_argument("--score-windows", type=int, default=64, help="of calibration text")
     flags = parser.parse_args()
     plan = plan_of(flags)
-    bench = Bench(plan.recipe, plan.cache)
+    bench = Bench(plan)
     windows, shape = bench.common.streams.windows[: flags.score_windows], bench.common.teacher.shape
     moments, slopes = Moments(bench, windows), fisher(bench, windows)
     streams = [bench.common.streams.before(layer + 1).square().sum(dim=1).mean() for layer in range(shape.layers)]

@@ -1,27 +1,29 @@
-"""Which layers to drop: Block Importance, the loss without each, one after the other, or a block, before and after.
+"""Which layers to drop: Block Importance, the loss without each, one after another, or a block, before and after.
 
     python -m benchmarks.depth
-    python -m benchmarks.depth --model teachers/SmolLM2-135M-Instruct.Q4_1.gguf --corpus ./wikitext-2 --no-subsets
+    python -m benchmarks.depth --model teachers/SmolLM2-135M-Instruct.Q4_1.gguf --corpus ./wikitext-2 \
+      --ways "Block Importance" "one after another"
 
 For each share of the layers, those that stay are chosen on calibration text: by Block Importance (Minitron, and
-ShortGPT, arXiv 2403.03853), by what the loss rises to without one layer alone, by dropping the layer without which it
-rises least again and again, and as the block of neighbours without which it rises least (arXiv 2403.17887 drops
-blocks). Every choice is a slice and a refitted student; the excess of its loss over the teacher's is on validation
-text. With few layers all subsets are tried as well, as slices on calibration text, and the best of them refitted. Block
-Importance and the best of the others are then distilled on the same tokens.
+ShortGPT, arXiv 2403.03853), as a search does it (`trials.layer_order`: again and again the layer without which the loss
+rises least), by what the loss rises to without one layer alone, and as the block of neighbours without which it rises
+least (arXiv 2403.17887 drops blocks). Every choice is a slice and a refitted student; the excess of its loss over the
+teacher's is on validation text. The search's way is also taken without its shortcut, and with few layers all subsets
+are tried, as slices on calibration text. The first of the ``--ways`` and the best of the others are then distilled on
+the same tokens.
 """
 
 from __future__ import annotations
 
-import argparse
 import copy
 import itertools
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from benchmarks.flags import flags_of, plan_of
 from benchmarks.pruning import REFIT, SLICES, Bench
@@ -34,6 +36,7 @@ from trials.prune import prune
 
 SHARES = (0.75, 0.5)
 SUBSETS = 100  # at most
+WAYS = ("Block Importance", "one after another", "one at a time", "block", "without shortcut", "all subsets")
 
 Kept = tuple[int, ...]
 
@@ -72,8 +75,13 @@ class Depths:
         return tuple(one for one in kept if one not in set(dropped))
 
     def by_block_importance(self, count: int) -> Kept:
-        order = np.argsort(-self.bench.common.scores.layers, kind="stable")
-        return tuple(sorted(map(int, order[:count])))
+        return self._highest(self.bench.minitron.layers, count)
+
+    def by_search(self, count: int) -> Kept:
+        return self._highest(self.bench.common.scores.layers, count)
+
+    def _highest(self, scores: NDArray[np.float32], count: int) -> Kept:
+        return tuple(sorted(map(int, np.argsort(-scores, kind="stable")[:count])))
 
     def one_at_a_time(self, count: int) -> Kept:
         whole = tuple(range(self.layers))
@@ -94,19 +102,22 @@ class Depths:
         return min(itertools.combinations(range(self.layers), count), key=self.loss)
 
 
-def compare(depths: Depths, count: int, subsets: bool) -> None:
-    """Print the table of one depth."""
+def compare(depths: Depths, count: int, names: Sequence[str]) -> None:
+    """Print the table of one depth, of the ways ``names``."""
     bench = depths.bench
     print(f"\n{count} of {depths.layers} layers, teacher {bench.teacher_loss:.4f}; excess loss, nats a token")
     print(f"{'chosen by':<20}{'slices':>8}{'refit':>8}{'seconds':>9}  dropped")
-    ways: dict[str, Callable[[int], Kept]] = {
-        "Block Importance": depths.by_block_importance,
-        "one at a time": depths.one_at_a_time,
-        "one after another": depths.greedy,
-        "block": depths.block,
-    }
-    if subsets and math.comb(depths.layers, count) <= SUBSETS:
-        ways["all subsets"] = depths.any_subset
+    choices: tuple[Callable[[int], Kept], ...] = (
+        depths.by_block_importance,
+        depths.by_search,
+        depths.one_at_a_time,
+        depths.block,
+        depths.greedy,
+        depths.any_subset,
+    )
+    ways = {name: way for name, way in zip(WAYS, choices, strict=True) if name in names}
+    if math.comb(depths.layers, count) > SUBSETS:
+        ways.pop(WAYS[-1], None)
     excess: dict[str, float] = {}
     kept: dict[str, Kept] = {}
     for name, way in ways.items():
@@ -123,7 +134,7 @@ def compare(depths: Depths, count: int, subsets: bool) -> None:
     first, *others = ways
     best = min(others, key=excess.__getitem__)
     if kept[best] == kept[first]:
-        print("Block Importance chose what is best of these")
+        print(f"{first} chose what is best of these")
         return
     after = [depths.chosen(kept[one]).distilled(depths.architecture(kept[one]), REFIT) for one in (first, best)]
     losses = [mean_loss(one) - bench.teacher_loss for one in after]
@@ -134,13 +145,12 @@ def compare(depths: Depths, count: int, subsets: bool) -> None:
 
 def main() -> None:
     parser = flags_of(__doc__)  # the budget is not asked for anything
-    parser.add_argument("--subsets", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS)
     parser.add_argument("--choice-tokens", type=int, default=4_096, help="calibration tokens that layers are chosen on")
     flags = parser.parse_args()
-    plan = plan_of(flags)
-    depths = Depths(Bench(plan.recipe, plan.cache), flags.choice_tokens)
+    depths = Depths(Bench(plan_of(flags)), flags.choice_tokens)
     for share in SHARES:
-        compare(depths, round(share * depths.layers), flags.subsets)
+        compare(depths, round(share * depths.layers), flags.ways)
 
 
 if __name__ == "__main__":

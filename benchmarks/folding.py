@@ -86,7 +86,7 @@ class Folding:
 def main() -> None:
     flags = flags_of(__doc__).parse_args()  # the budget is not asked for anything
     plan = plan_of(flags)
-    folding = Folding(Bench(plan.recipe, plan.cache))
+    folding = Folding(Bench(plan))
     print(f"teacher {folding.bench.teacher_loss:.4f}; excess loss before retraining, nats a token")
     print(f"{'heads':<10}{'slices':>8}{'folded':>8}{'refit':>8}{'folded and refit':>18}", flush=True)
     for members in dict.fromkeys(int(share * folding.pool) for share in SHARES):

@@ -1,7 +1,8 @@
-"""Minitron's score of MLP neurons, which is not that of a search: for the recipe that students are compared with."""
+"""Minitron's scores where they are not those of a search: for the recipe that students are compared with."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -11,8 +12,14 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from trials.families import Family
+from trials.importance import ImportanceScores, compute_importance
 
 BATCH = 4  # windows in a pass
+
+
+def minitron_scores(model: PreTrainedModel, family: Family, windows: Tensor) -> ImportanceScores:
+    """Minitron's of layers, channels, heads and neurons (arXiv 2407.14679, section 2.2) on ``windows`` (n, T)."""
+    return replace(compute_importance(model, family, windows), mlp=neuron_scores(model, family, windows))
 
 
 @torch.inference_mode()

@@ -15,15 +15,16 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from transformers import PreTrainedModel
 
 from benchmarks.flags import flags_of, plan_of
-from benchmarks.minitron import neuron_scores
+from benchmarks.minitron import minitron_scores
 from nas.bootstrap import paired_difference
+from nas.plan import Plan
 from search_spaces.architecture import Architecture
 from search_spaces.files import load_space
 from search_spaces.shape import ModelShape
@@ -31,7 +32,7 @@ from trials.corpus import windows
 from trials.distill import DistillSettings, distill
 from trials.evaluate import window_losses
 from trials.losses import WindowLosses, mean_loss
-from trials.preparation import Recipe, shared
+from trials.preparation import shared
 from trials.prune import prune
 
 SHARES, SLACK = (0.75, 0.60), 0.03
@@ -60,11 +61,12 @@ def candidates(shape: ModelShape, share: float, count: int | None) -> list[Archi
 class Bench:
     """A teacher with its text, and what its students are worth."""
 
-    def __init__(self, recipe: Recipe, cache: Path) -> None:
-        self.recipe, self.common = recipe, shared(recipe, str(cache), "cpu")
+    def __init__(self, plan: Plan) -> None:
+        self.recipe = plan.recipe
+        recipe, self.common = plan.recipe, shared(plan.recipe, str(plan.cache), plan.resources.device)
         self.text = windows(self.common.corpus.validation, recipe.sequence_length)
         model, family, calibration = self.common.teacher.model, self.common.targets.family, self.common.streams.windows
-        self.minitron = replace(self.common.scores, mlp=neuron_scores(model, family, calibration))
+        self.minitron = minitron_scores(model, family, calibration)
         self.teacher_loss = mean_loss(self.losses(self.common.teacher.model))
 
     def losses(self, model: PreTrainedModel) -> WindowLosses:
@@ -124,8 +126,7 @@ def main() -> None:
     parser.add_argument("--candidates", type=int, default=None, metavar="N", help="of each share (all)")
     parser.add_argument("--shares", type=float, nargs="+", default=SHARES, help="of the non-embedding parameters")
     flags = parser.parse_args()
-    plan = plan_of(flags)
-    bench = Bench(plan.recipe, plan.cache)
+    bench = Bench(plan_of(flags))
     for share in flags.shares:
         compare(bench, share, flags.candidates)
 

@@ -221,7 +221,7 @@ def main() -> None:
     parser.add_argument("--axes", nargs="+", choices=sorted(SHARES), default=sorted(SHARES))
     flags = parser.parse_args()
     plan = plan_of(flags)
-    bench = Bench(plan.recipe, plan.cache)
+    bench = Bench(plan)
     scores = all_scores(bench, bench.common.streams.windows[: flags.score_windows])
     print(f"teacher {bench.teacher_loss:.4f}; excess loss, nats a token")
     best = {axis: compare(bench, axis, scores[axis]) for axis in flags.axes}

@@ -29,7 +29,6 @@ from trials.trial import VERSION, Recipe
 from trials.validation import parse_validation
 
 PROCESS_BYTES = 2**30  # interpreter, torch, transformers and the activations of a micro-batch
-LEARNING_RATE = 2e-4  # at the peak; docs/results.md
 
 
 @dataclass(frozen=True)
@@ -66,18 +65,22 @@ class Resources:
 
 @dataclass(frozen=True)
 class Defaults:
-    """What is derived from the device where the user says nothing; tokens, and sequences for ``calibration``."""
+    """What is derived from the device where the user says nothing; tokens, and sequences for ``calibration``.
+
+    ``rate`` is the peak learning rate, for batches of that size (docs/results.md).
+    """
 
     tokens: int
     sequence: int
     batch: int
     calibration: int
     validation: int
+    rate: float
 
 
 DEFAULTS = {
-    "cpu": Defaults(tokens=32_768, sequence=256, batch=1_024, calibration=256, validation=16_384),
-    "cuda": Defaults(tokens=8_388_608, sequence=1_024, batch=32_768, calibration=1_024, validation=262_144),
+    "cpu": Defaults(tokens=32_768, sequence=256, batch=1_024, calibration=256, validation=16_384, rate=2e-4),
+    "cuda": Defaults(tokens=8_388_608, sequence=1_024, batch=32_768, calibration=1_024, validation=262_144, rate=4e-4),
 }
 
 
@@ -284,7 +287,7 @@ def _recipe(settings: SearchSettings, shape: ModelShape, defaults: Defaults) -> 
         validation_tokens=settings.validation_tokens or defaults.validation,
         sequence_length=sequence,
         batch_tokens=batch,
-        learning_rate=settings.learning_rate or LEARNING_RATE,
+        learning_rate=settings.learning_rate or defaults.rate,
         calibration_samples=settings.calibration_samples or defaults.calibration,
         seed=settings.seed,
         validation=tuple((name, _absolute(source)) for name, source in parse_validation(settings.validation)),

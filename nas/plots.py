@@ -100,12 +100,16 @@ def plot_pareto(
 def plot_importance(layers: Array, shares: Array, heads: Array, mlp: Array, path: Path) -> Path:
     """What decides what stays of a teacher: scores ``layers`` (L,), ``heads`` (L, A) and ``mlp`` (L, M).
 
+    Those of layers are losses without them and all that go before, in nats per token (`trials.layer_order`).
     ``shares`` (H,) of its stream lie in each principal component, the strongest first.
     """
     figure = blank(11, 7.5)
     (first, second), (third, fourth) = figure.subplots(2, 2)
-    first.bar(range(len(layers)), layers, color=BLUE, width=0.75)
-    first.set(xlabel="layer", ylabel="Block Importance (1 - cosine)", title="Layers: how much each one changes")
+    bars = first.bar(range(len(layers)), layers, color=BLUE, width=0.75)
+    first.bar_label(bars, [str(one) for one in layers.argsort().argsort() + 1], fontsize=7, color=GREY)
+    first.set_yscale("log")
+    title = "Layers, numbered as they go: the loss from then on"
+    first.set(xlabel="layer", ylabel="nats per token", title=title)
     second.plot(range(1, len(shares) + 1), 100 * shares.cumsum(), color=BLUE)
     second.set(xlabel="width of a student", ylabel="% of the square", title="Residual stream: what a width can hold")
     _heads_map(figure, third, heads)

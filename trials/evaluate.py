@@ -47,8 +47,15 @@ def window_losses(
 
 def _token_losses(model: PreTrainedModel, family: Family, tokens: Tensor) -> Tensor:
     """Of ``tokens`` (B, T), the cross-entropy of all but the first of each row, (B, T - 1), in float32."""
-    hidden, weight = family.backbone(model, tokens)[:, :-1].flatten(0, 1), family.output_weight(model)
-    targets = tokens[:, 1:].flatten()
+    return state_losses(family.backbone(model, tokens), family.output_weight(model), tokens)
+
+
+def state_losses(states: Tensor, weight: Tensor, tokens: Tensor) -> Tensor:
+    """Cross-entropy in nats of all of ``tokens`` (B, T) but the first of each row, (B, T - 1), in float32.
+
+    ``states`` (B, T, H) are those behind the final normalisation, ``weight`` (V, H) is the output projection.
+    """
+    hidden, targets = states[:, :-1].flatten(0, 1), tokens[:, 1:].flatten()
     losses = torch.empty(targets.shape, dtype=torch.float32, device=tokens.device)
     chunk = chunk_tokens(weight.shape[0], tokens.device.type)
     parts = (torch.split(one, chunk) for one in (hidden, targets, losses))

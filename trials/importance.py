@@ -1,10 +1,10 @@
-"""One calibration pass over the teacher: how much each layer, hidden channel, head and MLP neuron matters."""
+"""How much each layer, hidden channel, head and MLP neuron of the teacher matters, on calibration text."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
 
@@ -20,9 +20,10 @@ from search_spaces.errors import InputError
 from trials.cache import Cache, digest
 from trials.families import Family, family_of
 from trials.families.base import matrix_of
+from trials.layer_order import removal_losses
 from trials.teacher import Teacher
 
-SCORING_VERSION = 2  # part of the cache key: raise it whenever a score changes
+SCORING_VERSION = 3  # part of the cache key: raise it whenever a score changes
 SCORES_FILE = "scores.npz"
 BATCH = 4  # windows in one forward pass; bounds memory, changes no score
 
@@ -31,7 +32,8 @@ BATCH = 4  # windows in one forward pass; bounds memory, changes no score
 class ImportanceScores:
     """Scores of one teacher, float32; higher matters more.
 
-    ``layers`` (L,), ``hidden`` (H,) - one ranking for the whole network -, ``heads`` (L, A), ``mlp`` (L, M).
+    ``layers`` (L,), ``hidden`` (H,) - one ranking for the whole network -, ``heads`` (L, A), ``mlp`` (L, M). Layers of
+    `compute_importance` have Block Importance, those of `load_importance`, of a search, `removal_losses`.
     """
 
     layers: NDArray[np.float32]
@@ -82,14 +84,18 @@ def compute_importance(
 
 
 def load_importance(teacher: Teacher, windows: NDArray[np.integer], cache: Cache) -> tuple[ImportanceScores, bool]:
-    """The scores of ``teacher`` on calibration ``windows`` (n, T), and whether they came from the cache."""
+    """The scores of ``teacher`` on calibration ``windows`` (n, T), and whether they came from the cache.
+
+    Layers are scored by `trials.layer_order.removal_losses`, which leave the better students, docs/results.md.
+    """
     tokens = np.ascontiguousarray(windows, dtype=np.int64)
     key = digest(teacher.fingerprint, *tokens.shape, tokens.tobytes(), SCORING_VERSION)
     computed: list[ImportanceScores] = []
 
     def write(folder: Path) -> None:
-        family = family_of(teacher.model.config)
-        computed.append(compute_importance(teacher.model, family, torch.from_numpy(tokens)))
+        family, text = family_of(teacher.model.config), torch.from_numpy(tokens)
+        scores = compute_importance(teacher.model, family, text)
+        computed.append(replace(scores, layers=removal_losses(teacher.model, family, text)))
         computed[0].save(folder / SCORES_FILE)
 
     folder = cache.build("importance", key, write)

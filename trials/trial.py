@@ -37,7 +37,7 @@ __all__ = [
     "run_trial",
 ]
 
-VERSION = 4  # of what a trial computes: raise it, and results and checkpoints of before are not taken up
+VERSION = 5  # of what a trial computes: raise it, and results and checkpoints of before are not taken up
 
 
 @dataclass(frozen=True)
