@@ -40,7 +40,8 @@ from trials.evaluation_text import TextTask
 from trials.final_readings import check_tests
 from trials.importance import ImportanceScores
 from trials.losses import OF_TEXT, WindowLosses
-from trials.preparation import Preparation, Recipe, prepare, shared, teacher_windows
+from trials.preparation import Preparation, Recipe, prepare, prepare_targets, shared, teacher_windows
+from trials.targets import part_count
 from trials.trial import TrialSpec, run_trial
 
 log = logging.getLogger(__name__)
@@ -116,18 +117,31 @@ class Prepared(NamedTuple):
 def prepare_remotely(plan: Plan) -> Prepared:
     """Teacher, tokens and importance scores, made (or found) where trials run, before the first of them starts.
 
+    As many workers as trials will have compute the teacher's targets at the same time, if those are of several parts.
     Raises InputError for what is wrong with model, corpus or the shared folder.
     """
     task = ray.remote(_prepare).options(**resource_options(plan.resources), max_retries=WORKER_DEATHS)
     tests = plan.tests, plan.settings.test_tokens
+    given = plan.recipe, str(plan.cache), plan.resources.device
+    helped = ray.remote(prepare_targets).options(**resource_options(plan.resources), max_retries=0)
     try:
-        prepared: Prepared = ray.get(task.remote(plan.recipe, str(plan.cache), plan.resources.device, *tests))
+        preparing = task.remote(*given, *tests)
+        helpers = [helped.remote(*given, place, target_helpers(plan)) for place in range(target_helpers(plan))]
+        prepared: Prepared = ray.get(preparing)
+        del helpers  # what one of them has not done, the first has done itself
     except RayTaskError as error:
         if isinstance(error.cause, InputError):
             raise error.cause from None
         raise
     _check_shared(plan.output)
     return prepared
+
+
+def target_helpers(plan: Plan) -> int:
+    """How many workers beside the first compute the teacher's targets."""
+    recipe, device = plan.recipe, plan.resources.device
+    parts = part_count(plan.target.shape, recipe.text_tokens, device, recipe.teacher_targets)
+    return max(0, min(plan.resources.workers, parts) - 1)
 
 
 def _prepare(recipe: Recipe, cache: str, device: str, tests: tuple[TextTask, ...], test_tokens: int | None) -> Prepared:

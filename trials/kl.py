@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
@@ -16,6 +17,8 @@ from trials.precision import compiles
 CHUNK_BYTES = {"cpu": 32 * 2**20, "cuda": 512 * 2**20}
 ALIGNED = {"cpu": 1, "cuda": 64}  # logits of a token: tensor cores want rows of whole 16 bytes, best of whole 128
 NEVER = -3e4  # the logit of a token that is not there: exp gives 0, and the difference of two is finite
+
+log = logging.getLogger(__name__)
 
 
 def chunk_tokens(vocabulary: int, device: str) -> int:
@@ -138,15 +141,15 @@ def _logits(states: Tensor, weight: Tensor, vocabulary: int) -> Tensor:
 OneChunk = Callable[..., tuple[Tensor, Tensor]]
 
 
+@lru_cache
 def _on(device: str, one_chunk: OneChunk) -> OneChunk:
     """``one_chunk`` as it is to run there: compiled, two or three passes over the logits instead of about ten."""
-    compiled, _ = compiles(device)
-    return _compiled(one_chunk) if compiled else one_chunk
-
-
-@lru_cache
-def _compiled(one_chunk: OneChunk) -> OneChunk:
-    return torch.compile(one_chunk)
+    compiled, reason = compiles(device)
+    if compiled:
+        return torch.compile(one_chunk)
+    if device != "cpu":
+        log.warning(reason)
+    return one_chunk
 
 
 def _one_chunk(logits: Tensor, teacher_logits: Tensor, tokens: int) -> tuple[Tensor, Tensor]:

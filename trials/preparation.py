@@ -21,7 +21,7 @@ from trials.families import family_of
 from trials.importance import ImportanceScores, load_importance
 from trials.losses import WindowLosses, mean_loss, text_losses
 from trials.streams import Streams, load_streams
-from trials.targets import Targets, Way, load_targets
+from trials.targets import Targets, Way, compute_share, load_targets
 from trials.teacher import Teacher, load_teacher, resolve_model
 from trials.validation import add_validation
 
@@ -58,6 +58,11 @@ class Recipe:
     def __post_init__(self) -> None:
         if problem := _problem(self):
             raise InputError(f"recipe: {problem}")
+
+    @property
+    def text_tokens(self) -> int:
+        """Tokens of training text that trials and calibration read."""
+        return max(self.tokens, self.calibration_samples * self.sequence_length)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON form. What was not always a part of a recipe is left out where nothing is said of it."""
@@ -146,6 +151,13 @@ def prepare(recipe: Recipe, cache: str, device: str) -> Preparation:
     )
 
 
+def prepare_targets(recipe: Recipe, cache: str, device: str, place: int, shares: int) -> None:
+    """Compute share number ``place`` of ``shares`` of the teacher's targets, for a `prepare` that runs elsewhere."""
+    teacher, store, length = _teacher(resolve_model(recipe.model), device), Cache(Path(cache)), recipe.sequence_length
+    corpus = _corpus(teacher, recipe.corpus, recipe.text_tokens, recipe.validation_tokens, length, store)
+    compute_share(teacher, corpus, length, store, recipe.teacher_targets, place, shares)
+
+
 def teacher_windows(recipe: Recipe, cache: str, device: str) -> WindowLosses:
     """The teacher's own loss on every validation window, from the cache or measured."""
     common = shared(recipe, cache, device)
@@ -158,11 +170,10 @@ def shared(recipe: Recipe, cache: str, device: str, more: int = 0) -> Shared:
 
     ``more`` tokens of training text follow those that a trial reads, as far as there are any.
     """
-    calibration_tokens = recipe.calibration_samples * recipe.sequence_length
     return _shared(
         resolve_model(recipe.model),
         recipe.corpus,
-        max(recipe.tokens, calibration_tokens),
+        recipe.text_tokens,
         more,
         recipe.validation_tokens,
         recipe.validation,
@@ -189,12 +200,7 @@ def _shared(
     device: str,
 ) -> Shared:
     cache, teacher = Cache(root), _teacher(model, device)
-    if length > teacher.shape.positions:
-        raise InputError(f"sequence length {length}: the teacher reads at most {teacher.shape.positions} tokens")
-    corpus = load_corpus(source, teacher.tokenizer, cache, train_tokens + more, validation_tokens)
-    for side in ("train", "validation"):
-        if len(getattr(corpus, side)) < length:
-            raise InputError(f"corpus {source}: its {side} text is shorter than one window of {length} tokens")
+    corpus = _corpus(teacher, source, train_tokens + more, validation_tokens, length, cache)
     corpus = add_validation(corpus, further, teacher.tokenizer, cache, validation_tokens)
     for name, tokens in corpus.texts.items():
         if len(tokens) < length:
@@ -205,6 +211,18 @@ def _shared(
     first = min(train_tokens, len(corpus.train)) // length
     targets = load_targets(teacher, corpus, length, cache, first, teacher_targets)
     return Shared(teacher, corpus, targets, scores, streams, cached, first)
+
+
+def _corpus(
+    teacher: Teacher, source: str, train_tokens: int, validation_tokens: int, length: int, cache: Cache
+) -> Corpus:
+    if length > teacher.shape.positions:
+        raise InputError(f"sequence length {length}: the teacher reads at most {teacher.shape.positions} tokens")
+    corpus = load_corpus(source, teacher.tokenizer, cache, train_tokens, validation_tokens)
+    for side in ("train", "validation"):
+        if len(getattr(corpus, side)) < length:
+            raise InputError(f"corpus {source}: its {side} text is shorter than one window of {length} tokens")
+    return corpus
 
 
 @lru_cache(maxsize=1)

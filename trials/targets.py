@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -24,6 +25,7 @@ from trials.teacher import Teacher
 
 # Up to here final states are kept: 65,536 tokens of mini take 64 MiB, 10M of gpt2-medium 20 to 40 GB.
 LIMIT_BYTES = 2 * 2**30
+PART_TOKENS = 2**20  # kept together: what one worker computes while others compute the rest
 DRAWS = 64  # of each distribution, where states would take more; docs/results.md
 
 Way = Literal["cached", "drawn", "online"]
@@ -89,22 +91,39 @@ def load_targets(
 ) -> Targets:
     """Targets for ``corpus.train`` in windows of ``length``, of the kind that `way_for` names.
 
-    Those that are kept are found in the cache or computed. The ``first`` windows are kept apart from the others: they
-    are those of a shorter text, and found where it is.
+    Those that are kept are found in the cache or computed, in parts of `PART_TOKENS`. The ``first`` windows are kept
+    apart from the others: they are those of a shorter text, and found where it is.
     """
-    device = teacher.model.device.type
-    dtype, _ = training_precision(device)
     text = windows(corpus.train, length)
-    way = way_for(teacher.shape, text.size, device, way)
+    way = way_for(teacher.shape, text.size, teacher.model.device.type, way)
     if way == "online":
         return Targets(teacher)
-    parts = [part for part in (text[:first], text[first:]) if len(part)]
+    kept = [_part(teacher, part, way, cache) for part in _parts(text, first)]
     if way == "cached":
-        return Targets(teacher, [np.load(_states(teacher, part, dtype, cache), mmap_mode="r") for part in parts])
-    drawn = [_drawn(teacher, part, dtype, cache) for part in parts]
-    ids = [np.load(one / "ids.npy", mmap_mode="r").reshape(-1, length, DRAWS) for one in drawn]
-    likelihoods = [np.load(one / "likelihoods.npy", mmap_mode="r").reshape(-1, length) for one in drawn]
+        return Targets(teacher, [np.load(one / "hidden.npy", mmap_mode="r") for one in kept])
+    ids = [np.load(one / "ids.npy", mmap_mode="r").reshape(-1, length, DRAWS) for one in kept]
+    likelihoods = [np.load(one / "likelihoods.npy", mmap_mode="r").reshape(-1, length) for one in kept]
     return DrawnTargets(teacher, ids, likelihoods)
+
+
+def compute_share(
+    teacher: Teacher, corpus: Corpus, length: int, cache: Cache, way: Way | None, place: int, shares: int
+) -> None:
+    """Put share number ``place`` of ``shares`` of the targets for ``corpus.train`` into the cache, from the last part.
+
+    Whoever loads them meanwhile goes from the first part to the last, waits for one that is being computed here, and
+    computes one that is not.
+    """
+    text = windows(corpus.train, length)
+    way = way_for(teacher.shape, text.size, teacher.model.device.type, way)
+    if way != "online":
+        for part in _parts(text, len(text))[place::shares][::-1]:
+            _part(teacher, part, way, cache)
+
+
+def part_count(shape: ModelShape, tokens: int, device: str, way: Way | None = None) -> int:
+    """How many parts the targets for ``tokens`` tokens are kept in; 0 when none are."""
+    return 0 if way_for(shape, tokens, device, way) == "online" else math.ceil(tokens / PART_TOKENS)
 
 
 def way_for(shape: ModelShape, tokens: int, device: str, way: Way | None = None) -> Way:
@@ -122,16 +141,22 @@ def _rows(parts: Sequence[NDArray[Any]], places: NDArray[np.int64]) -> NDArray[A
     return np.stack([parts[owner][place - starts[owner]] for owner, place in zip(owners, places, strict=True)])
 
 
+def _parts(text: NDArray[np.integer], first: int) -> list[NDArray[np.integer]]:
+    """The windows of ``text`` (n, length) that are kept together; the ``first`` apart from the others."""
+    size = max(1, PART_TOKENS // text.shape[1])
+    return [some[at : at + size] for some in (text[:first], text[first:]) for at in range(0, len(some), size)]
+
+
 def _key(teacher: Teacher, text: NDArray[np.integer], *kind: str | int) -> str:
     return digest(teacher.fingerprint, *kind, *text.shape, np.ascontiguousarray(text).tobytes())
 
 
-def _states(teacher: Teacher, text: NDArray[np.integer], dtype: torch.dtype, cache: Cache) -> Path:
-    folder = cache.build("targets", _key(teacher, text, str(dtype)), lambda empty: _write(empty, teacher, text, dtype))
-    return folder / "hidden.npy"
-
-
-def _drawn(teacher: Teacher, text: NDArray[np.integer], dtype: torch.dtype, cache: Cache) -> Path:
+def _part(teacher: Teacher, text: NDArray[np.integer], way: Way, cache: Cache) -> Path:
+    """The folder of what is kept of ``text``, made if it is not there."""
+    dtype, _ = training_precision(teacher.model.device.type)
+    if way == "cached":
+        key = _key(teacher, text, str(dtype))
+        return cache.build("targets", key, lambda empty: _write(empty, teacher, text, dtype))
     key = _key(teacher, text, "drawn", DRAWS, str(dtype))
     return cache.build("targets", key, lambda empty: _draw(empty, teacher, text, int(key[:15], 16)))
 

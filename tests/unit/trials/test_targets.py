@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +17,7 @@ from trials.cache import Cache
 from trials.corpus import windows
 from trials.distill import distill
 from trials.precision import training_precision
-from trials.targets import DRAWS, DrawnTargets, Targets, _draw, _write, load_targets
+from trials.targets import DRAWS, DrawnTargets, Targets, Way, _draw, _write, compute_share, load_targets, part_count
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -70,6 +72,39 @@ def test_targets_of_a_text_that_has_grown_are_found_where_they_are(
     places = np.array([3, 14, 15, 39, 0])
     tokens = torch.from_numpy(windows(CORPUS.train, 16)[places].astype(np.int64))
     assert torch.equal(grown.hidden(places, tokens), whole.hidden(places, tokens))
+
+
+@pytest.mark.parametrize("way", ["cached", "drawn"])
+def test_parts_that_others_have_computed_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: Way) -> None:
+    """40 windows in parts of 12: two helpers compute two each, no one else any, and rows are in their order."""
+    monkeypatch.setattr("trials.targets.PART_TOKENS", 16 * 12)
+    assert part_count(TEACHER.shape, 640, "cpu", way) == 4
+    alone = load_targets(TEACHER, CORPUS, 16, Cache(tmp_path / "alone"), way=way)
+    cache, computed = Cache(tmp_path / "shared"), list[int]()
+    for name, compute in (("_write", _write), ("_draw", _draw)):
+
+        def counted(*given: Any, compute: Callable[..., None] = compute) -> None:
+            computed.append(len(given[2]))
+            compute(*given)
+
+        monkeypatch.setattr(f"trials.targets.{name}", counted)
+    for place, sizes in ((1, [4, 12]), (0, [12, 12])):  # from the last part on
+        computed.clear()
+        compute_share(TEACHER, CORPUS, 16, cache, way, place, 2)
+        assert computed == sizes
+    computed.clear()
+    together = load_targets(TEACHER, CORPUS, 16, cache, first=40, way=way)
+    assert not computed
+    assert divergence(together) == divergence(alone)
+    if way == "cached":
+        monkeypatch.setattr("trials.targets.PART_TOKENS", 640)
+        assert divergence(load_targets(TEACHER, CORPUS, 16, cache, way=way)) == divergence(alone)
+
+
+def test_an_online_teacher_has_no_parts(tmp_path: Path) -> None:
+    assert part_count(TEACHER.shape, 640, "cpu", "online") == 0
+    compute_share(TEACHER, CORPUS, 16, Cache(tmp_path), "online", 0, 1)
+    assert not any(tmp_path.rglob("*.npy"))
 
 
 PLACES = np.array([3, 14, 15, 39, 0])
