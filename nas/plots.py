@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 from numpy.typing import NDArray
 
 from nas.agreement import Agreement
@@ -108,6 +108,9 @@ def plot_importance(layers: Array, shares: Array, heads: Array, mlp: Array, path
     bars = first.bar(range(len(layers)), layers, color=BLUE, width=0.75)
     first.bar_label(bars, [str(one) for one in layers.argsort().argsort() + 1], fontsize=7, color=GREY)
     first.set_yscale("log")
+    first.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    first.yaxis.set_minor_locator(NullLocator())
+    first.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     title = "Layers, numbered as they go: the loss from then on"
     first.set(xlabel="layer", ylabel="nats per token", title=title)
     second.plot(range(1, len(shares) + 1), 100 * shares.cumsum(), color=BLUE)
