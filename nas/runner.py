@@ -122,11 +122,11 @@ def prepare_remotely(plan: Plan) -> Prepared:
     """
     task = ray.remote(_prepare).options(**resource_options(plan.resources), max_retries=WORKER_DEATHS)
     tests = plan.tests, plan.settings.test_tokens
-    given = plan.recipe, str(plan.cache), plan.resources.device
+    given, count = (plan.recipe, str(plan.cache), plan.resources.device), target_helpers(plan)
     helped = ray.remote(prepare_targets).options(**resource_options(plan.resources), max_retries=0)
     try:
         preparing = task.remote(*given, *tests)
-        helpers = [helped.remote(*given, place, target_helpers(plan)) for place in range(target_helpers(plan))]
+        helpers = [helped.remote(*given, place, count) for place in range(count)]
         prepared: Prepared = ray.get(preparing)
         del helpers  # what one of them has not done, the first has done itself
     except RayTaskError as error:

@@ -150,7 +150,7 @@ def _train(spec: FinalSpec, trial: TrialResult, common: Shared, identity: str, r
         torch.cuda.reset_peak_memory_stats()
     student = load_student(spec.trial).to(spec.trial.device)
     if compiles(spec.trial.device)[0] and trial.architecture.is_uniform:
-        compile_layers(common.targets.family, student)  # half a minute; a final is long, and a trial is not
+        compile_layers(common.targets.family, student)  # seconds; trials are shorter and of many shapes
     settings = DistillSettings(
         spec.tokens,
         spec.rungs,

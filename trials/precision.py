@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import shutil
+import sysconfig
+from pathlib import Path
 
 import torch
 
@@ -37,6 +39,8 @@ def compiles(device: str) -> tuple[bool, str]:
         return False, "nothing is compiled, which costs speed: there is no Triton beside this torch"
     if not any(map(shutil.which, ("cc", "gcc", "clang"))):
         return False, "nothing is compiled, which costs speed: Triton finds no C compiler (cc, gcc or clang)"
+    if not Path(sysconfig.get_path("include"), "Python.h").is_file():
+        return False, "nothing is compiled, which costs speed: Triton finds no Python.h (Debian's python3-dev)"
     return True, "losses are compiled by Triton"
 
 

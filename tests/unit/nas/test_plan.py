@@ -9,6 +9,7 @@ import pytest
 
 from nas.forecast import expected_tokens, summary
 from nas.plan import Machine, Plan, make_plan, resolve_target, trial_bytes
+from nas.runner import target_helpers
 from nas.settings import load_settings
 from search_spaces.errors import InputError
 
@@ -52,6 +53,16 @@ def test_workers_get_absolute_paths(tiny_teacher_folder: Path, monkeypatch: pyte
     finally:
         (tiny_teacher_folder / "more.txt").unlink()
     assert further == (("m", str(tiny_teacher_folder / "more.txt")), ("name", "org/name"))
+
+
+def test_all_workers_compute_targets_of_several_parts(tiny_teacher_folder: Path) -> None:
+    def helpers(**flags: Any) -> int:
+        return target_helpers(make(tiny_teacher_folder, SERVER, gpus_per_trial=0, workers=4, **flags))
+
+    assert helpers() == 0
+    assert helpers(tokens_per_trial=2 * 2**20) == 1  # beside the worker that prepares
+    assert helpers(tokens_per_trial=9 * 2**20, teacher_targets="drawn") == 3
+    assert helpers(tokens_per_trial=9 * 2**20, teacher_targets="online") == 0
 
 
 def test_resources_use_the_whole_machine_and_no_more(tiny_teacher_folder: Path) -> None:
