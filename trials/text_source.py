@@ -119,19 +119,22 @@ def read_documents(path: Path) -> Iterator[str]:
 def _paragraph_groups(text: str) -> Iterator[str]:
     """Paragraphs end at blank lines, or in a text without any at each line's end.
 
-    Shorter groups for a short text, so that there are twenty of them to hold some out of.
+    Shorter groups for a short text, so that there are twenty of them to hold some out of; where one would be all, its
+    paragraphs.
     """
     wanted = min(PARAGRAPHS_OF, len(text) // 20)
     between = "\n\n" if BLANK_LINE.search(text.strip()) else "\n"
-    group: list[str] = []
+    groups: list[list[str]] = [[]]
     for paragraph in BLANK_LINE.split(text) if between == "\n\n" else text.split("\n"):
         if paragraph.strip():
-            group.append(paragraph.strip("\n"))
-        if group and sum(map(len, group)) >= wanted:
-            yield between.join(group) + "\n"
-            group = []
-    if group:
-        yield between.join(group) + "\n"
+            groups[-1].append(paragraph.strip("\n"))
+        if groups[-1] and sum(map(len, groups[-1])) >= wanted:
+            groups.append([])
+    if not groups[-1]:
+        groups.pop()
+    if len(groups) == 1:
+        groups = [[one] for one in groups[0]]
+    yield from (between.join(group) + "\n" for group in groups)
 
 
 def read_rows(path: Path) -> Iterator[str]:

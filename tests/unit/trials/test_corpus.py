@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
@@ -142,6 +142,7 @@ def test_padding_left_in_a_tokenizer_does_not_change_its_identity(tiny_tokenizer
 
 
 @given(st.lists(st.text(alphabet="ab c", min_size=1).filter(str.strip), min_size=2, max_size=60))
+@example(["a", 37 * "a"])
 def test_paragraphs_are_grouped_and_none_is_lost(paragraphs: list[str]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "a.txt"
