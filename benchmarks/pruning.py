@@ -63,8 +63,8 @@ class Bench:
 
     def __init__(self, plan: Plan) -> None:
         self.recipe = plan.recipe
-        recipe, self.common = plan.recipe, shared(plan.recipe, str(plan.cache), plan.resources.device)
-        self.text = windows(self.common.corpus.validation, recipe.sequence_length)
+        self.common = shared(self.recipe, str(plan.cache), plan.resources.device)
+        self.text = windows(self.common.corpus.validation, self.recipe.sequence_length)
         model, family, calibration = self.common.teacher.model, self.common.targets.family, self.common.streams.windows
         self.minitron = minitron_scores(model, family, calibration)
         self.teacher_loss = mean_loss(self.losses(self.common.teacher.model))
