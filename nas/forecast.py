@@ -55,7 +55,9 @@ def summary(plan: Plan) -> list[tuple[str, str]]:
     axes = ", ".join(f"{name} {sizes[0]}..{sizes[-1]} ({len(sizes)})" for name, sizes in target.space.axes.items())
     each = f"{resources.cpus} CPU" + (f", {resources.gpus:g} GPU" if resources.gpus else "")
     compared = ", ".join(f"{rung:,}" for rung in recipe.rungs)
-    bands = [f"{part.target.budget}: {len(part.target.feasible)} architectures" for part in plan.parts]
+    spread = {(): "", (1,): " with sizes by layer", (0, 1): ", and as many with sizes by layer"}
+    by_layer = spread[target.space.allocated]
+    bands = [f"{part.target.budget}: {len(part.target.feasible)} architectures{by_layer}" for part in plan.parts]
     trials = " + ".join(str(part.trials) for part in plan.parts)
     steps = f"{recipe.batch_tokens:,} tokens each, sequences of {recipe.sequence_length}"
     return [

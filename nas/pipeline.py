@@ -20,7 +20,7 @@ from nas.final_readings import with_test_readings
 from nas.finals import open_stage, run_stage, windows_of
 from nas.outcome import Chosen, Outcome
 from nas.overview import write_overview
-from nas.plan import Plan
+from nas.plan import Plan, with_worth
 from nas.plots import plot_importance
 from nas.progress import Progress
 from nas.records import FinalRecord, TrialRecord
@@ -49,6 +49,8 @@ def conduct(plan: Plan, console: Console, command: str) -> list[Outcome]:
         prepared = prepare_remotely(plan)
         preparation = prepared.preparation
         console.print(_prepared(preparation))
+        if prepared.worth is not None:
+            plan = with_worth(plan, prepared.worth)
         study = open_study(plan, preparation)
         if plan.times_candidates:
             plan = within_latency(plan, study, console)

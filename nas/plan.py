@@ -15,6 +15,7 @@ from nas.candidates import baselines, informed
 from nas.objectives import LATENCY_MS, parse_objectives
 from nas.scheduler import rungs
 from nas.settings import SearchSettings
+from search_spaces.allocation import Worth
 from search_spaces.architecture import Architecture
 from search_spaces.budget import Budget, parse_budgets
 from search_spaces.errors import InputError
@@ -211,8 +212,18 @@ def resolve_target(settings: SearchSettings) -> Target:
     shape = read_shape(folder)
     space = load_space(settings.space, shape)
     budgets = parse_budgets(settings.budget, shape.parameters(shape.full), space.counts, settings.tolerance)
-    inside = tuple(one for budget in budgets for one in _small_enough(settings, shape, space, budget))
-    return Target(folder, shape, space, budgets, inside)
+    return Target(folder, shape, space, budgets, _inside(settings, space, budgets))
+
+
+def with_worth(plan: Plan, worth: Worth) -> Plan:
+    """``plan`` with those architectures too whose sizes differ by layer, where its space has them."""
+    space = replace(plan.target.space, worth=worth)
+    inside = _inside(plan.settings, space, plan.target.budgets)
+    return replace(plan, target=replace(plan.target, space=space, feasible=inside))
+
+
+def _inside(settings: SearchSettings, space: SearchSpace, budgets: tuple[Budget, ...]) -> tuple[Architecture, ...]:
+    return tuple(one for budget in budgets for one in _small_enough(settings, space.shape, space, budget))
 
 
 def _small_enough(

@@ -34,13 +34,14 @@ from nas.plan import Machine, Plan, Resources
 from nas.searcher import FAILURE, FINAL, LOSS, METRICS, RETRIED, TOKENS, Notify, StudyScheduler, StudySearcher
 from nas.settings import SearchSettings
 from nas.study import Candidate, SearchStudy
+from search_spaces.allocation import Worth
 from search_spaces.architecture import Architecture
 from search_spaces.errors import InputError
 from trials.evaluation_text import TextTask
 from trials.final_readings import check_tests
 from trials.importance import ImportanceScores
 from trials.losses import OF_TEXT, WindowLosses
-from trials.preparation import Preparation, Recipe, prepare, prepare_targets, shared, teacher_windows
+from trials.preparation import Preparation, Recipe, prepare, prepare_targets, shared, teacher_windows, unit_worth
 from trials.targets import part_count
 from trials.trial import TrialSpec, run_trial
 
@@ -105,13 +106,15 @@ def _machine() -> Machine:
 class Prepared(NamedTuple):
     """What the driver has to know of it; ``teacher`` are the teacher's own losses on all validation windows.
 
-    ``shares`` (H,) of the square of the teacher's stream lie in each of its principal components.
+    ``shares`` (H,) of the square of the teacher's stream lie in each of its principal components. There is a ``worth``
+    where the space has sizes by layer.
     """
 
     preparation: Preparation
     scores: ImportanceScores
     shares: NDArray[np.float32]
     teacher: WindowLosses
+    worth: Worth | None
 
 
 def prepare_remotely(plan: Plan) -> Prepared:
@@ -121,11 +124,11 @@ def prepare_remotely(plan: Plan) -> Prepared:
     Raises InputError for what is wrong with model, corpus or the shared folder.
     """
     task = ray.remote(_prepare).options(**resource_options(plan.resources), max_retries=WORKER_DEATHS)
-    tests = plan.tests, plan.settings.test_tokens
+    wanted = plan.tests, plan.settings.test_tokens, 1 in plan.target.space.allocated
     given, count = (plan.recipe, str(plan.cache), plan.resources.device), target_helpers(plan)
     helped = ray.remote(prepare_targets).options(**resource_options(plan.resources), max_retries=0)
     try:
-        preparing = task.remote(*given, *tests)
+        preparing = task.remote(*given, *wanted)
         helpers = [helped.remote(*given, place, count) for place in range(count)]
         prepared: Prepared = ray.get(preparing)
         del helpers  # what one of them has not done, the first has done itself
@@ -144,12 +147,20 @@ def target_helpers(plan: Plan) -> int:
     return max(0, min(plan.resources.workers, parts) - 1)
 
 
-def _prepare(recipe: Recipe, cache: str, device: str, tests: tuple[TextTask, ...], test_tokens: int | None) -> Prepared:
+def _prepare(
+    recipe: Recipe,
+    cache: str,
+    device: str,
+    tests: tuple[TextTask, ...],
+    test_tokens: int | None,
+    by_layer: bool,
+) -> Prepared:
     if tests:
         check_tests(recipe.model, tests, test_tokens)
     preparation, common = prepare(recipe, cache, device), shared(recipe, cache, device)
     shares = common.streams.shares.numpy()
-    return Prepared(preparation, common.scores, shares, teacher_windows(recipe, cache, device))
+    worth = unit_worth(recipe, cache, device) if by_layer else None
+    return Prepared(preparation, common.scores, shares, teacher_windows(recipe, cache, device), worth)
 
 
 def resource_options(resources: Resources) -> dict[str, Any]:

@@ -145,7 +145,7 @@ class SearchStudy:
         if "origin" not in trial.user_attrs:
             trial.set_user_attr("origin", self.sampler.name)
         self._asked[trial.number] = trial
-        return Candidate(trial.number, _architecture(trial.params))
+        return Candidate(trial.number, self.space.architecture(trial.params))
 
     def report(self, number: int, tokens: int, loss: float) -> bool:
         """Note the validation ``loss`` (nats per token) after ``tokens``. False when that rung was known already."""
@@ -157,16 +157,16 @@ class SearchStudy:
 
     def point(self, number: int, loss: float) -> Point:
         """``loss`` and what is weighed against it, of the candidate under ``number``."""
-        return loss, *self.costs(_architecture(self._asked[number].params))
+        return loss, *self.costs(self.space.architecture(self._asked[number].params))
 
     def points_at(self, tokens: int, number: int, *, stock_only: bool = False) -> list[Point]:
         """The points of all architectures that reached the rung ``tokens`` with a finite loss, one for each.
 
         Those of the budget that the candidate under ``number`` is for, itself among them.
         """
-        own = self._band(_architecture(self._asked[number].params))
+        own = self._band(self.space.architecture(self._asked[number].params))
         latest = {
-            _architecture(one.params): one.intermediate_values[tokens]
+            self.space.architecture(one.params): one.intermediate_values[tokens]
             for one in self._trials()
             if tokens in one.intermediate_values
         }
@@ -183,7 +183,7 @@ class SearchStudy:
 
     def is_stock(self, number: int) -> bool:
         """Whether the candidate under ``number`` loads with a plain ``from_pretrained``."""
-        return self.space.shape.is_stock(_architecture(self._asked[number].params))
+        return self.space.shape.is_stock(self.space.architecture(self._asked[number].params))
 
     def complete(self, number: int, loss: float, metrics: Mapping[str, float]) -> None:
         """The trial went its whole way; a loss that is not finite makes it a failure."""
@@ -215,7 +215,7 @@ class SearchStudy:
     def records(self) -> list[TrialRecord]:
         """All trials, oldest first, without the queued ones and without those that were interrupted and queued anew."""
         return [
-            _record(one, self.space, self._known(_architecture(one.params)))
+            _record(one, self.space, self._known(self.space.architecture(one.params)))
             for one in self._trials()
             if one.state is not TrialState.WAITING and one.user_attrs.get("reason") != INTERRUPTED
         ]
@@ -249,10 +249,6 @@ def _open(url: str, name: str, sampler: BaseSampler) -> optuna.Study:
         ) from error
 
 
-def _architecture(params: Mapping[str, Any]) -> Architecture:
-    return Architecture.uniform(**{axis: int(size) for axis, size in params.items()})
-
-
 def _costs(architecture: Architecture, shape: ModelShape) -> dict[str, float]:
     """What the architecture costs in use: forward FLOPs a token at full context, bf16 key/value cache a token."""
     flops = shape.flops_per_token(architecture, shape.positions)
@@ -260,7 +256,7 @@ def _costs(architecture: Architecture, shape: ModelShape) -> dict[str, float]:
 
 
 def _record(trial: FrozenTrial, space: SearchSpace, known: Mapping[str, float]) -> TrialRecord:
-    architecture = _architecture(trial.params)
+    architecture = space.architecture(trial.params)
     complete = trial.state is TrialState.COMPLETE
     return TrialRecord(
         number=trial.number,

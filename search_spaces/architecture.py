@@ -9,7 +9,7 @@ from itertools import groupby
 
 from search_spaces.errors import InputError
 
-MAX_KEY_LENGTH = 120  # a key names a folder; the usual limit of a file name is 255 bytes
+MAX_KEY_LENGTH = 64  # a key is a folder, a column of tables and the label of a point
 
 
 @dataclass(frozen=True, order=True)
@@ -54,14 +54,17 @@ class Architecture:
         """The canonical name, the same for equal architectures only; safe as a file name.
 
         Uniform: ``d12-h768-a12-m3072``. Nine heads on three key/value heads: ``d30-h576-a9k3-m1536``. Per layer,
-        runs of equal sizes: ``d3-h64-a4x2.2-m256x3``.
+        runs of equal sizes: ``d3-h64-a4x2.2-m256x3``; where those are many, what an average layer has and a digest:
+        ``d24-h576-a7k3-m912-varied-0f3a51c2b6d4``.
         """
         shared = "" if self.kv_heads == self.heads else f"k{_runs(self.kv_heads)}"
         sizes = f"a{_runs(self.heads)}{shared}-m{_runs(self.mlp)}"
         key = f"d{self.depth}-h{self.hidden}-{sizes}"
         if len(key) <= MAX_KEY_LENGTH:
             return key
-        return f"d{self.depth}-h{self.hidden}-{hashlib.sha256(sizes.encode()).hexdigest()[:32]}"
+        heads, kv_heads, mlp = (round(sum(one) / self.depth) for one in (self.heads, self.kv_heads, self.mlp))
+        average = f"a{heads}{f'k{kv_heads}' if shared else ''}-m{mlp}"
+        return f"d{self.depth}-h{self.hidden}-{average}-varied-{hashlib.sha256(sizes.encode()).hexdigest()[:12]}"
 
     def to_dict(self) -> dict[str, int | list[int]]:
         """JSON form; a size that is the same in every layer is written once, kv_heads where they are not the heads."""

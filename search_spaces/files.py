@@ -47,7 +47,8 @@ class AxisRange(_Forbidding):
 class SpaceFile(_Forbidding):
     """The keys of a space file. An axis that is left out is as in the preset ``default``.
 
-    ``kv_heads`` is for teachers with grouped-query attention only.
+    ``kv_heads`` is for teachers with grouped-query attention only. ``allocated`` says whether sizes by layer are tried:
+    [true] alone or [false, true] beside those with equal layers.
     """
 
     depth: AxisRange | list[Size] | None = None
@@ -56,6 +57,7 @@ class SpaceFile(_Forbidding):
     kv_heads: AxisRange | list[Size] | None = None
     mlp: AxisRange | list[Size] | None = None
     stock_only: Annotated[bool, Field(strict=True)] = False
+    allocated: Annotated[list[Annotated[bool, Field(strict=True)]], Field(min_length=1)] = [False]
 
 
 def load_space(source: str, shape: ModelShape) -> SearchSpace:
@@ -79,7 +81,11 @@ def load_space(source: str, shape: ModelShape) -> SearchSpace:
     }
     if shape.group == 1:
         axes["kv_heads"] = ()
-    return _checked(name, _paired(SearchSpace(shape, stock_only=given.stock_only, **axes)))
+    spread = tuple(sorted({int(one) for one in given.allocated})) if any(given.allocated) else ()
+    if given.stock_only and spread:
+        raise InputError(f"space {name}: key 'allocated': stock shapes have equal layers; omit it, or stock_only")
+    space = SearchSpace(shape, stock_only=given.stock_only, allocated=spread, worth=None, **axes)
+    return _checked(name, _paired(space))
 
 
 def _paired(space: SearchSpace) -> SearchSpace:

@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import product
 
+from search_spaces.allocation import Worth, allocated
 from search_spaces.architecture import Architecture
 from search_spaces.budget import Budget
 from search_spaces.shape import ModelShape
 
 AXES = ("depth", "hidden", "heads", "kv_heads", "mlp")
+ALLOCATED = "allocated"
 
 
 @dataclass(frozen=True)
 class SearchSpace:
-    """All uniform architectures of a grid: one tuple of sizes, ascending, for each axis.
+    """All architectures of a grid: one tuple of sizes, ascending, for each axis.
 
     ``kv_heads`` is empty for a teacher in which every head has its own key and value; for one with grouped-query
     attention, heads and kv_heads combine where groups stay whole (see `head_pairs`). ``stock_only`` keeps the
     architectures that load with a plain ``from_pretrained`` (see `ModelShape.is_stock`).
+
+    Layers are alike, but where the axis ``allocated`` holds 1: then sizes are those of the average layer, and units lie
+    where they are worth most (`search_spaces.allocation`). That takes the ``worth`` of the teacher's, known when it has
+    read calibration text; until then the space holds the uniform ones, which have the same parameters.
     """
 
     shape: ModelShape
@@ -30,11 +36,13 @@ class SearchSpace:
     mlp: tuple[int, ...]
     kv_heads: tuple[int, ...] = ()
     stock_only: bool = field(default=False, kw_only=True)
+    allocated: tuple[int, ...] = field(default=(), kw_only=True)
+    worth: Worth | None = field(default=None, kw_only=True, repr=False)
 
     @property
     def axes(self) -> dict[str, tuple[int, ...]]:
         """The sizes of each axis by its name."""
-        return {name: getattr(self, name) for name in AXES if getattr(self, name)}
+        return {name: getattr(self, name) for name in (*AXES, ALLOCATED) if getattr(self, name)}
 
     @property
     def head_pairs(self) -> tuple[tuple[int, int], ...]:
@@ -45,22 +53,45 @@ class SearchSpace:
         return tuple((heads, kv) for heads, kv in pairs if heads % kv == 0 and heads // kv <= self.shape.group)
 
     def sizes(self, architecture: Architecture) -> dict[str, int]:
-        """The sizes of a uniform architecture, by axis."""
-        values = {"depth": architecture.depth, "hidden": architecture.hidden, "heads": architecture.heads[0]}
-        values |= {"kv_heads": architecture.kv_heads[0], "mlp": architecture.mlp[0]}
+        """The sizes of an architecture of this space, by axis; of the average layer."""
+        values = {name: sum(getattr(architecture, name)) // architecture.depth for name in ("heads", "kv_heads", "mlp")}
+        values |= {"depth": architecture.depth, "hidden": architecture.hidden}
+        values[ALLOCATED] = self.allocated[0] if len(self.allocated) == 1 else int(not architecture.is_uniform)
         return {axis: values[axis] for axis in self.axes}
+
+    def architecture(self, sizes: Mapping[str, int]) -> Architecture:
+        """The inverse of `sizes`. Raises ValueError where it takes a worth that is not known."""
+        values = {axis: int(size) for axis, size in sizes.items()}
+        spread = values.pop(ALLOCATED, 0)
+        uniform = Architecture.uniform(**values)
+        if not spread:
+            return uniform
+        if self.worth is None:
+            raise ValueError(f"architecture {sizes}: what the teacher's units are worth is not known yet")
+        return allocated(uniform, self.worth)
 
     def __iter__(self) -> Iterator[Architecture]:
         for depth, hidden, (heads, kv_heads), mlp in product(self.depth, self.hidden, self.head_pairs, self.mlp):
-            architecture = Architecture.uniform(depth, hidden, heads, mlp, kv_heads)
-            if not self.stock_only or self.shape.is_stock(architecture):
-                yield architecture
+            uniform = Architecture.uniform(depth, hidden, heads, mlp, kv_heads)
+            if not self.stock_only or self.shape.is_stock(uniform):
+                yield from self._spread(uniform)
+
+    def _spread(self, uniform: Architecture) -> Iterator[Architecture]:
+        """What the space has of these average sizes, each once."""
+        if self.worth is None or 0 in (self.allocated or (0,)):
+            yield uniform
+        if self.worth is not None and 1 in self.allocated:
+            other = allocated(uniform, self.worth)
+            if other != uniform or 0 not in self.allocated:
+                yield other
 
     def feasible(self, budget: Budget) -> Iterator[Architecture]:
         """The architectures inside the band, lazily, in grid order."""
-        return (one for one in self if self.shape.parameters(one) in budget)
+        for one in replace(self, worth=None):
+            if self.shape.parameters(one) in budget:
+                yield from self._spread(one)
 
     @cached_property
     def counts(self) -> tuple[int, ...]:
         """The distinct parameter counts of the whole space, ascending."""
-        return tuple(sorted({self.shape.parameters(one) for one in self}))
+        return tuple(sorted({self.shape.parameters(one) for one in replace(self, worth=None)}))

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from search_spaces.allocation import Worth
 from search_spaces.errors import InputError
 from search_spaces.shape import ModelShape
 from trials.cache import Cache, digest
@@ -24,6 +25,7 @@ from trials.streams import Streams, load_streams
 from trials.targets import Targets, Way, compute_share, load_targets
 from trials.teacher import Teacher, load_teacher, resolve_model
 from trials.validation import add_validation
+from trials.worth import load_worth
 
 LATER = ("validation", "teacher_targets", "text_share")  # parts that recipes did not have from the start
 
@@ -163,6 +165,13 @@ def teacher_windows(recipe: Recipe, cache: str, device: str) -> WindowLosses:
     common = shared(recipe, cache, device)
     texts = {name: windows(tokens, recipe.sequence_length) for name, tokens in common.corpus.texts.items()}
     return {name: _teacher_losses(common.teacher, text, Cache(Path(cache))) for name, text in texts.items()}
+
+
+def unit_worth(recipe: Recipe, cache: str, device: str) -> Worth:
+    """What the teacher's heads and neurons are worth on calibration text, from the cache or measured."""
+    common = shared(recipe, cache, device)
+    calibration = windows(common.corpus.train, recipe.sequence_length)[: recipe.calibration_samples]
+    return load_worth(common.teacher, common.scores.layers, calibration, Cache(Path(cache)))
 
 
 def shared(recipe: Recipe, cache: str, device: str, more: int = 0) -> Shared:

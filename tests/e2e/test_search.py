@@ -233,6 +233,26 @@ def test_several_budgets_share_a_study_and_each_has_its_winner(small: list[objec
     assert [one["best"] for one in json.loads(again.stdout)["budgets"]] == [one["best"] for one in result["budgets"]]
 
 
+def test_sizes_by_layer_are_an_axis_of_a_space(small: list[object], tmp_path: Path) -> None:
+    space = tmp_path / "space.yaml"
+    space.write_text(
+        "allocated: [true]\ndepth: [100%]\nhidden: [100%]\nheads: [50%, 75%]\nmlp: {min: 25%, step: 12.5%}\n"
+    )
+    flags = ["--budget", "80%", "--trials", 3, "--finalists", 1, "--space", space, "--output", tmp_path, "--json"]
+    done = run(*small, *flags)
+    assert done.returncode == 0, done.stderr
+    assert "architectures with sizes by layer" in done.stderr
+    best = json.loads(done.stdout)["best"]
+    assert not best["stock"]
+    assert len(set(best["architecture"]["mlp"])) > 1
+    model = AutoModelForCausalLM.from_pretrained(best["path"], trust_remote_code=True)
+    assert sum(weight.numel() for weight in model.parameters()) == best["params"]
+    again = run(*small, *flags)
+    assert again.returncode == 0, again.stderr
+    assert "3 of 3 trials are done already" in again.stderr
+    assert json.loads(again.stdout)["best"] == best
+
+
 def test_nothing_that_finishes_is_exit_code_3_with_the_reason(small: list[object], tmp_path: Path) -> None:
     (tmp_path / "doomed").mkdir()
     (tmp_path / "doomed" / "trials").write_text("a file where every trial wants its folder")

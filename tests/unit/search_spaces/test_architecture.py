@@ -36,7 +36,7 @@ def test_keys_are_equal_exactly_when_architectures_are(one: Architecture, other:
 
 @given(architectures())
 def test_key_is_a_safe_file_name(one: Architecture) -> None:
-    assert len(one.key) <= 120
+    assert len(one.key) <= 64
     assert all(letter.isalnum() or letter in "-." for letter in one.key)
 
 

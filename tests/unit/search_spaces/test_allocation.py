@@ -1,0 +1,151 @@
+"""Sizes by layer: the same parameters, the floors, and the best of all ways to spread them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import product
+from math import fsum
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from test_space import SMALL, SMOL
+
+from nas.candidates import baselines, informed
+from search_spaces.allocation import LEAST, Worth, allocated
+from search_spaces.architecture import Architecture
+from search_spaces.budget import parse_budget
+from search_spaces.errors import InputError
+from search_spaces.files import load_space
+from search_spaces.shape import ModelShape
+from search_spaces.space import SearchSpace
+
+SHAPES = {"gpt2": SMALL, "llama": SMOL}
+
+
+def worth_of(draw: st.DrawFn, shape: ModelShape, rows: int | None = None) -> Worth:
+    """Any scores, among them equal ones and none at all."""
+    score = st.sampled_from((0.0, 0.25, 0.5, 1.0, 3.0, 100.0))
+    layers = draw(st.lists(score, min_size=shape.layers, max_size=shape.layers))
+    heads = [draw(st.lists(score, min_size=shape.kv_heads, max_size=shape.kv_heads)) for _ in layers]
+    seeds = [draw(st.integers(1, 97)) for _ in layers]
+    mlp = [[(place * seed % 101) / seed for place in range(shape.mlp)] for seed in seeds]
+    return Worth.of(layers, heads, mlp)
+
+
+@st.composite
+def cases(draw: st.DrawFn) -> tuple[ModelShape, SearchSpace, Worth]:
+    shape = SHAPES[draw(st.sampled_from(sorted(SHAPES)))]
+    space = load_space(draw(st.sampled_from(("default", "width"))), shape)
+    return shape, space, worth_of(draw, shape)
+
+
+@given(cases(), st.data())
+def test_an_allocated_architecture_costs_what_the_uniform_one_does(
+    case: tuple[ModelShape, SearchSpace, Worth], data: st.DataObject
+) -> None:
+    shape, space, worth = case
+    depth, hidden, mlp = (data.draw(st.sampled_from(axis)) for axis in (space.depth, space.hidden, space.mlp))
+    heads, kv_heads = data.draw(st.sampled_from(space.head_pairs))
+    uniform = Architecture.uniform(depth, hidden, heads, mlp, kv_heads)
+    found = allocated(uniform, worth)
+    shape.check(found)
+    assert shape.parameters(found) == shape.parameters(uniform)
+    assert shape.memory_bytes(found) == shape.memory_bytes(uniform)
+    assert shape.flops_per_token(found, 64) == shape.flops_per_token(uniform, 64)
+    assert min(found.mlp) >= min(mlp, LEAST * shape.mlp)
+    assert min(found.kv_heads) >= 1
+    assert {heads // shared for heads, shared in zip(found.heads, found.kv_heads, strict=True)} == {heads // kv_heads}
+
+
+@given(
+    st.lists(st.lists(st.integers(0, 50), min_size=8, max_size=8), min_size=2, max_size=4), st.sampled_from((2, 4, 6))
+)
+def test_no_other_way_to_spread_keeps_more(rows: list[list[int]], each: int) -> None:
+    scores = [[float(value) for value in row] for row in rows]
+    worth = Worth.of([1.0] * len(rows), [[1.0]] * len(rows), scores)
+    found = allocated(Architecture.uniform(len(rows), 8, 1, each), worth)
+
+    def kept(counts: tuple[int, ...]) -> float:
+        return fsum(sum(sorted(row, reverse=True)[:count]) for row, count in zip(scores, counts, strict=True))
+
+    ways = [one for one in product(range(2, 9), repeat=len(rows)) if sum(one) == each * len(rows)]
+    assert kept(found.mlp) == max(map(kept, ways))
+
+
+def test_units_go_to_the_layers_where_they_are_worth_most() -> None:
+    worth = Worth.of([3.0, 1.0, 2.0], [[1.0] * 4, [9.0] * 4, [2.0] * 4], [[1.0] * 16, [9.0] * 16, [2.0] * 16])
+    found = allocated(Architecture.uniform(2, 8, 2, 8), worth)
+    assert found == Architecture(2, 8, (1, 3), (4, 12))  # the second layer is not one of the two that stay
+
+
+def test_only_uniform_architectures_are_spread() -> None:
+    with pytest.raises(InputError, match=r"d2-h8-a1\.2-m8: its layers differ already"):
+        allocated(Architecture(2, 8, (1, 2), (8, 8)), Worth.of([1.0, 1.0], [[1.0]] * 2, [[1.0] * 8] * 2))
+
+
+def spaces(tmp_path: Path, allocated: str, shape: ModelShape = SMALL) -> SearchSpace:
+    file = tmp_path / "space.yaml"
+    file.write_text(f"allocated: {allocated}\nheads: [50%, 75%, 100%]\nmlp: [50%, 100%]\n")
+    return load_space(str(file), shape)
+
+
+@given(st.data())
+def test_a_space_with_both_has_each_once_and_finds_them_again(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    space = spaces(tmp_path_factory.mktemp("space"), "[false, true]")
+    known = replace(space, worth=worth_of(data.draw, SMALL))
+    assert known.counts == space.counts
+    band = parse_budget("60%", SMALL.parameters(SMALL.full), known.counts)
+    before, found = list(space.feasible(band)), list(known.feasible(band))
+    assert [one for one in found if one.is_uniform] == before
+    assert len({one.key for one in found}) == len(found)
+    assert set(found) == {one for one in known if SMALL.parameters(one) in band}
+    for one in found:
+        assert known.architecture(known.sizes(one)) == one
+    names = dict(informed(SMALL, found))
+    plain = dict(informed(SMALL, before))
+    assert {name: names[name] for name in plain} == plain
+    for name in names.keys() - plain.keys():
+        twin = plain[name.removesuffix(", by layer")]
+        assert names[name] == allocated(twin, known.worth) != twin
+
+
+def test_a_space_with_sizes_by_layer_alone(tmp_path: Path) -> None:
+    space = spaces(tmp_path, "[true]")
+    units = [[float(layer + place % 7) for place in range(1024)] for layer in range(8)]
+    known = replace(space, worth=Worth.of(range(8), [row[:8] for row in units], units))
+    band = parse_budget("60%", SMALL.parameters(SMALL.full), known.counts)
+    found = list(known.feasible(band))
+    assert len(found) == len(list(space.feasible(band)))
+    assert all(known.architecture(known.sizes(one)) == one for one in found)
+    assert {one.is_uniform for one in found} == {True, False}  # uniform where nothing is cut but layers
+    assert {known.sizes(one)["allocated"] for one in found} == {1}
+    assert set(dict(informed(SMALL, found)).values()) <= set(found)
+    assert set(baselines(SMALL, found, 0).values()) <= set(found)
+
+
+def test_what_is_not_known_yet_is_not_guessed(tmp_path: Path) -> None:
+    space = spaces(tmp_path, "[false, true]")
+    with pytest.raises(ValueError, match="not known yet"):
+        space.architecture({"depth": 8, "hidden": 256, "heads": 4, "mlp": 512, "allocated": 1})
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("allocated: []", "'allocated'"),
+        ("allocated: [1]", "'allocated'"),
+        ("allocated: both", "'allocated'"),
+        ("{allocated: [true], stock_only: true}", "stock shapes have equal layers"),
+    ],
+)
+def test_wrong_axis_is_one_line(tmp_path: Path, text: str, named: str) -> None:
+    file = tmp_path / "space.yaml"
+    file.write_text(text)
+    with pytest.raises(InputError) as caught:
+        load_space(str(file), SMALL)
+    assert named in str(caught.value)
+    assert "\n" not in str(caught.value)
