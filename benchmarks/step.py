@@ -6,7 +6,8 @@ Straightforward: the teacher reads every batch, all logits are kept, everything 
 Ours: the loop of the trials, as a worker runs it - stored teacher states, the loss by chunks of the vocabulary with its
 gradient, bfloat16 products where the hardware has them, the allocator of `nas.runner.WORKER_ENVIRONMENT`. Both train
 the same student on the same batches at the same rates. Each repetition is a process of its own, one after the other in
-turns; the teacher's states, which all trials share, are computed before.
+turns; the teacher's states, which all trials share, are computed before. With ``--teacher-targets drawn`` they are
+tokens that are drawn from its distributions, and the teacher has no part in a step.
 """
 
 from __future__ import annotations
@@ -94,7 +95,7 @@ def in_a_process(arguments: list[str], way: str) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = flags_of(__doc__, calibration_samples=64, validation_tokens=4_096)
+    parser = flags_of(__doc__, calibration_samples=64, validation_tokens=4_096, teacher_targets=None)
     parser.add_argument("--way", choices=(STRAIGHTFORWARD, OURS), default=None, help=argparse.SUPPRESS)
     parser.add_argument("--repetitions", type=int, default=3)
     flags = parser.parse_args()
