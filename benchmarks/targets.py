@@ -53,8 +53,8 @@ class Sparse:
 class SparseTargets:
     """The distributions of a teacher on the windows that the batches take, a part of each."""
 
-    def __init__(self, trainings: Trainings, kind: str, size: int) -> None:
-        self.trainings, self.sparse = trainings, _sparse(trainings, kind, size)
+    def __init__(self, trainings: Trainings, kind: str, size: int, seed: int = 0) -> None:
+        self.trainings, self.sparse = trainings, _sparse(trainings, kind, size, seed)
 
     def loss(self, student: PreTrainedModel, places: NDArray[np.int64], tokens: Tensor) -> Tensor:
         """See `Loss`."""
@@ -64,9 +64,9 @@ class SparseTargets:
         return self.sparse.loss(hidden, weight, rows.to(tokens.device))
 
 
-def _sparse(trainings: Trainings, kind: str, size: int) -> Sparse:
+def _sparse(trainings: Trainings, kind: str, size: int, seed: int) -> Sparse:
     device, length = trainings.device, trainings.settings.sequence_length
-    generator = torch.Generator(device).manual_seed(0)
+    generator = torch.Generator(device).manual_seed(seed)
     train, targets = trainings.train, trainings.common.targets
     ids = torch.zeros(train.size, size, dtype=torch.int32, device=device)
     weights = torch.zeros(train.size, size, dtype=torch.float16, device=device)
@@ -85,9 +85,9 @@ def _sparse(trainings: Trainings, kind: str, size: int) -> Sparse:
     return Sparse(kind, ids, weights)
 
 
-def line(trainings: Trainings, start: PreTrainedModel, kind: str, size: int) -> str:
+def line(trainings: Trainings, start: PreTrainedModel, kind: str, size: int, seed: int = 0) -> str:
     """A row of the table: a copy of ``start`` trained on targets of ``kind``."""
-    loss = trainings.exact if kind == EXACT else SparseTargets(trainings, kind, size).loss
+    loss = trainings.exact if kind == EXACT else SparseTargets(trainings, kind, size, seed).loss
     student = copy.deepcopy(start)
     speed = trainings.trained(student, loss, trainings.settings.learning_rate)
     hidden = trainings.common.teacher.shape.hidden
@@ -99,6 +99,7 @@ def line(trainings: Trainings, start: PreTrainedModel, kind: str, size: int) -> 
 def main() -> None:
     parser = flags_of(__doc__, tokens_per_trial=32_768)
     parser.add_argument("--sizes", type=int, nargs="+", default=SIZES)
+    parser.add_argument("--draws", type=int, default=1, help="rows of each size with draws of their own")
     flags = parser.parse_args()
     trainings = Trainings(plan_of(flags))
     architecture = trainings.ideas["balanced"]
@@ -107,9 +108,10 @@ def main() -> None:
     print(f"before: KL {trainings.divergence(start):.4f}")
     print(f"{'targets':<12}{'KL':>10}{'loss':>10}{'bytes':>10}{'steps/s':>9}")
     print(line(trainings, start, EXACT, 0), flush=True)
-    for kind in (TOP, DRAWN):
+    for kind, draws in ((TOP, 1), (DRAWN, flags.draws)):
         for size in flags.sizes:
-            print(line(trainings, start, kind, size), flush=True)
+            for seed in range(draws):
+                print(line(trainings, start, kind, size, seed), flush=True)
 
 
 if __name__ == "__main__":
