@@ -238,7 +238,8 @@ def test_sizes_by_layer_are_an_axis_of_a_space(small: list[object], tmp_path: Pa
     space.write_text(
         "allocated: [true]\ndepth: [100%]\nhidden: [100%]\nheads: [50%, 75%]\nmlp: {min: 25%, step: 12.5%}\n"
     )
-    flags = ["--budget", "80%", "--trials", 3, "--finalists", 1, "--space", space, "--output", tmp_path, "--json"]
+    flags = ["--budget", "80%", "--trials", 3, "--finalists", 1, "--baselines", "no", "--space", space, "--json"]
+    flags += ["--output", tmp_path]
     done = run(*small, *flags)
     assert done.returncode == 0, done.stderr
     assert "architectures with sizes by layer" in done.stderr
