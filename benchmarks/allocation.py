@@ -47,10 +47,8 @@ def main() -> None:
     flags = parser.parse_args()
     plan = plan_of(flags)
     bench = Bench(plan)
-    shape, worths = (
-        bench.common.teacher.shape,
-        {"output": unit_worth(plan.recipe, str(plan.cache), plan.resources.device)},
-    )
+    shape = bench.common.teacher.shape
+    worths = {"output": unit_worth(plan.recipe, str(plan.cache), plan.resources.device)}
     if "Fisher" in flags.ways:
         slopes = fisher(bench, bench.common.streams.windows[: flags.score_windows])
         groups = slopes["heads"].reshape(shape.layers, -1, shape.group).sum(axis=2)

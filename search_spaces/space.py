@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import product
 
@@ -71,10 +71,14 @@ class SearchSpace:
         return allocated(uniform, self.worth)
 
     def __iter__(self) -> Iterator[Architecture]:
+        for one in self._uniform():
+            yield from self._spread(one)
+
+    def _uniform(self) -> Iterator[Architecture]:
         for depth, hidden, (heads, kv_heads), mlp in product(self.depth, self.hidden, self.head_pairs, self.mlp):
             uniform = Architecture.uniform(depth, hidden, heads, mlp, kv_heads)
             if not self.stock_only or self.shape.is_stock(uniform):
-                yield from self._spread(uniform)
+                yield uniform
 
     def _spread(self, uniform: Architecture) -> Iterator[Architecture]:
         """What the space has of these average sizes, each once."""
@@ -87,11 +91,11 @@ class SearchSpace:
 
     def feasible(self, budget: Budget) -> Iterator[Architecture]:
         """The architectures inside the band, lazily, in grid order."""
-        for one in replace(self, worth=None):
+        for one in self._uniform():
             if self.shape.parameters(one) in budget:
                 yield from self._spread(one)
 
     @cached_property
     def counts(self) -> tuple[int, ...]:
         """The distinct parameter counts of the whole space, ascending."""
-        return tuple(sorted({self.shape.parameters(one) for one in replace(self, worth=None)}))
+        return tuple(sorted({self.shape.parameters(one) for one in self._uniform()}))
