@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -25,6 +26,8 @@ from search_spaces.architecture import Architecture
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#9A9A9A"
 LOSS = "validation loss (nats per token)"
 SIZES = {"depth": "layers", "hidden": "hidden size", "heads": "heads per layer", "mlp": "MLP neurons per layer"}
+EQUAL: dict[str, Any] = {"color": BLUE, "alpha": 0.7, "linewidth": 0}
+VARIED: dict[str, Any] = {"facecolor": "none", "edgecolor": BLUE, "marker": "D", "label": "mean of differing layers"}
 FEW_TICKS = 6
 Array = NDArray[np.floating]
 
@@ -127,15 +130,18 @@ def plot_importance(layers: Array, shares: Array, heads: Array, mlp: Array, path
 def plot_sizes(records: Sequence[TrialRecord], path: Path, winner_architecture: Architecture | None = None) -> Path:
     """Which sizes were tried and what came of them: final loss against each axis, one panel an axis.
 
-    Sizes that differ from layer to layer are shown by their mean. Trials without a final loss are ticks at the foot.
+    Sizes that differ from layer to layer are shown by their mean, as open diamonds. Trials without a final loss are
+    ticks at the foot.
     """
     figure = blank(11, 3.9)
     panels = figure.subplots(1, len(SIZES), sharey=True)
     complete, winner = ranking(records), _winner(records, winner_architecture)
     others = [one for one in records if one.state in ("PRUNED", "FAIL")]
     for axes, (name, label) in zip(panels, SIZES.items(), strict=True):
-        sizes = [_size(one, name) for one in complete]
-        axes.scatter(sizes, [one.val_loss for one in complete], s=34, color=BLUE, alpha=0.7, linewidth=0)
+        for varies, look in ((False, EQUAL), (True, VARIED)):
+            some = [one for one in complete if _varies(one, name) is varies]
+            if some:
+                axes.scatter([_size(one, name) for one in some], [one.val_loss for one in some], s=34, **look)
         if winner is not None:
             axes.scatter(
                 _size(winner, name), winner.val_loss, s=170, marker="*", color=ORANGE, zorder=3, label="winner"
@@ -147,11 +153,12 @@ def plot_sizes(records: Sequence[TrialRecord], path: Path, winner_architecture: 
         )
         axes.set_xlabel(label)
         axes.margins(0.1, 0.12)
-        _size_ticks(axes, sorted({*sizes, *without}))
+        _size_ticks(axes, sorted({*(_size(one, name) for one in complete), *without}))
         grid(axes)
     panels[0].set_ylabel(f"final {LOSS}")
-    figure.suptitle("Sizes tried, and the loss they came to", fontsize=12)
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper right", ncols=2, frameon=False, fontsize=9)
+    figure.suptitle("Sizes tried, and the loss they came to", x=0.05, ha="left", fontsize=12)
+    shown = {label: handle for axes in panels for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    figure.legend(shown.values(), shown, loc="outside upper right", ncols=len(shown), frameon=False, fontsize=9)
     return save(figure, path)
 
 
@@ -237,6 +244,10 @@ def _points(records: Sequence[TrialRecord]) -> tuple[list[int], list[float]]:
 
 def _size(record: TrialRecord, name: str) -> float:
     return float(np.mean(getattr(record.architecture, name)))
+
+
+def _varies(record: TrialRecord, name: str) -> bool:
+    return len(set(np.ravel(getattr(record.architecture, name)))) > 1
 
 
 def _size_ticks(axes: Axes, sizes: Sequence[float]) -> None:

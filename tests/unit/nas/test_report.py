@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from matplotlib.image import imread
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 from tracking_reference import record
@@ -152,6 +153,15 @@ def test_the_winner_is_the_one_that_a_final_stage_chose(
 
 def _chosen(records: list[TrialRecord], number: int) -> dict[str, Architecture]:
     return {"winner_architecture": records[number].architecture}
+
+
+def test_sizes_tell_layers_that_differ_from_equal_ones_of_the_same_mean(tmp_path: Path) -> None:
+    def picture(*heads: int) -> NDArray[np.floating]:
+        some = record(2, architecture=Architecture(2, 192, heads, (768, 768)))
+        return imread(plot_sizes([some, record(3, val_loss=2.0)], tmp_path / "sizes.png"))
+
+    assert np.array_equal(picture(4, 4), picture(4, 4))
+    assert not np.array_equal(picture(4, 4), picture(2, 6))
 
 
 @pytest.mark.filterwarnings("error")
