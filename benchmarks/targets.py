@@ -5,16 +5,15 @@
 
 The same student is trained on the same batches, once on the exact distribution (from the teacher's hidden states, as
 trials are) and once on each kind of sparse target: the ``top`` k tokens with the mass of all others as one more
-outcome, and k tokens ``drawn`` from the distribution with replacement, their counts the weights, which is unbiased
-(random sampling knowledge distillation, arXiv 2503.16870). Printed are the KL to the teacher on validation text, the
-validation loss, what is kept of a token, and steps in a second; 2 bytes an id, 2 a probability, 1 a count, 2 a hidden
-channel.
+outcome, and k tokens ``drawn`` from the distribution with replacement, which is unbiased (random sampling knowledge
+distillation, arXiv 2503.16870), by the code of the trials. Printed are the KL to the teacher on validation text, the
+validation loss, what is kept of a token, and steps in a second; 2 bytes an id, 2 a probability, 4 for all that was
+drawn, 2 a hidden channel.
 """
 
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -25,64 +24,57 @@ from transformers import PreTrainedModel
 
 from benchmarks.flags import flags_of, plan_of
 from benchmarks.trainings import Trainings
+from trials.kl import chunk_tokens, chunked_drawn_kl
 
 SIZES = (8, 32, 64, 256)
 EXACT, TOP, DRAWN = "exact", "top", "drawn"
 
 
-@dataclass(frozen=True)
-class Sparse:
-    """``ids`` and ``weights`` (windows * length, k) of a teacher's distributions, of ``kind`` TOP or DRAWN."""
-
-    kind: str
-    ids: Tensor
-    weights: Tensor
-
-    def loss(self, hidden: Tensor, weight: Tensor, rows: Tensor) -> Tensor:
-        """Mean cross-entropy of a student's states (N, H) with the targets of ``rows`` (N,)."""
-        logits = F.linear(hidden, weight).float()
-        ids, weights = self.ids[rows].long(), self.weights[rows].float()
-        own = logits.gather(1, ids) - logits.logsumexp(dim=1, keepdim=True)
-        found = -(weights * own).sum(dim=1)
-        if self.kind == TOP:  # all other tokens are one outcome
-            rest = torch.log1p(-own.exp().sum(dim=1).clamp(max=1 - 1e-6))
-            found = found - (1 - weights.sum(dim=1)).clamp(min=0) * rest
-        return found.mean()
-
-
 class SparseTargets:
-    """The distributions of a teacher on the windows that the batches take, a part of each."""
+    """A part of the teacher's distributions on the windows that the batches take, of ``kind`` TOP or DRAWN."""
 
     def __init__(self, trainings: Trainings, kind: str, size: int, seed: int = 0) -> None:
-        self.trainings, self.sparse = trainings, _sparse(trainings, kind, size, seed)
+        self.trainings, self.kind = trainings, kind
+        self.ids, self.shares = _sparse(trainings, kind, size, seed)
 
     def loss(self, student: PreTrainedModel, places: NDArray[np.int64], tokens: Tensor) -> Tensor:
-        """See `Loss`."""
+        """See `Loss`; of drawn tokens, by the code of the trials."""
         family, length = self.trainings.family, tokens.shape[1]
         hidden, weight = family.backbone(student, tokens).flatten(0, 1), family.output_weight(student)
-        rows = torch.from_numpy(places[:, None] * length + np.arange(length)).flatten()
-        return self.sparse.loss(hidden, weight, rows.to(tokens.device))
+        rows = torch.from_numpy(places[:, None] * length + np.arange(length)).flatten().to(tokens.device)
+        ids = self.ids[rows].long()
+        if self.kind == TOP:
+            return _top_loss(F.linear(hidden, weight).float(), ids, self.shares[rows].float())
+        unknown = torch.zeros(len(ids), device=hidden.device)  # likelihoods, which have no part in the gradient
+        return chunked_drawn_kl(hidden, weight, ids, unknown, chunk_tokens(len(weight), hidden.device.type))
 
 
-def _sparse(trainings: Trainings, kind: str, size: int, seed: int) -> Sparse:
+def _top_loss(logits: Tensor, ids: Tensor, shares: Tensor) -> Tensor:
+    """Mean cross-entropy of ``logits`` (N, V) with the ``shares`` (N, k) of tokens ``ids``; others are one outcome."""
+    own = logits.gather(1, ids) - logits.logsumexp(dim=1, keepdim=True)
+    rest = torch.log1p(-own.exp().sum(dim=1).clamp(max=1 - 1e-6))
+    return -((shares * own).sum(dim=1) + (1 - shares.sum(dim=1)).clamp(min=0) * rest).mean()
+
+
+def _sparse(trainings: Trainings, kind: str, size: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Token ids (windows * length, size), and for TOP their probabilities, of every place that is trained on."""
     device, length = trainings.device, trainings.settings.sequence_length
     generator = torch.Generator(device).manual_seed(seed)
     train, targets = trainings.train, trainings.common.targets
     ids = torch.zeros(train.size, size, dtype=torch.int32, device=device)
-    weights = torch.zeros(train.size, size, dtype=torch.float16, device=device)
+    shares = torch.zeros(train.size, size if kind == TOP else 0, dtype=torch.float16, device=device)
     places = np.unique(np.concatenate([trainings.order.indices(step) for step in range(trainings.settings.steps)]))
     for place in places:
         tokens = torch.from_numpy(train[place : place + 1].astype(np.int64)).to(device)
         hidden, head = targets.hidden(np.array([place]), tokens), targets.head()
-        shares = F.softmax(F.linear(hidden.to(head.dtype), head).float(), dim=-1)
+        found = F.softmax(F.linear(hidden.to(head.dtype), head).float(), dim=-1)
         rows = slice(place * length, (place + 1) * length)
         if kind == TOP:
-            best = shares.topk(size, dim=-1)
-            ids[rows], weights[rows] = best.indices.int(), best.values.half()
+            best = found.topk(size, dim=-1)
+            ids[rows], shares[rows] = best.indices.int(), best.values.half()
         else:
-            ids[rows] = shares.multinomial(size, replacement=True, generator=generator).int()
-            weights[rows] = 1 / size
-    return Sparse(kind, ids, weights)
+            ids[rows] = found.multinomial(size, replacement=True, generator=generator).int()
+    return ids, shares
 
 
 def line(trainings: Trainings, start: PreTrainedModel, kind: str, size: int, seed: int = 0) -> str:
@@ -91,7 +83,7 @@ def line(trainings: Trainings, start: PreTrainedModel, kind: str, size: int, see
     student = copy.deepcopy(start)
     speed = trainings.trained(student, loss, trainings.settings.learning_rate)
     hidden = trainings.common.teacher.shape.hidden
-    kept = {EXACT: 2 * hidden, TOP: 4 * size, DRAWN: 3 * size}[kind]
+    kept = {EXACT: 2 * hidden, TOP: 4 * size, DRAWN: 2 * size + 4}[kind]
     name = f"{kind} {size}" if size else kind
     return f"{name:<12}{trainings.divergence(student):10.4f}{trainings.loss(student):10.4f}{kept:10,}{speed:9.2f}"
 
