@@ -45,7 +45,7 @@ def estimated_seconds(plan: Plan) -> float:
     whole_trial = estimate_seconds(plan.target.shape, candidate, plan.recipe, plan.resources.device)
     screening = estimate_screen_seconds(plan.target.shape, candidate, plan.recipe, plan.resources.device)
     at_a_time = plan.resources.workers if plan.resources.gpus else 1  # trials on a CPU share what is measured
-    return (screening * len(plan.screened) + whole_trial * expected_tokens(plan) / plan.recipe.tokens) / at_a_time
+    return (screening * plan.screenings + whole_trial * expected_tokens(plan) / plan.recipe.tokens) / at_a_time
 
 
 def summary(plan: Plan) -> list[tuple[str, str]]:
@@ -86,9 +86,9 @@ def _limits(plan: Plan) -> list[tuple[str, str]]:
 
 
 def _screening(plan: Plan) -> list[tuple[str, str]]:
-    if not plan.screened:
+    if not plan.screenings:
         return []
-    what = f"{len(plan.screened)} architectures before retraining, refitted on {CALIBRATION_TOKENS:,} tokens"
+    what = f"{plan.screenings} architectures before retraining, refitted on {CALIBRATION_TOKENS:,} tokens"
     return [("screen", f"{what}; the best of them are tried first")]
 
 

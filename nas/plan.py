@@ -6,12 +6,11 @@ import math
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
-from random import Random
 from typing import Any
 
 import psutil
 
-from nas.candidates import baselines, informed
+from nas.candidates import baselines
 from nas.objectives import LATENCY_MS, parse_objectives
 from nas.scheduler import rungs
 from nas.settings import SearchSettings
@@ -136,19 +135,11 @@ class Plan:
         return baselines(self.target.shape, self.target.feasible, self.settings.seed)
 
     @property
-    def screened(self) -> tuple[Architecture, ...]:
-        """What is measured before any retraining: a band as a whole, or of a larger one the informed and a draw."""
-        feasible, most = self.target.feasible, self.settings.screened
+    def screenings(self) -> int:
+        """How many architectures are measured before any retraining."""
         if self.settings.sampler != "screen":
-            return ()
-        if len(self.parts) > 1:
-            return tuple(one for part in self.parts for one in part.screened)
-        if len(feasible) <= most:
-            return feasible
-        first = dict.fromkeys([one for _, one in informed(self.target.shape, feasible)])
-        others = [one for one in feasible if one not in first]
-        drawn = Random(self.settings.seed).sample(others, max(0, most - len(first)))
-        return (*first, *drawn)[:most]
+            return 0
+        return sum(min(self.settings.screened, len(part.target.feasible)) for part in self.parts)
 
     @property
     def output(self) -> Path:

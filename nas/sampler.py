@@ -65,7 +65,7 @@ class FeasibleSampler(BaseSampler):
         self.screened: Mapping[str, float | None] = {}  # by key
         self.costs: Callable[[Architecture], Point] = lambda _: ()
         self.bands = [band(budgets, space.shape.parameters(one)) for one in feasible]
-        self.positions = np.array([self._position(space.sizes(one)) for one in feasible])
+        self.positions = np.array([space.position(space.sizes(one)) for one in feasible])
 
     def untried(self, study: Study) -> list[int]:
         """Indices of the feasible architectures that no trial of the study has."""
@@ -107,7 +107,7 @@ class FeasibleSampler(BaseSampler):
         elif proposal := self._propose(study, trial, search_space, seed):
             # NSGA-II leaves a mutated size out, to be drawn afresh.
             drawn = {axis: int(generator.choice(sizes)) for axis, sizes in self.space.axes.items()}
-            distance = np.square(self.positions[untried] - self._position({**drawn, **proposal})).sum(axis=1)
+            distance = np.square(self.positions[untried] - self.space.position({**drawn, **proposal})).sum(axis=1)
             chosen = untried[int(distance.argmin())]
         else:
             chosen = untried[int(generator.integers(len(untried)))]
@@ -135,14 +135,6 @@ class FeasibleSampler(BaseSampler):
     ) -> Any:
         """Never reached: `sample_relative` gives all axes."""
         raise RuntimeError(f"{param_name} is not an axis of the space")
-
-    def _position(self, sizes: Mapping[str, int]) -> list[float]:
-        axes = self.space.axes
-        return [_scaled(sizes[axis], values[0], values[-1]) for axis, values in axes.items()]
-
-
-def _scaled(size: int, smallest: int, largest: int) -> float:
-    return (size - smallest) / (largest - smallest) if largest > smallest else 0.0
 
 
 def _ordinal(study: Study, trial: FrozenTrial) -> int:

@@ -90,11 +90,11 @@ class SearchStudy:
         """Keep ``value`` (JSON) with the study."""
         self._study.set_user_attr(key, value)
 
-    def keep(self, survey: str, architecture: Architecture, value: float | None) -> None:
-        """Keep what a ``survey`` found of ``architecture``; None where it came to nothing."""
+    def keep(self, survey: str, key: str, value: float | None) -> None:
+        """Keep what a ``survey`` found of the architecture ``key``; None where it came to nothing."""
         finite = value if value is not None and math.isfinite(value) else None
-        self.remember(f"{survey}/{architecture.key}", finite)
-        self._kept[survey][architecture.key] = finite
+        self.remember(f"{survey}/{key}", finite)
+        self._kept[survey][key] = finite
 
     def kept(self, survey: str) -> dict[str, float | None]:
         """What is kept of a ``survey``, by the architecture's key."""

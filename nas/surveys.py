@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -14,6 +15,7 @@ from nas.errors import Failure
 from nas.plan import Plan, Resources
 from nas.progress import clock
 from nas.runner import architecture_spec
+from nas.screening import to_screen
 from nas.study import SCREENED, TIMED, SearchStudy
 from nas.tasks import run_screens, run_timings
 from search_spaces.architecture import Architecture
@@ -24,6 +26,8 @@ LINES = 10  # of progress, where there is no terminal
 
 Hear = Callable[[str, float | Failure | None], None]
 Run = Callable[[Mapping[str, TrialSpec], Resources, Hear], None]
+Wanted = Callable[[Mapping[str, float | None]], Sequence[Architecture]]
+"""What is to be measured, as far as the figures that are known, by key, decide it."""
 
 
 @dataclass(frozen=True)
@@ -40,9 +44,9 @@ TIMING = Survey(TIMED, run_timings, "fastest {key}: {value:.2f} ms a token")
 
 
 def run_screening(plan: Plan, study: SearchStudy, console: Console) -> None:
-    """Screen what is left of ``plan.screened`` (see `trials.screen`); nothing is once all trials are done."""
+    """Screen what is left of `to_screen` (see `trials.screen`); nothing is once all trials are done."""
     if study.finished() < plan.trials:
-        _survey(SCREENING, plan, study, console, plan.screened)
+        _survey(SCREENING, plan, study, console, partial(to_screen, plan), plan.screenings)
 
 
 def within_latency(plan: Plan, study: SearchStudy, console: Console) -> Plan:
@@ -51,7 +55,8 @@ def within_latency(plan: Plan, study: SearchStudy, console: Console) -> Plan:
     Raises InputError when none of a budget is fast enough, naming the fastest.
     """
     alone = replace(plan, resources=replace(plan.resources, workers=1))
-    _survey(TIMING, alone, study, console, plan.target.feasible)
+    feasible = plan.target.feasible
+    _survey(TIMING, alone, study, console, lambda _: feasible, len(feasible))
     most, found = plan.settings.max_latency_ms, study.kept(TIMED)
     if most is None:
         return plan
@@ -77,7 +82,7 @@ def first_candidates(plan: Plan, screened: Mapping[str, float | None]) -> list[t
         return []
     if plan.settings.sampler != "screen":
         return informed(plan.target.shape, plan.target.feasible)
-    losses = {one: loss for one in plan.screened if (loss := screened.get(one.key)) is not None}
+    losses = {one: loss for one in plan.target.feasible if (loss := screened.get(one.key)) is not None}
     order = sorted(losses, key=losses.__getitem__)
     stock = [one for one in order if plan.target.shape.is_stock(one)]
     chosen = dict.fromkeys(order[:1], "best before retraining")
@@ -86,29 +91,34 @@ def first_candidates(plan: Plan, screened: Mapping[str, float | None]) -> list[t
     return [(why, one) for one, why in chosen.items()]
 
 
-def _survey(survey: Survey, plan: Plan, study: SearchStudy, console: Console, wanted: tuple[Architecture, ...]) -> None:
-    """Measure what is left of ``wanted``, and keep every figure in the study as it comes.
+def _survey(survey: Survey, plan: Plan, study: SearchStudy, console: Console, wanted: Wanted, total: int) -> None:
+    """Measure what is left of ``wanted``, in the end ``total``, and keep every figure in the study as it comes.
 
     Raises InputError when a worker does.
     """
-    known = study.kept(survey.name)
-    left = {one.key: one for one in wanted if one.key not in known}
+
+    def missing() -> dict[str, Architecture]:
+        known = study.kept(survey.name)
+        return {one.key: one for one in wanted(known) if one.key not in known}
+
+    left, asked = missing(), set[str]()
     if not left:
         return
-    if len(left) < len(wanted):
-        console.print(f"study {plan.study}: {len(wanted) - len(left)} of {len(wanted)} are {survey.name} already")
-    with _Shown(survey, console, study, left, len(wanted)) as shown:
-        survey.run({key: architecture_spec(plan, one) for key, one in left.items()}, plan.resources, shown.hear)
+    if done := len(wanted(study.kept(survey.name))) - len(left):
+        console.print(f"study {plan.study}: {done} of {total} are {survey.name} already")
+    with _Shown(survey, console, study, done, total) as shown:
+        while left:
+            survey.run({key: architecture_spec(plan, one) for key, one in left.items()}, plan.resources, shown.hear)
+            asked |= left.keys()  # each once: what is still missing then is open to the next run
+            left = {key: one for key, one in missing().items() if key not in asked}
 
 
 class _Shown:
     """Tells the study, and shows how far it is: a bar on a terminal, a few lines elsewhere."""
 
-    def __init__(
-        self, survey: Survey, console: Console, study: SearchStudy, left: dict[str, Architecture], total: int
-    ) -> None:
-        self.survey, self.console, self.study, self.left = survey, console, study, left
-        self.total, self.done, self.started = total, total - len(left), time.monotonic()
+    def __init__(self, survey: Survey, console: Console, study: SearchStudy, done: int, total: int) -> None:
+        self.survey, self.console, self.study = survey, console, study
+        self.total, self.done, self.started = total, done, time.monotonic()
         columns = (TextColumn(survey.name), BarColumn(30), MofNCompleteColumn(), TextColumn("{task.fields[best]}"))
         self.bar = Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal)
         self.task = self.bar.add_task("", total=total, completed=self.done, best="")
@@ -130,7 +140,7 @@ class _Shown:
         if isinstance(heard, Failure):
             self.console.print(f"{key} could not be {self.survey.name}: {heard.reason}", soft_wrap=True)
         if not (isinstance(heard, Failure) and heard.retry):
-            self.study.keep(self.survey.name, self.left[key], None if isinstance(heard, Failure) else heard)
+            self.study.keep(self.survey.name, key, None if isinstance(heard, Failure) else heard)
         self.done += 1
         best = self._best()
         self.bar.update(self.task, completed=self.done, best=best)

@@ -70,6 +70,10 @@ class SearchSpace:
             raise ValueError(f"architecture {sizes}: what the teacher's units are worth is not known yet")
         return allocated(uniform, self.worth)
 
+    def position(self, sizes: Mapping[str, int]) -> list[float]:
+        """Where ``sizes`` lie on the axes, each axis scaled to [0, 1]."""
+        return [_scaled(sizes[axis], values[0], values[-1]) for axis, values in self.axes.items()]
+
     def __iter__(self) -> Iterator[Architecture]:
         for one in self._uniform():
             yield from self._spread(one)
@@ -99,3 +103,7 @@ class SearchSpace:
     def counts(self) -> tuple[int, ...]:
         """The distinct parameter counts of the whole space, ascending."""
         return tuple(sorted({self.shape.parameters(one) for one in self._uniform()}))
+
+
+def _scaled(size: int, smallest: int, largest: int) -> float:
+    return (size - smallest) / (largest - smallest) if largest > smallest else 0.0

@@ -16,7 +16,6 @@ from rich.console import Console
 from tracking_reference import record
 
 from nas import surveys
-from nas.candidates import informed
 from nas.errors import Failure
 from nas.objectives import dominated_by
 from nas.plan import Machine, Plan, Resources, make_plan, resolve_target
@@ -93,27 +92,11 @@ def screened(plan: Plan) -> str:
     return console.file.getvalue()  # type: ignore[attr-defined, no-any-return]
 
 
-def test_a_small_band_is_screened_whole_and_of_a_larger_one_the_informed_and_a_draw(
-    plan: Plan, tiny_teacher_folder: Path, tmp_path: Path
-) -> None:
-    feasible, count = plan.target.feasible, len(plan.target.feasible)
-    assert 8 < count <= 64
-    assert plan.screened == feasible
-    some = make(tiny_teacher_folder, tmp_path, screened=8).screened
-    assert len(set(some)) == 8
-    assert set(some) <= set(feasible)
-    assert {one for _, one in informed(plan.target.shape, feasible)} <= set(some)
-    assert make(tiny_teacher_folder, tmp_path, screened=8).screened == some
-    assert make(tiny_teacher_folder, tmp_path, screened=8, seed=1).screened != some
-    assert make(tiny_teacher_folder, tmp_path, screened=1).screened == some[:1]
-    assert make(tiny_teacher_folder, tmp_path, sampler="tpe").screened == ()
-
-
 def test_trials_come_in_the_order_of_the_screening_the_best_stock_one_second(plan: Plan, runner: Runner) -> None:
     said = screened(plan)
-    assert f"{len(plan.screened)}/{len(plan.screened)} screened" in said
+    assert f"{len(plan.target.feasible)}/{len(plan.target.feasible)} screened" in said
     assert said.count("\n") == surveys.LINES
-    study, order = study_of(plan), sorted(plan.screened, key=loss_of)
+    study, order = study_of(plan), sorted(plan.target.feasible, key=loss_of)
     study.queue(first_candidates(plan, study.kept(SCREENED)))
     asked = [study.ask() for _ in order]
     assert study.ask() is None
@@ -133,34 +116,54 @@ def test_what_was_screened_before_an_interrupt_is_kept_and_not_done_again(plan: 
     runner.outcome[3] = KeyboardInterrupt()
     with pytest.raises(KeyboardInterrupt):
         screened(plan)
-    assert f"3 of {len(plan.screened)} are screened already" in screened(plan)
-    assert len(runner.ran) == len(plan.screened) + 1
+    assert f"3 of {len(plan.target.feasible)} are screened already" in screened(plan)
+    assert len(runner.ran) == len(plan.target.feasible) + 1
     assert runner.ran.count(runner.ran[3]) == 2
     assert screened(plan) == ""
-    assert study_of(plan).kept(SCREENED) == {one.key: loss_of(one) for one in plan.screened}
+    assert study_of(plan).kept(SCREENED) == {one.key: loss_of(one) for one in plan.target.feasible}
 
 
 def test_a_screening_that_fails_costs_the_architecture_its_place_and_nothing_else(plan: Plan, runner: Runner) -> None:
+    feasible = plan.target.feasible
     runner.outcome = {0: Failure("out of memory", retry=False), 1: float("nan")}
-    assert f"{plan.screened[0].key} could not be screened: out of memory" in screened(plan)
+    assert f"{feasible[0].key} could not be screened: out of memory" in screened(plan)
     study = study_of(plan)
-    assert [study.kept(SCREENED)[one.key] for one in plan.screened[:3]] == [None, None, loss_of(plan.screened[2])]
-    asked = [one.architecture for _ in plan.screened if (one := study.ask())]
-    assert set(asked[:-2]) == set(plan.screened[2:])
-    assert set(asked[-2:]) == set(plan.screened[:2])
+    assert [study.kept(SCREENED)[one.key] for one in feasible[:3]] == [
+        None,
+        None,
+        loss_of(feasible[2]),
+    ]
+    asked = [one.architecture for _ in feasible if (one := study.ask())]
+    assert set(asked[:-2]) == set(feasible[2:])
+    assert set(asked[-2:]) == set(feasible[:2])
 
 
 def test_a_screening_that_a_retry_may_mend_is_open_to_the_next_run(plan: Plan, runner: Runner) -> None:
     runner.outcome = {0: Failure("its node went away", retry=True)}
     screened(plan)
-    assert plan.screened[0].key not in study_of(plan).kept(SCREENED)
+    assert plan.target.feasible[0].key not in study_of(plan).kept(SCREENED)
     screened(plan)
     assert runner.ran[-1] == runner.ran[0]
-    assert study_of(plan).kept(SCREENED)[plan.screened[0].key] == loss_of(plan.screened[0])
+    assert study_of(plan).kept(SCREENED)[plan.target.feasible[0].key] == loss_of(plan.target.feasible[0])
+
+
+def test_of_a_larger_band_the_rounds_follow_what_was_found_and_one_that_may_be_mended_holds_no_other_budget(
+    tiny_teacher_folder: Path, tmp_path: Path, runner: Runner
+) -> None:
+    plan = make(tiny_teacher_folder, tmp_path, budget="80%,60%", screened=8)
+    large, small = plan.parts
+    runner.outcome = {0: Failure("its node went away", retry=True)}  # of the first half of the large one
+    screened(plan)
+    ran = [sum(one.key in runner.ran for one in part.target.feasible) for part in (large, small)]
+    assert ran == [4, 8]
+    assert "11 of 16 are screened already" in screened(plan)
+    assert len(set(runner.ran)) == 16
+    assert len(runner.ran) == 17
+    assert screened(plan) == ""
 
 
 def test_table_and_picture_show_what_became_of_the_screened(plan: Plan, tmp_path: Path) -> None:
-    first, second, third, *_ = plan.screened
+    first, second, third, *_ = plan.target.feasible
     losses = {first.key: 4.0, second.key: None, third.key: 3.0}
     records = [record(0, architecture=first, val_loss=2.5), record(1, "PRUNED", rungs=2)]
     lines = list(csv.DictReader(io.StringIO(screening_csv(losses, plan.target.feasible, plan.target.shape, records))))
@@ -213,7 +216,7 @@ def test_weighed_against_latency_the_front_of_the_screening_comes_first(
     screened(plan)
     study = study_of(plan)
     for one in plan.target.feasible:
-        study.keep(TIMED, one, float(one.hidden))
+        study.keep(TIMED, one.key, float(one.hidden))
     points = {one: (loss_of(one), float(one.hidden)) for one in plan.target.feasible}
     members = {one for one, point in points.items() if not dominated_by(point, points.values())}
     assert len(members) > 1
