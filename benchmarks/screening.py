@@ -12,28 +12,19 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
-from random import Random
 from statistics import mean
 from unittest import mock
 
 from benchmarks.strategies import Truth
-from nas.candidates import informed
-from nas.screening import RIDGE, follow
+from nas.screening import RIDGE, drawn, follow
 from search_spaces.architecture import Architecture
 
 TOKENS, PARTS, RIDGES, EIGHT = 8_192, (12, 16, 24, 32), (0.001, RIDGE, 0.1), 8
 
 
-def order_of(truth: Truth, seed: int) -> list[Architecture]:
-    """The informed candidates, and all others as drawn."""
-    band = list(truth.architectures.values())
-    ideas = list(dict.fromkeys(one for _, one in informed(truth.shape, band)))
-    others = [one for one in band if one not in ideas]
-    return [*ideas, *Random(seed).sample(others, len(others))]
-
-
-def followed(truth: Truth, order: list[Architecture], most: int, ridge: float) -> list[str]:
+def followed(truth: Truth, order: Sequence[Architecture], most: int, ridge: float) -> list[str]:
     """Keys of what is screened when losses are followed."""
     known, losses = truth.screens(TOKENS), dict[str, float | None]()
     with mock.patch("nas.screening.RIDGE", ridge):
@@ -48,7 +39,7 @@ def line(truth: Truth, most: int, ridge: float | None, seeds: int) -> str:
     best = sorted(known, key=known.__getitem__)
     hits, shares, above = [], [], []
     for seed in range(seeds):
-        order = order_of(truth, seed)
+        order = drawn(truth.shape, list(truth.architectures.values()), seed)
         found = [one.key for one in order[:most]] if ridge is None else followed(truth, order, most, ridge)
         first = min(found, key=known.__getitem__)
         hits.append(first == best[0])

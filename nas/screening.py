@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from nas.candidates import informed
 from nas.plan import Plan
 from search_spaces.architecture import Architecture
+from search_spaces.shape import ModelShape
 from search_spaces.space import SearchSpace
 
 ROUNDS = 4  # in which the second half of a screening is chosen
@@ -50,13 +51,18 @@ def follow(space: SearchSpace, order: Sequence[Architecture], most: int, losses:
     return tuple(found)
 
 
+def drawn(shape: ModelShape, feasible: Sequence[Architecture], seed: int) -> tuple[Architecture, ...]:
+    """The informed candidates of a band, then all others in an order that ``seed`` draws."""
+    ideas = dict.fromkeys(one for _, one in informed(shape, feasible))
+    others = [one for one in feasible if one not in ideas]
+    return (*ideas, *Random(seed).sample(others, len(others)))
+
+
 def _of_band(part: Plan, losses: Losses) -> tuple[Architecture, ...]:
     target, most = part.target, part.settings.screened
     if len(target.feasible) <= most:
         return target.feasible
-    ideas = dict.fromkeys(one for _, one in informed(target.shape, target.feasible))
-    others = [one for one in target.feasible if one not in ideas]
-    order = (*ideas, *Random(part.settings.seed).sample(others, len(others)))
+    order = drawn(target.shape, target.feasible, part.settings.seed)
     return order[:most] if len(part.objectives) > 1 else follow(target.space, order, most, losses)
 
 
