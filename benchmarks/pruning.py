@@ -3,11 +3,10 @@
     python -m benchmarks.pruning --model mini --corpus stdlib
     python -m benchmarks.pruning --model teachers/SmolLM2-135M-Instruct.Q4_1.gguf --corpus ./wikitext-2 --candidates 8
 
-For each share of the teacher's non-embedding parameters, candidates of the default space (at most 3 % below the share)
-are cut twice: as slices by Minitron's scores - mean over the sequence, L2 over the batch, Block Importance (arXiv
-2407.14679) -, which is the plain recipe, and as a search does it (`trials.prune`). The best of either by its loss on
-validation text goes on: both are distilled on the same batches, each at a learning rate that suits it, and compared
-window by window.
+For each share of the teacher's non-embedding parameters, candidates of the space (at most 3 % below the share) are cut
+twice: as slices by Minitron's scores - mean over the sequence, L2 over the batch, Block Importance; arXiv 2407.14679 -,
+which is the plain recipe, and as a search does it (`trials.prune`). The best of either by its loss on validation text
+goes on: both are distilled on the same batches, each at a learning rate that suits it, and compared window by window.
 """
 
 from __future__ import annotations
@@ -26,8 +25,7 @@ from benchmarks.minitron import minitron_scores
 from nas.bootstrap import paired_difference
 from nas.plan import Plan
 from search_spaces.architecture import Architecture
-from search_spaces.files import load_space
-from search_spaces.shape import ModelShape
+from search_spaces.space import SearchSpace
 from trials.corpus import windows
 from trials.distill import DistillSettings, distill
 from trials.evaluate import window_losses
@@ -49,9 +47,10 @@ class Student:
     excess: float
 
 
-def candidates(shape: ModelShape, share: float, count: int | None) -> list[Architecture]:
-    """Those of the default space within `SLACK` below ``share`` of the non-embedding parameters, evenly thinned."""
-    whole, space = shape.non_embedding_parameters(shape.full), load_space("default", shape)
+def candidates(space: SearchSpace, share: float, count: int | None) -> list[Architecture]:
+    """Those of ``space`` within `SLACK` below ``share`` of the non-embedding parameters, evenly thinned."""
+    shape = space.shape
+    whole = shape.non_embedding_parameters(shape.full)
     band = [one for one in space if 1 - SLACK <= shape.non_embedding_parameters(one) / (share * whole) <= 1]
     if count is None or count >= len(band):
         return band
@@ -62,7 +61,7 @@ class Bench:
     """A teacher with its text, and what its students are worth."""
 
     def __init__(self, plan: Plan) -> None:
-        self.recipe = plan.recipe
+        self.recipe, self.space = plan.recipe, plan.target.space
         self.common = shared(self.recipe, str(plan.cache), plan.resources.device)
         self.text = windows(self.common.corpus.validation, self.recipe.sequence_length)
         model, family, calibration = self.common.teacher.model, self.common.targets.family, self.common.streams.windows
@@ -107,10 +106,9 @@ class Bench:
 
 def compare(bench: Bench, share: float, count: int | None) -> None:
     """Print the table of one share."""
-    shape: ModelShape = bench.common.teacher.shape
     print(f"\n{share:.0%} of the non-embedding parameters, teacher {bench.teacher_loss:.4f}; excess loss, nats a token")
     print(f"{'architecture':<22}{'parameters':>12}{'slices':>9}{'refit':>9}{'ratio':>8}{'refitted in':>12}")
-    students = bench.zero_shot(candidates(shape, share, count))
+    students = bench.zero_shot(candidates(bench.space, share, count))
     best = [min((one for one in students if one.way == way), key=lambda one: one.excess) for way in (SLICES, REFIT)]
     after = [bench.distilled(one.architecture, one.way) for one in best]
     for one, losses in zip(best, after, strict=True):
@@ -122,7 +120,7 @@ def compare(bench: Bench, share: float, count: int | None) -> None:
 
 
 def main() -> None:
-    parser = flags_of(__doc__)  # the budget is not asked for anything
+    parser = flags_of(__doc__, space="default")  # the budget is asked for nothing, but the space has to meet it
     parser.add_argument("--candidates", type=int, default=None, metavar="N", help="of each share (all)")
     parser.add_argument("--shares", type=float, nargs="+", default=SHARES, help="of the non-embedding parameters")
     flags = parser.parse_args()
