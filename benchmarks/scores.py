@@ -13,6 +13,7 @@ with a ridge, and i the place of the unit (a block, for a head):
     variance       of a, summed over a head
     output         E |W_i a|^2, what the unit adds to the stream (Wanda, arXiv 2306.11695, for a whole unit)
     OBS            tr(W_i ((C^-1)_ii)^-1 W_i^T), what is lost when all others are refitted (Hassibi and Stork, 1993)
+    elimination    OBS again and again, the others refitted each time (ZipLM, arXiv 2302.04089), neurons alone
     Fisher         E (dL / dg)^2 over windows, g a factor of the unit, L the loss on the text (arXiv 2204.09656)
 
 The best refitted choice of each axis is then taken for all axes at once and distilled beside Minitron's.
@@ -39,6 +40,7 @@ from search_spaces.architecture import Architecture
 from trials.families.base import matrix_of
 from trials.losses import mean_loss
 from trials.moments import second_moments
+from trials.refit import RIDGE as REFIT_RIDGE
 
 RIDGE = 0.01  # of the mean of C's diagonal
 BATCH = 4  # windows in a pass
@@ -126,6 +128,21 @@ def obs(mean: Tensor, second: Tensor, weight: Tensor, size: int) -> Tensor:
     return _energy(_columns(weight, size), left)
 
 
+def elimination(mean: Tensor, second: Tensor, weight: Tensor, size: int) -> Tensor:
+    """When each goes: with P = C^-1 its cost is |V_i|^2 / P_ii; V -= V_i P_i / P_ii, P -= P_i P_i^T / P_ii."""
+    ridge = REFIT_RIDGE * second.diagonal().mean() * torch.eye(len(second), dtype=second.dtype)
+    inverse, left = torch.linalg.inv(second + ridge), weight.clone()
+    places = torch.full((len(second),), torch.inf, dtype=second.dtype)
+    for place in range(len(second)):
+        costs = left.square().sum(dim=0) / inverse.diagonal()
+        out = int(costs.masked_fill(places.isfinite(), torch.inf).argmin())
+        row, places[out] = inverse[out].clone(), place
+        left.addr_(left[:, out].clone(), row / row[out], alpha=-1)
+        inverse.addr_(row, row / row[out], alpha=-1)
+        inverse[out, out] = 1  # all else of its row and column is 0 by now
+    return places
+
+
 @contextmanager
 def gated(bench: Bench, windows: int) -> Iterator[dict[str, list[Tensor]]]:
     """While open, the teacher's units are multiplied by gates of 1, (windows, 1, units), for each layer of an axis."""
@@ -179,6 +196,8 @@ def all_scores(bench: Bench, windows: Tensor) -> dict[str, dict[str, Values]]:
     found: dict[str, dict[str, Values]] = {}
     for axis in SHARES:
         others = {name: moments.scores(axis, way) for name, way in ways.items()}
+        if axis == "mlp":
+            others["elimination"] = moments.scores(axis, elimination)
         found[axis] = {MINITRON: getattr(bench.minitron, axis), **others, "Fisher": slopes[axis]}
     return found
 
