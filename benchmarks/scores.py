@@ -13,7 +13,7 @@ with a ridge, and i the place of the unit (a block, for a head):
     variance       of a, summed over a head
     output         E |W_i a|^2, what the unit adds to the stream (Wanda, arXiv 2306.11695, for a whole unit)
     OBS            tr(W_i ((C^-1)_ii)^-1 W_i^T), what is lost when all others are refitted (Hassibi and Stork, 1993)
-    elimination    OBS again and again, the others refitted each time (ZipLM, arXiv 2302.04089), neurons alone
+    elimination    OBS again and again, all others refitted each time (ZipLM, arXiv 2302.04089), for neurons only
     Fisher         E (dL / dg)^2 over windows, g a factor of the unit, L the loss on the text (arXiv 2204.09656)
 
 The best refitted choice of each axis is then taken for all axes at once and distilled beside Minitron's.
@@ -129,9 +129,13 @@ def obs(mean: Tensor, second: Tensor, weight: Tensor, size: int) -> Tensor:
 
 
 def elimination(mean: Tensor, second: Tensor, weight: Tensor, size: int) -> Tensor:
-    """When each goes: with P = C^-1 its cost is |V_i|^2 / P_ii; V -= V_i P_i / P_ii, P -= P_i P_i^T / P_ii."""
-    ridge = REFIT_RIDGE * second.diagonal().mean() * torch.eye(len(second), dtype=second.dtype)
-    inverse, left = torch.linalg.inv(second + ridge), weight.clone()
+    """When each goes: with P = C^-1 its cost is |V_i|^2 / P_ii; V -= V_i P_i / P_ii, P -= P_i P_i^T / P_ii.
+
+    The ridge is a share of each neuron's own mean square, lest a few large ones hide what all others are worth.
+    """
+    size_of = second.diagonal().clamp(min=torch.finfo(torch.float32).tiny).sqrt()
+    even = second / torch.outer(size_of, size_of) + REFIT_RIDGE * torch.eye(len(second), dtype=second.dtype)
+    inverse, left = torch.linalg.inv(even), weight * size_of
     places = torch.full((len(second),), torch.inf, dtype=second.dtype)
     for place in range(len(second)):
         costs = left.square().sum(dim=0) / inverse.diagonal()
