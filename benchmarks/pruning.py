@@ -21,7 +21,6 @@ import numpy as np
 from transformers import PreTrainedModel
 
 from benchmarks.flags import flags_of, plan_of
-from benchmarks.minitron import minitron_scores
 from nas.bootstrap import paired_difference
 from nas.plan import Plan
 from search_spaces.architecture import Architecture
@@ -29,6 +28,7 @@ from search_spaces.space import SearchSpace
 from trials.corpus import windows
 from trials.distill import DistillSettings, distill
 from trials.evaluate import window_losses
+from trials.importance import compute_importance
 from trials.losses import WindowLosses, mean_loss
 from trials.preparation import shared
 from trials.prune import prune
@@ -65,7 +65,7 @@ class Bench:
         self.common = shared(self.recipe, str(plan.cache), plan.resources.device)
         self.text = windows(self.common.corpus.validation, self.recipe.sequence_length)
         model, family, calibration = self.common.teacher.model, self.common.targets.family, self.common.streams.windows
-        self.minitron = minitron_scores(model, family, calibration)
+        self.minitron = compute_importance(model, family, calibration)
         self.teacher_loss = mean_loss(self.losses(self.common.teacher.model))
 
     def losses(self, model: PreTrainedModel) -> WindowLosses:

@@ -40,7 +40,7 @@ from search_spaces.architecture import Architecture
 from trials.families.base import matrix_of
 from trials.losses import mean_loss
 from trials.moments import second_moments
-from trials.refit import RIDGE as REFIT_RIDGE
+from trials.neuron_order import eliminated
 
 RIDGE = 0.01  # of the mean of C's diagonal
 BATCH = 4  # windows in a pass
@@ -129,22 +129,7 @@ def obs(mean: Tensor, second: Tensor, weight: Tensor, size: int) -> Tensor:
 
 
 def elimination(mean: Tensor, second: Tensor, weight: Tensor, size: int) -> Tensor:
-    """When each goes: with P = C^-1 its cost is |V_i|^2 / P_ii; V -= V_i P_i / P_ii, P -= P_i P_i^T / P_ii.
-
-    The ridge is a share of each neuron's own mean square, lest a few large ones hide what all others are worth.
-    """
-    size_of = second.diagonal().clamp(min=torch.finfo(torch.float32).tiny).sqrt()
-    even = second / torch.outer(size_of, size_of) + REFIT_RIDGE * torch.eye(len(second), dtype=second.dtype)
-    inverse, left = torch.linalg.inv(even), weight * size_of
-    places = torch.full((len(second),), torch.inf, dtype=second.dtype)
-    for place in range(len(second)):
-        costs = left.square().sum(dim=0) / inverse.diagonal()
-        out = int(costs.masked_fill(places.isfinite(), torch.inf).argmin())
-        row, places[out] = inverse[out].clone(), place
-        left.addr_(left[:, out].clone(), row / row[out], alpha=-1)
-        inverse.addr_(row, row / row[out], alpha=-1)
-        inverse[out, out] = 1  # all else of its row and column is 0 by now
-    return places
+    return eliminated(second - torch.outer(mean, mean), weight)
 
 
 @contextmanager

@@ -226,13 +226,13 @@ def _heads_map(figure: Figure, axes: Axes, heads: Array) -> None:
 
 
 def _neurons(axes: Axes, mlp: Array) -> None:
-    """Quantiles in each layer: a layer whose low quantiles are near zero can lose neurons cheaply."""
+    """What each layer has lost when a share of its neurons has gone: a quantile of their scores."""
     layers = range(len(mlp))
     levels = np.quantile(mlp, (0.05, 0.25, 0.5, 0.75, 0.95), axis=1)
-    axes.fill_between(layers, levels[0], levels[4], color=BLUE, alpha=0.15, linewidth=0, label="5 % to 95 %")
-    axes.fill_between(layers, levels[1], levels[3], color=BLUE, alpha=0.35, linewidth=0, label="25 % to 75 %")
-    axes.plot(layers, levels[2], color=BLUE, marker=".", label="median")
-    axes.set(xlabel="layer", ylabel="mean square", title="MLP neurons: what each adds to the stream")
+    axes.fill_between(layers, levels[0], levels[4], color=BLUE, alpha=0.15, linewidth=0, label="5 % to 95 % gone")
+    axes.fill_between(layers, levels[1], levels[3], color=BLUE, alpha=0.35, linewidth=0, label="25 % to 75 % gone")
+    axes.plot(layers, levels[2], color=BLUE, marker=".", label="half of them gone")
+    axes.set(xlabel="layer", ylabel="mean square", title="MLP neurons: what a layer lacks without some")
     axes.xaxis.set_major_locator(MaxNLocator(12, integer=True))
     axes.set_ylim(bottom=0)
     legend(axes)

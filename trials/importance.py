@@ -19,11 +19,11 @@ from transformers import PreTrainedModel
 from search_spaces.errors import InputError
 from trials.cache import Cache, digest
 from trials.families import Family, family_of
-from trials.families.base import matrix_of
 from trials.layer_order import removal_losses
+from trials.neuron_order import elimination_losses
 from trials.teacher import Teacher
 
-SCORING_VERSION = 3  # part of the cache key: raise it whenever a score changes
+SCORING_VERSION = 4  # part of the cache key: raise it whenever a score changes
 SCORES_FILE = "scores.npz"
 BATCH = 4  # windows in one forward pass; bounds memory, changes no score
 
@@ -32,8 +32,8 @@ BATCH = 4  # windows in one forward pass; bounds memory, changes no score
 class ImportanceScores:
     """Scores of one teacher, float32; higher matters more.
 
-    ``layers`` (L,), ``hidden`` (H,) - one ranking for the whole network -, ``heads`` (L, A), ``mlp`` (L, M). Layers of
-    `compute_importance` have Block Importance, those of `load_importance`, of a search, `removal_losses`.
+    ``layers`` (L,), ``hidden`` (H,) - one ranking for the whole network -, ``heads`` (L, A), ``mlp`` (L, M). Those of
+    `compute_importance` are Minitron's, those of a search are of `load_importance`.
     """
 
     layers: NDArray[np.float32]
@@ -56,7 +56,7 @@ class ImportanceScores:
 def compute_importance(
     model: PreTrainedModel, family: Family, windows: Tensor, mask: Tensor | None = None, batch: int = BATCH
 ) -> ImportanceScores:
-    """Activation scores; all but one are Minitron's (arXiv 2407.14679, section 2.2; mean over tokens, L2 over windows).
+    """Minitron's activation scores (arXiv 2407.14679, section 2.2; mean over tokens, L2 over windows).
 
     ``windows`` (n, T) are token ids; ``mask`` (n, T) is False at padding, which is counted nowhere. Over windows b
     with T_b real tokens t,
@@ -64,12 +64,9 @@ def compute_importance(
         score_i = sqrt( sum_b ( 1/T_b * sum_t |a_bti| )^2 )
 
     where a_bti is: for hidden channel i the output of a LayerNorm, the scores of all LayerNorms of the network
-    then being summed; for head i the L2 norm of its output, the input of the attention output projection. A layer
-    scores its Block Importance, 1 - E_bt[cos(its input, its output)].
-
-    MLP neuron i scores the mean square of what it adds to the stream, |W_i|^2 E_bt[a_bti^2], a being its activation
-    and W_i its column of the output projection (Wanda, arXiv 2306.11695, has |W_ji| |a_i| of single weights): better
-    than Minitron's on every model that was tried, docs/results.md.
+    then being summed; for MLP neuron i its activation, the input of the MLP output projection; for head i the L2 norm
+    of its output, the input of the attention output projection. A layer scores its Block Importance,
+    1 - E_bt[cos(its input, its output)].
 
     ``model`` must be in eval mode. Raises InputError when it yields activations that are not finite.
     """
@@ -86,7 +83,8 @@ def compute_importance(
 def load_importance(teacher: Teacher, windows: NDArray[np.integer], cache: Cache) -> tuple[ImportanceScores, bool]:
     """The scores of ``teacher`` on calibration ``windows`` (n, T), and whether they came from the cache.
 
-    Layers are scored by `trials.layer_order.removal_losses`, which leave the better students, docs/results.md.
+    Layers are scored by `trials.layer_order.removal_losses`, neurons by `trials.neuron_order.elimination_losses`, which
+    leave the better students, docs/results.md; all others are Minitron's, see `compute_importance`.
     """
     tokens = np.ascontiguousarray(windows, dtype=np.int64)
     key = digest(teacher.fingerprint, *tokens.shape, tokens.tobytes(), SCORING_VERSION)
@@ -95,7 +93,9 @@ def load_importance(teacher: Teacher, windows: NDArray[np.integer], cache: Cache
     def write(folder: Path) -> None:
         family, text = family_of(teacher.model.config), torch.from_numpy(tokens)
         scores = compute_importance(teacher.model, family, text)
-        computed.append(replace(scores, layers=removal_losses(teacher.model, family, text)))
+        layers = removal_losses(teacher.model, family, text)
+        mlp = elimination_losses(teacher.model, family, text)
+        computed.append(replace(scores, layers=layers, mlp=mlp))
         computed[0].save(folder / SCORES_FILE)
 
     folder = cache.build("importance", key, write)
@@ -111,7 +111,6 @@ class _Collector:
     squares: dict[str, Tensor] = field(default_factory=dict)  # sum over windows of the squared sequence means
     cosines: dict[str, Tensor] = field(default_factory=dict)  # sum over tokens
     tokens: dict[str, Tensor] = field(default_factory=dict)
-    added: dict[str, Tensor] = field(default_factory=dict)  # sum over tokens of the squares of what neurons add
 
     def add_norm(self, place: str, _: Tensor, channels: Tensor) -> None:
         """Count the outputs (B, T, H) of a norm."""
@@ -121,10 +120,9 @@ class _Collector:
         """Count the inputs (B, T, A * head_dim) of an attention output projection, by the norm of each head."""
         self._add(place, heads.float().reshape(*heads.shape[:2], -1, self.head_dim).norm(dim=-1))
 
-    def add_mlp(self, place: str, sizes: Tensor, neurons: Tensor, _: Tensor) -> None:
-        """Count the inputs (B, T, M) of an MLP's output projection, whose columns have the squared norms ``sizes``."""
-        squares = neurons.float().square().masked_fill(~self.mask[..., None], 0)
-        _accumulate(self.added, place, squares.sum(dim=(0, 1)) * sizes)
+    def add_mlp(self, place: str, neurons: Tensor, _: Tensor) -> None:
+        """Count the inputs (B, T, M) of an MLP's output projection."""
+        self._add(place, neurons.float().abs())
 
     def add_layer(self, place: str, before: Tensor, after: Tensor) -> None:
         """Count the cosines between the inputs and the outputs (B, T, H) of a layer."""
@@ -145,7 +143,7 @@ class _Collector:
             layers=_array(torch.stack(block)),
             hidden=_array(torch.stack(norms).sum(dim=0)),
             heads=_array(torch.stack([self.squares[f"heads {layer}"].sqrt() for layer in range(layers)])),
-            mlp=_array(torch.stack([self.added[f"mlp {n}"] / self.tokens[f"layer {n}"] for n in range(layers)])),
+            mlp=_array(torch.stack([self.squares[f"mlp {layer}"].sqrt() for layer in range(layers)])),
         )
         for one in fields(scores):
             if not np.isfinite(getattr(scores, one.name)).all():
@@ -171,18 +169,13 @@ def _reading(model: PreTrainedModel, family: Family, collector: _Collector) -> I
         handles += [
             _watch(layer, partial(collector.add_layer, f"layer {number}")),
             _watch(family.attention_output(layer), partial(collector.add_heads, f"heads {number}")),
-            _watch(family.mlp_output(layer), partial(collector.add_mlp, f"mlp {number}", _column_sizes(layer, family))),
+            _watch(family.mlp_output(layer), partial(collector.add_mlp, f"mlp {number}")),
         ]
     try:
         yield
     finally:
         for handle in handles:
             handle.remove()
-
-
-def _column_sizes(layer: nn.Module, family: Family) -> Tensor:
-    """The squared norms (M,) of the columns of an MLP's output projection, one for each neuron."""
-    return matrix_of(family.mlp_output(layer)).float().square().sum(dim=0)
 
 
 def _watch(module: nn.Module, read: Callable[[Tensor, Tensor], None]) -> RemovableHandle:

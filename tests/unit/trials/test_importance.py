@@ -21,6 +21,7 @@ from trials.cache import Cache
 from trials.families import family_of
 from trials.importance import ImportanceScores, compute_importance, load_importance
 from trials.layer_order import removal_losses
+from trials.neuron_order import elimination_losses
 from trials.teacher import Teacher
 
 NAMES = ("layers", "hidden", "heads", "mlp")
@@ -43,8 +44,7 @@ def expected_scores(model: GPT2LMHeadModel, texts: list[Tensor]) -> ImportanceSc
 
     layers, norms = range(model.config.n_layer), range(2 * model.config.n_layer + 1)
     heads = [over_texts([one.heads[layer][0].norm(dim=-1) for one in traces]) for layer in layers]
-    sizes = [block.mlp.c_proj.weight.double().square().sum(dim=1) for block in model.transformer.h]
-    mlp = [torch.cat([one.mlp[n][0] for one in traces]).square().mean(dim=0) * sizes[n] for n in layers]
+    mlp = [over_texts([one.mlp[layer][0].abs() for one in traces]) for layer in layers]
     hidden = sum(over_texts([one.norms[place][0].abs() for one in traces]) for place in norms)
     block = []
     for layer in layers:
@@ -143,8 +143,9 @@ def test_the_second_time_scores_come_from_the_cache(
     first, from_cache = load_importance(teacher, windows_of(), Cache(tmp_path))
     assert not from_cache
     tokens = torch.from_numpy(windows_of().astype(np.int64))
-    order = removal_losses(teacher.model, family_of(teacher.model.config), tokens)
-    assert_same(first, replace(compute(teacher.model, tokens), layers=order))
+    family = family_of(teacher.model.config)
+    layers, mlp = (one(teacher.model, family, tokens) for one in (removal_losses, elimination_losses))
+    assert_same(first, replace(compute(teacher.model, tokens), layers=layers, mlp=mlp))
     monkeypatch.setattr(importance, "compute_importance", None)  # whoever computes again fails
     second, from_cache = load_importance(teacher, windows_of(dtype=np.uint32), Cache(tmp_path))
     assert from_cache
