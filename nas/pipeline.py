@@ -6,6 +6,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -22,7 +23,7 @@ from nas.outcome import Chosen, Outcome
 from nas.overview import write_overview
 from nas.plan import Plan, with_worth
 from nas.plots import plot_importance
-from nas.progress import Progress
+from nas.progress import Progress, clock
 from nas.records import FinalRecord, TrialRecord
 from nas.report_folder import write_report
 from nas.runner import Prepared, prepare_remotely, run_trials
@@ -46,7 +47,7 @@ def conduct(plan: Plan, console: Console, command: str) -> list[Outcome]:
     started = time.monotonic()
     with _only_driver(plan):
         console.print("preparing teacher, text, importance scores and targets ...")
-        prepared = prepare_remotely(plan)
+        prepared = prepare_remotely(plan, partial(_say, console, started))
         preparation = prepared.preparation
         console.print(_prepared(preparation))
         if prepared.worth is not None:
@@ -113,6 +114,10 @@ def _only_driver(plan: Plan) -> Iterator[None]:
         raise InputError(
             f"study {plan.study!r}: another search is running it in {plan.folder}; wait for it, or give another --study"
         ) from error
+
+
+def _say(console: Console, started: float, message: str) -> None:
+    console.print(f"[{clock(time.monotonic() - started)}] {message}", markup=False, soft_wrap=True)
 
 
 def _prepared(preparation: Preparation) -> str:

@@ -27,6 +27,7 @@ import ray
 from numpy.typing import NDArray
 from ray import tune
 from ray.exceptions import OutOfMemoryError, RayTaskError
+from ray.util.queue import Queue
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from nas.errors import classify
@@ -57,6 +58,7 @@ WORKER_ENVIRONMENT = {
     "MALLOC_MMAP_THRESHOLD_": str(4 * 2**30),
     "MALLOC_TRIM_THRESHOLD_": str(4 * 2**30),
 }
+TELL_SECONDS = 1.0  # how often the driver looks for what the preparation has to say
 OBJECT_STORE_BYTES = 100 * 2**20  # results are a few numbers; the default would be 30 % of the memory
 
 
@@ -117,25 +119,34 @@ class Prepared(NamedTuple):
     worth: Worth | None
 
 
-def prepare_remotely(plan: Plan) -> Prepared:
+def prepare_remotely(plan: Plan, say: Callable[[str], None]) -> Prepared:
     """Teacher, tokens and importance scores, made (or found) where trials run, before the first of them starts.
 
     As many workers as trials will have compute the teacher's targets at the same time, if those are of several parts.
+    ``say`` is told what is being made, as it begins.
     Raises InputError for what is wrong with model, corpus or the shared folder.
     """
     task = ray.remote(_prepare).options(**resource_options(plan.resources), max_retries=WORKER_DEATHS)
     wanted = plan.tests, plan.settings.test_tokens, 1 in plan.target.space.allocated
     given, count = (plan.recipe, str(plan.cache), plan.resources.device), target_helpers(plan)
     helped = ray.remote(prepare_targets).options(**resource_options(plan.resources), max_retries=0)
+    said = Queue(actor_options={"num_cpus": 0})
     try:
-        preparing = task.remote(*given, *wanted)
+        preparing = task.remote(*given, *wanted, said)
         helpers = [helped.remote(*given, place, count) for place in range(count)]
+        done = False
+        while not done:
+            done = bool(ray.wait([preparing], timeout=TELL_SECONDS)[0])
+            for message in said.get_nowait_batch(said.qsize()):
+                say(message)
         prepared: Prepared = ray.get(preparing)
         del helpers  # what one of them has not done, the first has done itself
     except RayTaskError as error:
         if isinstance(error.cause, InputError):
             raise error.cause from None
         raise
+    finally:
+        said.shutdown(force=True)
     _check_shared(plan.output)
     return prepared
 
@@ -154,13 +165,38 @@ def _prepare(
     tests: tuple[TextTask, ...],
     test_tokens: int | None,
     by_layer: bool,
+    said: Queue,
 ) -> Prepared:
-    if tests:
-        check_tests(recipe.model, tests, test_tokens)
-    preparation, common = prepare(recipe, cache, device), shared(recipe, cache, device)
-    shares = common.streams.shares.numpy()
-    worth = unit_worth(recipe, cache, device) if by_layer else None
-    return Prepared(preparation, common.scores, shares, teacher_windows(recipe, cache, device), worth)
+    with _saying(said):
+        if tests:
+            check_tests(recipe.model, tests, test_tokens)
+        preparation, common = prepare(recipe, cache, device), shared(recipe, cache, device)
+        shares = common.streams.shares.numpy()
+        worth = unit_worth(recipe, cache, device) if by_layer else None
+        return Prepared(preparation, common.scores, shares, teacher_windows(recipe, cache, device), worth)
+
+
+class _Sayer(logging.Handler):
+    def __init__(self, said: Queue) -> None:
+        super().__init__(logging.INFO)
+        self.said = said
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.said.put(record.getMessage())
+
+
+@contextmanager
+def _saying(said: Queue) -> Iterator[None]:
+    """Put what `trials` logs into ``said`` during the block."""
+    logger, handler = logging.getLogger("trials"), _Sayer(said)
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+        logger.removeHandler(handler)
 
 
 def resource_options(resources: Resources) -> dict[str, Any]:

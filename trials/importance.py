@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
@@ -22,6 +23,8 @@ from trials.families import Family, family_of
 from trials.layer_order import removal_losses
 from trials.neuron_order import elimination_losses
 from trials.teacher import Teacher
+
+log = logging.getLogger(__name__)
 
 SCORING_VERSION = 4  # part of the cache key: raise it whenever a score changes
 SCORES_FILE = "scores.npz"
@@ -92,8 +95,13 @@ def load_importance(teacher: Teacher, windows: NDArray[np.integer], cache: Cache
 
     def write(folder: Path) -> None:
         family, text = family_of(teacher.model.config), torch.from_numpy(tokens)
+        log.info("scoring heads on %s tokens", f"{text.numel():,}")
         scores = compute_importance(teacher.model, family, text)
+        log.info("ordering %d layers by the loss without them", teacher.shape.layers)
         layers = removal_losses(teacher.model, family, text)
+        log.info(
+            "ordering the %s neurons of each layer by what the others cannot make up for", f"{teacher.shape.mlp:,}"
+        )
         mlp = elimination_losses(teacher.model, family, text)
         computed.append(replace(scores, layers=layers, mlp=mlp))
         computed[0].save(folder / SCORES_FILE)

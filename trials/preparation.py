@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -26,6 +27,8 @@ from trials.targets import Targets, Way, compute_share, load_targets
 from trials.teacher import Teacher, load_teacher, resolve_model
 from trials.validation import add_validation
 from trials.worth import load_worth
+
+log = logging.getLogger(__name__)
 
 LATER = ("validation", "teacher_targets", "text_share")  # parts that recipes did not have from the start
 
@@ -243,6 +246,7 @@ def _teacher_losses(teacher: Teacher, text: NDArray[np.integer], cache: Cache) -
     model = teacher.model
 
     def write(folder: Path) -> None:
+        log.info("reading the teacher's own loss on %s validation tokens", f"{text.size:,}")
         np.save(folder / "losses.npy", window_losses(model, family_of(model.config), text))
 
     key = digest(teacher.fingerprint, str(model.dtype), text.shape[1], _content(text))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -82,6 +83,15 @@ def test_result_document(first: tuple[Path, dict[str, Any], str]) -> None:
     assert result["best"]["path"] == str(output / result["study"] / "best")
     for line in ("importance scores computed", "mlflow ui --backend-store-uri", "from_pretrained("):
         assert line in log
+
+
+def test_it_says_what_is_being_prepared_as_it_begins(first: tuple[Path, dict[str, Any], str]) -> None:
+    _, _, log = first
+    steps = ("tokenising", "scoring heads", "ordering", "the teacher's streams", "the teacher's targets", "own loss")
+    times = [int(re.search(rf"^\[0:(\d\d)\] .*{step}", log, re.MULTILINE)[1]) for step in steps]
+    assert times == sorted(times)
+    places = [log.index(step) for step in (*steps, "importance scores computed")]
+    assert places == sorted(places)
 
 
 def test_finalists_and_baselines_are_compared_after_as_many_tokens(first: tuple[Path, dict[str, Any], str]) -> None:
@@ -189,6 +199,7 @@ def test_the_same_command_continues_the_study(small: list[object], first: tuple[
     assert f"{finals} of {finals} finals are done already" in again.stderr
     assert "final d" not in again.stderr  # no line of one that runs
     assert "importance scores found in the cache" in again.stderr
+    assert "ordering" not in again.stderr  # nothing is made anew
 
 
 def test_the_same_seed_finds_the_same(

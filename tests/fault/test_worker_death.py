@@ -87,7 +87,7 @@ def search(address: str, teacher: Path, folder: Path, heard: Heard, **changes: A
     with pytest.MonkeyPatch.context() as patch, runner.ray_session(settings) as machine:
         patch.setattr(StudyScheduler, "on_trial_result", listen)
         plan = make_plan(settings, resolve_target(settings), machine)
-        study = open_study(plan, runner.prepare_remotely(plan)[0])
+        study = open_study(plan, runner.prepare_remotely(plan, print)[0])
         runner.run_trials(plan, study, lambda number: None)
     specs = [runner.trial_spec(plan, Candidate(one.number, one.architecture)) for one in study.records()]
     return Search(study.records(), specs, results)
