@@ -130,7 +130,8 @@ def prepare_remotely(plan: Plan, say: Callable[[str], None]) -> Prepared:
     wanted = plan.tests, plan.settings.test_tokens, 1 in plan.target.space.allocated
     given, count = (plan.recipe, str(plan.cache), plan.resources.device), target_helpers(plan)
     helped = ray.remote(prepare_targets).options(**resource_options(plan.resources), max_retries=0)
-    said = Queue(actor_options={"num_cpus": 0})
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)  # lives as long as this
+    said = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
     try:
         preparing = task.remote(*given, *wanted, said)
         helpers = [helped.remote(*given, place, count) for place in range(count)]

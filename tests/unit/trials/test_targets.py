@@ -20,12 +20,11 @@ from trials.precision import training_precision
 from trials.targets import DRAWS, DrawnTargets, Targets, Way, _draw, _write, compute_share, load_targets, part_count
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("dtype", "rounding"), [(torch.float32, 1e-5), (torch.bfloat16, 1e-3)])
 def test_stored_targets_train_as_the_teacher_itself(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    dtype: torch.dtype,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, rounding: float
 ) -> None:
+    """Up to what batches of another size make of the last digit, which steps of Adam carry on."""
     for module in ("targets", "precision"):
         monkeypatch.setattr(f"trials.{module}.training_precision", lambda _: (dtype, "as this test says"))
     stored = load_targets(TEACHER, CORPUS, 16, Cache(tmp_path / "cache"))
@@ -34,7 +33,7 @@ def test_stored_targets_train_as_the_teacher_itself(
     distill(student(), Targets(TEACHER), CORPUS, SETTINGS, tmp_path / "online", online)
     distill(student(), stored, CORPUS, SETTINGS, tmp_path / "offline", offline)
     for (_, one), (_, other) in zip(online, offline, strict=True):
-        assert one["val_loss"] == pytest.approx(other["val_loss"], rel=1e-4)
+        assert one["val_loss"] == pytest.approx(other["val_loss"], rel=rounding)
 
 
 def test_targets_are_computed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
