@@ -30,7 +30,7 @@ STUDY, TRIAL, CONTENT = "nas.study", "nas.trial", "nas.sha256"
 INTERRUPTED = "the search ended before the trial did; it is tried again under another number"
 FINAL_INTERRUPTED = "the search ended before this did; the same command goes on with it"
 BEST = "best"
-EXPERIMENT_KIND, TRAINING = "mlflow.experimentKind", "custom_model_development"  # the pages open on runs, not on chats
+EXPERIMENT_KIND, TRAINING = "mlflow.experimentKind", "custom_model_development"  # not chats
 LONGEST = 6000  # characters of a parameter
 MODEL_FILES = ("*.safetensors", "config.json")
 

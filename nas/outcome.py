@@ -57,7 +57,8 @@ class Chosen:
 class Outcome:
     """What a search found. Paths are exported checkpoints; ``comparison`` is None without a final stage.
 
-    ``screened`` are losses before retraining by the architecture's key, None where there is none.
+    ``screened`` are losses before retraining by the architecture's key, None where there is none; ``experiment_id`` is
+    MLflow's, None where it has not answered.
     """
 
     plan: Plan
@@ -71,6 +72,7 @@ class Outcome:
     agreements: list[Agreement]
     screened: Mapping[str, float | None]
     seconds: float
+    experiment_id: str | None = None
 
     @property
     def finals(self) -> tuple[FinalRecord, ...]:

@@ -6,6 +6,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -64,6 +65,7 @@ def conduct(plan: Plan, console: Console, command: str) -> list[Outcome]:
 
             def conclude(part: Plan) -> Outcome:
                 outcome = _conclude(part, study, prepared, finals, started, command, console)
+                outcome = replace(outcome, experiment_id=teller.tracker.experiment_id)
                 teller.files(write_report(outcome), f"report/{part.part}".rstrip("/"))
                 return outcome
 

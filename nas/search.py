@@ -126,14 +126,17 @@ def _print_outcome(outcome: Outcome, console: Console) -> None:
 
 def _print_whole(outcomes: Sequence[Outcome], console: Console) -> None:
     from nas.overview import overview_table
-    from nas.tracking import tracking_uri, ui_command
+    from nas.tracking import tracking_uri, ui_lines
 
     if len(outcomes) > 1:
         console.print()
         console.print(overview_table(outcomes))
         console.print()
     plan, say = outcomes[0].plan, partial(console.print, soft_wrap=True)
-    say(f"see it:     {ui_command(tracking_uri(plan.output))}")
+    command, *address = ui_lines(tracking_uri(plan.output), outcomes[0].experiment_id)
+    say(f"see it:     {command}")
+    for line in address:
+        say(f"            {line}")
     say(f"report:     {plan.folder / 'report'}")
 
 

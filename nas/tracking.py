@@ -39,10 +39,11 @@ __all__ = [
     "TrialChanged",
     "code_version",
     "tracking_uri",
-    "ui_command",
+    "ui_lines",
 ]
 
 SERVERS = ("http://", "https://", "databricks")
+UI = "http://127.0.0.1:5000"  # where `mlflow ui` answers when it is told nothing else
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0  # seconds between attempts, doubling
 CLOSING_PAUSE = 0.25  # between attempts while somebody waits for the end
 IDLE_PAUSE = 2.0  # until the outbox is looked at again for what other processes added
@@ -55,8 +56,8 @@ class Tracker:
     """Delivers events to MLflow in the background.
 
     ``artifact_root`` is where the artifacts of a new experiment go when ``uri`` is a database; a server knows its own
-    place. ``problem`` is what keeps events waiting, in one line, or None. Raises InputError when
-    ``uri`` is a plain folder, which MLflow has given up.
+    place. ``problem`` is what keeps events waiting, in one line, or None; ``experiment_id`` is MLflow's own name of
+    the experiment, None until it is known. Raises InputError when ``uri`` is a plain folder, which MLflow has given up.
     """
 
     def __init__(self, uri: str, experiment: str, outbox: Path, artifact_root: Path | None = None) -> None:
@@ -70,6 +71,7 @@ class Tracker:
         self.artifact_root = None if uri.startswith(SERVERS) else artifact_root
         self.outbox = Outbox(outbox)
         self.problem: str | None = None
+        self.experiment_id: str | None = None
         self.lost = 0
         self._delivery: MlflowDelivery | None = None
         self._added, self._closing, self._ended = threading.Event(), threading.Event(), threading.Event()
@@ -147,6 +149,7 @@ class Tracker:
 
         if self._delivery is None:
             self._delivery = MlflowDelivery(self.uri, self.experiment, self.artifact_root)
+            self.experiment_id = self._delivery.experiment
         try:
             event = self.outbox.read(name)
             if event is not None:
@@ -162,14 +165,18 @@ def tracking_uri(output: Path) -> str:
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{output.resolve() / 'mlflow.db'}"
 
 
-def ui_command(uri: str) -> str:
-    """The line that opens MLflow's pages for the store at ``uri``; it never shows a password."""
+def ui_lines(uri: str, experiment_id: str | None) -> tuple[str, ...]:
+    """How to see the runs of an experiment in the store at ``uri``: a command, an address; they never show a password.
+
+    The address is of the runs themselves where the experiment is known: MLflow's first page is about chats.
+    """
+    runs = f"/#/experiments/{experiment_id}/runs?workflowType=machine_learning" if experiment_id else ""
     if uri.startswith(("http://", "https://")):
-        return f"open {without_password(uri)}"
+        return (f"{without_password(uri).rstrip('/')}{runs}",)
     beside = Path(sys.executable).with_name("mlflow")
     command = "mlflow" if shutil.which("mlflow") == str(beside) else shlex.quote(str(beside))
     store = shlex.quote(uri) if without_password(uri) == uri else '"$MLFLOW_TRACKING_URI"'
-    return f"{command} ui --backend-store-uri {store}"
+    return f"{command} ui --backend-store-uri {store}", f"{UI}{runs}"
 
 
 def without_password(uri: str) -> str:

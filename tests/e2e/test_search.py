@@ -81,7 +81,12 @@ def test_result_document(first: tuple[Path, dict[str, Any], str]) -> None:
     assert result["rank_agreement"][0]["name"] == "screen"
     assert f"{result['screened']}/{result['screened']} screened" in log
     assert result["best"]["path"] == str(output / result["study"] / "best")
-    for line in ("importance scores computed", "mlflow ui --backend-store-uri", "from_pretrained("):
+    for line in (
+        "importance scores computed",
+        "mlflow ui --backend-store-uri",
+        "/#/experiments/1/runs?",
+        "from_pretrained(",
+    ):
         assert line in log
 
 

@@ -28,7 +28,7 @@ from nas.events import (
     to_dict,
 )
 from nas.outbox import Outbox, RejectedError
-from nas.tracking import Tracker, code_version, tracking_uri, ui_command
+from nas.tracking import Tracker, code_version, tracking_uri, ui_lines
 from search_spaces.errors import InputError
 
 LONG = 300.0  # seconds; no test waits for it
@@ -377,10 +377,14 @@ def test_the_environment_chooses_the_store(tmp_path: Path, monkeypatch: pytest.M
     assert tracking_uri(tmp_path) == "http://tracking:5000"
 
 
-def test_the_line_that_opens_the_pages_shows_no_password() -> None:
-    assert ui_command("http://me:secret@host:5000/x") == "open http://host:5000/x"
-    assert "secret" not in ui_command("postgresql://me:secret@host/db")
-    assert ui_command("sqlite:////a b/mlflow.db").endswith("mlflow ui --backend-store-uri 'sqlite:////a b/mlflow.db'")
+def test_the_lines_that_open_the_pages_show_no_password() -> None:
+    runs = "/#/experiments/7/runs?workflowType=machine_learning"
+    assert ui_lines("http://me:secret@host:5000/x/", "7") == (f"http://host:5000/x{runs}",)
+    assert ui_lines("http://host:5000", None) == ("http://host:5000",)
+    assert "secret" not in " ".join(ui_lines("postgresql://me:secret@host/db", "7"))
+    command, address = ui_lines("sqlite:////a b/mlflow.db", "7")
+    assert command.endswith("mlflow ui --backend-store-uri 'sqlite:////a b/mlflow.db'")
+    assert address == f"http://127.0.0.1:5000{runs}"
 
 
 def test_what_the_user_has_set_stays(monkeypatch: pytest.MonkeyPatch) -> None:
