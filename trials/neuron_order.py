@@ -16,7 +16,7 @@ from trials.moments import second_moments
 from trials.precision import autocast
 from trials.refit import RIDGE
 
-TOKENS = 65_536  # at most; half as many leave worse students, docs/results.md
+TOKENS = 65_536  # at most; half as many leave worse students of mini, not of SmolLM2: docs/results.md
 BATCH_TOKENS = 1_024  # in one forward pass; bounds memory
 MOMENT_BYTES = 4 * 2**30  # of second moments at a time: as many layers as fit are read in one pass, at least one
 COMPACT = 8  # times at least that what is left is moved together while all go
