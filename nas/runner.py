@@ -9,6 +9,7 @@ import signal
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from logging.handlers import QueueHandler
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -138,8 +139,8 @@ def prepare_remotely(plan: Plan, say: Callable[[str], None]) -> Prepared:
         done = False
         while not done:
             done = bool(ray.wait([preparing], timeout=TELL_SECONDS)[0])
-            for message in said.get_nowait_batch(said.qsize()):
-                say(message)
+            for record in said.get_nowait_batch(said.qsize()):
+                say(record.getMessage())
         prepared: Prepared = ray.get(preparing)
         del helpers  # what one of them has not done, the first has done itself
     except RayTaskError as error:
@@ -177,19 +178,10 @@ def _prepare(
         return Prepared(preparation, common.scores, shares, teacher_windows(recipe, cache, device), worth)
 
 
-class _Sayer(logging.Handler):
-    def __init__(self, said: Queue) -> None:
-        super().__init__(logging.INFO)
-        self.said = said
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.said.put(record.getMessage())
-
-
 @contextmanager
 def _saying(said: Queue) -> Iterator[None]:
     """Put what `trials` logs into ``said`` during the block."""
-    logger, handler = logging.getLogger("trials"), _Sayer(said)
+    logger, handler = logging.getLogger("trials"), QueueHandler(said)
     level = logger.level
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
