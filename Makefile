@@ -1,4 +1,4 @@
-# make search   a first search: the embedded teacher cut to 60 %, a few minutes on two CPU cores
+# make search   a first search: the embedded teacher cut to 60 %, 6 to 12 minutes on two CPU cores
 # make test     all tests
 # make check    ruff and mypy
 PYTHON ?= python3
