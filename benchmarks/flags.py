@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from nas.plan import Machine, Plan, make_plan, resolve_target
+from nas.machine import Machine
+from nas.plan import Plan, make_plan, resolve_target
 from nas.settings import SearchSettings, load_settings
 
 SHARED: dict[str, Any] = {

@@ -50,10 +50,10 @@ from trials.families.base import compile_layers
 from trials.importance import ImportanceScores, compute_importance
 from trials.kl import _one_chunk, chunk_tokens, chunked_kl
 from trials.precision import autocast, compiles, training_precision
-from trials.preparation import Recipe
 from trials.prune import prune
+from trials.recipe import Recipe, Way
 from trials.streams import Streams, load_streams
-from trials.targets import Way, load_targets
+from trials.targets import load_targets
 from trials.teacher import Teacher
 
 STEPS: dict[str, Way] = {"teacher online": "online", "stored states": "cached", "drawn tokens": "drawn"}

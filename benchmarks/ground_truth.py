@@ -16,8 +16,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+from nas.machine import Machine
 from nas.pipeline import open_study
-from nas.plan import Machine, Plan, make_plan, resolve_target
+from nas.plan import Plan, make_plan, resolve_target
 from nas.records import TrialRecord
 from nas.runner import architecture_spec
 from nas.search import main as search

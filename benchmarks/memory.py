@@ -18,7 +18,7 @@ import psutil
 import torch
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
-from trials.teacher import MINI
+from trials.source import MINI
 
 INTERVAL = 0.2  # seconds between samples
 SMALL_TRIAL = {

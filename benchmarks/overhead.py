@@ -11,28 +11,30 @@ from __future__ import annotations
 import statistics
 import tempfile
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import ray
-from ray import tune
 from rich.console import Console
 
 from nas.plan import Plan, make_plan, resolve_target
-from nas.runner import ray_session, run_trials
-from nas.searcher import FINAL, LOSS, TOKENS
+from nas.runner import run_trials
+from nas.session import ray_session
 from nas.settings import load_settings
 from nas.study import SearchStudy
 from nas.telling import Teller
+from nas.tune_results import FINAL, LOSS, TOKENS
+from nas.workers import open_workers
 
 TRIALS, REPETITIONS, RUNGS = 24, 3, 4
 
 
-def no_op(config: dict[str, Any]) -> None:
+def no_op(spec: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """A trial without work that reports as often as a real one."""
-    loss = 1.0 + config["number"] / 1000
+    loss = 1.0 + sum(spec["architecture"]["mlp"]) / 1e6
     for tokens in range(RUNGS):
-        tune.report({TOKENS: tokens, LOSS: loss})
-    tune.report({FINAL: True, LOSS: loss, TOKENS: RUNGS})
+        yield {TOKENS: tokens, LOSS: loss}
+    yield {FINAL: True, LOSS: loss, TOKENS: RUNGS}
 
 
 class Actor:
@@ -61,8 +63,8 @@ def service(plan: Plan, name: str) -> float:
     target = plan.target
     plan.folder.mkdir(parents=True, exist_ok=True)
     study = SearchStudy(plan.storage, name, target.space, target.feasible, sampler="tpe", seed=0, identity={})
-    with Teller(plan, study, Console(quiet=True)) as teller:
-        run_trials(plan, study, lambda number: teller.changed(study.records(), number), no_op)
+    with open_workers(plan.resources) as workers, Teller(plan, study, Console(quiet=True)) as teller:
+        run_trials(plan, study, workers, lambda number: teller.changed(study.records(), number), no_op)
     ends = sorted(record.ended for record in study.records() if record.ended is not None)
     return (ends[-1] - ends[0]) / (len(ends) - 1)
 

@@ -27,7 +27,7 @@ from nas.screening import RIDGE, drawn, follow
 from search_spaces.architecture import Architecture
 from search_spaces.files import load_space
 from search_spaces.space import SearchSpace
-from trials.teacher import read_shape, resolve_model
+from trials.source import read_shape, resolve_model
 
 TOKENS, RIDGES, EIGHT = 8_192, (0.001, RIDGE, 0.1), 8
 

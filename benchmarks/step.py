@@ -30,7 +30,7 @@ from transformers import PreTrainedModel
 from benchmarks.flags import flags_of, plan_of
 from nas.candidates import informed
 from nas.plan import Plan
-from nas.runner import WORKER_ENVIRONMENT
+from nas.session import WORKER_ENVIRONMENT
 from trials.corpus import BatchOrder, windows
 from trials.distill import MAX_GRADIENT_NORM, DistillSettings, distill, learning_rate, make_optimizer
 from trials.evaluate import validation_loss

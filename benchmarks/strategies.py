@@ -36,8 +36,8 @@ from search_spaces.architecture import Architecture
 from search_spaces.shape import ModelShape
 from search_spaces.space import SearchSpace
 from trials.estimate import evaluation_flops, refit_flops, refit_windows, screen_flops, training_flops
-from trials.preparation import Recipe
-from trials.teacher import read_shape, resolve_model
+from trials.recipe import Recipe
+from trials.source import read_shape, resolve_model
 
 NEAR = 1.01
 SEEDS = 10

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from filelock import Timeout
 
@@ -12,10 +12,15 @@ TRANSIENT = (OSError, Timeout)
 
 @dataclass(frozen=True)
 class Failure:
-    """Why a trial failed, as one line, and whether a retry can help."""
+    """Why a job failed, as one line, and whether a retry can help; ``memory`` if Ray ended its worker for want of it.
+
+    ``error`` is what was raised.
+    """
 
     reason: str
     retry: bool
+    memory: bool = False
+    error: Exception | None = field(default=None, compare=False)
 
 
 class NothingFeasibleError(RuntimeError):
@@ -26,7 +31,7 @@ def classify(error: Exception) -> Failure:
     """What ``error``, raised by a trial, means for the search.
 
     A trial is deterministic, so its own errors (a non-finite loss, too little memory, a bug) come again; only
-    errors of the surroundings are worth a retry. A worker that dies raises nothing here: Ray restarts it.
+    errors of the surroundings are worth a retry.
     """
     text = " ".join(str(error).split())
-    return Failure(f"{type(error).__name__}: {text}"[:500], isinstance(error, TRANSIENT))
+    return Failure(f"{type(error).__name__}: {text}"[:500], isinstance(error, TRANSIENT), error=error)

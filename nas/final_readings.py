@@ -14,12 +14,13 @@ from nas.plan import Plan
 from nas.progress import clock
 from nas.readings_table import column_name, figure
 from nas.runner import architecture_spec
-from nas.tasks import run_readings
+from nas.stages import run_readings
+from nas.workers import Workers
 from trials.final_readings import ReadingSpec
 from trials.reading import Reading
 
 
-def with_test_readings(plan: Plan, comparison: Comparison, console: Console) -> Comparison:
+def with_test_readings(plan: Plan, comparison: Comparison, workers: Workers, console: Console) -> Comparison:
     """``comparison`` with readings of the teacher, the winner, the best stock candidate and the baselines.
 
     A model that could not be read has none, and the console says why; the next run of the command tries again.
@@ -44,7 +45,7 @@ def with_test_readings(plan: Plan, comparison: Comparison, console: Console) -> 
         done = f"[{clock(time.monotonic() - started)}, {len(readings)}/{len(rows)} done]"
         console.print(f"{done} {name}: {figures}", highlight=False, soft_wrap=True, markup=False)
 
-    run_readings(specs, plan.resources, hear)
+    run_readings(specs, workers, hear)
     return replace(comparison, rows=tuple(replace(row, test=readings.get(_name(row), ())) for row in comparison.rows))
 
 

@@ -16,8 +16,9 @@ from nas.plan import Plan
 from nas.records import FinalRecord, TrialRecord
 from nas.runner import architecture_spec
 from nas.selection import FINALIST, STOCK, best_stock, weighed
+from nas.stages import Heard, run_finals
 from nas.study import SearchStudy
-from nas.tasks import Heard, run_finals
+from nas.workers import Workers
 from search_spaces.architecture import Architecture
 from trials.checkpoint import Rung
 from trials.final import VERSION, FinalSpec, read_windows
@@ -53,7 +54,9 @@ def open_stage(plan: Plan, study: SearchStudy, records: Sequence[TrialRecord]) -
     return [recalled(plan, study, one) for one in entrants(plan, records)]
 
 
-def run_stage(plan: Plan, study: SearchStudy, finals: Sequence[FinalRecord], changed: Changed) -> list[FinalRecord]:
+def run_stage(
+    plan: Plan, study: SearchStudy, finals: Sequence[FinalRecord], workers: Workers, changed: Changed
+) -> list[FinalRecord]:
     """Train those of ``finals`` that wait; returns all of them as they are then.
 
     ``changed`` is called with all finals and the one that changed. Raises InputError when a worker does.
@@ -70,7 +73,7 @@ def run_stage(plan: Plan, study: SearchStudy, finals: Sequence[FinalRecord], cha
 
     waiting = [one for one in stage.values() if one.state == "WAITING"]
     longest_first = sorted(waiting, key=lambda one: one.curve[-1][0] if one.curve else 0)  # all end about together
-    run_finals({one.name: final_spec(plan, one) for one in longest_first}, plan.resources, hear)
+    run_finals({one.name: final_spec(plan, one) for one in longest_first}, workers, hear)
     return list(stage.values())
 
 

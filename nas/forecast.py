@@ -7,8 +7,7 @@ import math
 
 from nas.plan import Plan
 from nas.scheduler import REDUCTION
-from trials.estimate import estimate_screen_seconds, estimate_seconds
-from trials.screen import CALIBRATION_TOKENS
+from trials.recipe import SCREEN_CALIBRATION
 
 
 def expected_tokens(plan: Plan) -> int:
@@ -37,15 +36,6 @@ def trial_tokens(plan: Plan) -> int:
     halved = (max(fewest, math.ceil(plan.trials / REDUCTION**place)) for place in range(len(starts)))
     going = halved if halving else itertools.repeat(plan.trials)
     return sum(trials * (end - start) for trials, (start, end) in zip(going, stretches, strict=False))
-
-
-def estimated_seconds(plan: Plan) -> float:
-    """How long the search will take on this machine, from FLOPs and a short measurement of its speed."""
-    candidate = plan.target.feasible[len(plan.target.feasible) // 2]
-    whole_trial = estimate_seconds(plan.target.shape, candidate, plan.recipe, plan.resources.device)
-    screening = estimate_screen_seconds(plan.target.shape, candidate, plan.recipe, plan.resources.device)
-    at_a_time = plan.resources.workers if plan.resources.gpus else 1  # trials on a CPU share what is measured
-    return (screening * plan.screenings + whole_trial * expected_tokens(plan) / plan.recipe.tokens) / at_a_time
 
 
 def summary(plan: Plan) -> list[tuple[str, str]]:
@@ -88,7 +78,7 @@ def _limits(plan: Plan) -> list[tuple[str, str]]:
 def _screening(plan: Plan) -> list[tuple[str, str]]:
     if not plan.screenings:
         return []
-    what = f"{plan.screenings} architectures before retraining, refitted on {CALIBRATION_TOKENS:,} tokens"
+    what = f"{plan.screenings} architectures before retraining, refitted on {SCREEN_CALIBRATION:,} tokens"
     return [("screen", f"{what}; the best of them are tried first")]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -27,11 +28,13 @@ from nas.plots import plot_importance
 from nas.progress import Progress, clock
 from nas.records import FinalRecord, TrialRecord
 from nas.report_folder import write_report
-from nas.runner import Prepared, prepare_remotely, run_trials
+from nas.runner import prepare_remotely, run_trials
 from nas.selection import best, best_stock, weighed
 from nas.study import SCREENED, SearchStudy
 from nas.surveys import first_candidates, run_screening, within_latency
+from nas.tasks import Prepared
 from nas.telling import Teller
+from nas.workers import Workers
 from search_spaces.architecture import Architecture
 from search_spaces.errors import InputError
 from trials.trial import Preparation
@@ -39,8 +42,8 @@ from trials.trial import Preparation
 KEPT_STUDENTS = 3  # weights of the best complete trials stay on disk; those of the others go as the search goes
 
 
-def conduct(plan: Plan, console: Console, command: str) -> list[Outcome]:
-    """Prepare, run what is left of the study, export the winner of every budget, tell MLflow. Ray must be connected.
+def conduct(plan: Plan, workers: Workers, console: Console, command: str) -> list[Outcome]:
+    """Prepare, run what is left of the study, export the winner of every budget, tell MLflow.
 
     Raises InputError for wrong inputs, NothingFeasibleError when a budget has no complete trial; the winners of the
     others are exported all the same.
@@ -48,23 +51,24 @@ def conduct(plan: Plan, console: Console, command: str) -> list[Outcome]:
     started = time.monotonic()
     with _only_driver(plan):
         console.print("preparing teacher, text, importance scores and targets ...")
-        prepared = prepare_remotely(plan, partial(_say, console, started))
+        prepared = prepare_remotely(plan, workers, partial(_say, console, started))
         preparation = prepared.preparation
         console.print(_prepared(preparation))
         if prepared.worth is not None:
             plan = with_worth(plan, prepared.worth)
         study = open_study(plan, preparation)
         if plan.times_candidates:
-            plan = within_latency(plan, study, console)
+            plan = within_latency(plan, study, workers, console)
             study = open_study(plan, preparation)
-        with Teller(plan, study, console) as teller:
+        with Teller(plan, study, console) as teller, ThreadPoolExecutor(1) as aside:
             teller.started(preparation, command)
-            teller.files([_plot_scores(prepared, plan)], "report")
-            _run(plan, study, teller, console)
-            finals = _finals(plan, study, teller, console)
+            drawn = aside.submit(lambda: teller.files([_plot_scores(prepared, plan)], "report"))
+            _run(plan, study, workers, teller, console)
+            drawn.result()  # begun before, but trials need not wait for it
+            finals = _finals(plan, study, workers, teller, console)
 
             def conclude(part: Plan) -> Outcome:
-                outcome = _conclude(part, study, prepared, finals, started, command, console)
+                outcome = _conclude(part, study, workers, prepared, finals, started, command, console)
                 outcome = replace(outcome, experiment_id=teller.tracker.experiment_id)
                 teller.files(write_report(outcome), f"report/{part.part}".rstrip("/"))
                 return outcome
@@ -128,11 +132,11 @@ def _prepared(preparation: Preparation) -> str:
     return f"importance scores {scores}; text: {preparation.corpus}; {loss}; prepared in {preparation.seconds:.0f} s"
 
 
-def _run(plan: Plan, study: SearchStudy, teller: Teller, console: Console) -> None:
+def _run(plan: Plan, study: SearchStudy, workers: Workers, teller: Teller, console: Console) -> None:
     left_over = study.requeue()
     if left_over:
         console.print(f"{left_over} unfinished trials of an earlier run go on from their checkpoints")
-    run_screening(plan, study, console)
+    run_screening(plan, study, workers, console)
     screened = study.kept(SCREENED)
     study.queue(one for part in plan.parts for one in first_candidates(part, screened)[: part.trials])
     done = study.finished()
@@ -148,7 +152,7 @@ def _run(plan: Plan, study: SearchStudy, teller: Teller, console: Console) -> No
 
     try:
         with progress.shown():
-            run_trials(plan, study, changed)
+            run_trials(plan, study, workers, changed)
     except BaseException:
         study.requeue()
         raise
@@ -175,7 +179,7 @@ def of_part(part: Plan, records: list[TrialRecord]) -> list[TrialRecord]:
     return [one for one in records if one.parameters in part.target.budget]
 
 
-def _finals(plan: Plan, study: SearchStudy, teller: Teller, console: Console) -> list[FinalRecord]:
+def _finals(plan: Plan, study: SearchStudy, workers: Workers, teller: Teller, console: Console) -> list[FinalRecord]:
     """What the final stages of all budgets came to, run as one; nothing where there is none."""
     if not plan.settings.finalists:
         return []
@@ -194,12 +198,13 @@ def _finals(plan: Plan, study: SearchStudy, teller: Teller, console: Console) ->
         progress.update_finals(finals, one)
 
     with progress.shown():
-        return run_stage(plan, study, stage, changed)
+        return run_stage(plan, study, stage, workers, changed)
 
 
 def _conclude(
     part: Plan,
     study: SearchStudy,
+    workers: Workers,
     prepared: Prepared,
     finals: list[FinalRecord],
     started: float,
@@ -212,7 +217,7 @@ def _conclude(
         reasons = "; ".join(sorted({one.reason or one.state for one in records})) or "no trial ran"
         raise NothingFeasibleError(f"none of {len(records)} trials completed: {reasons}")
     own = [one for one in finals if one.parameters in part.target.budget]
-    comparison = _compared(part, own, prepared, console) if own else None
+    comparison = _compared(part, own, prepared, workers, console) if own else None
     winner, stock = _chosen(part, records, comparison)
     winner_path = export_chosen(part, prepared.preparation, study, winner, "best", command)
     stock_path = winner_path if stock and stock.key == winner.key else None
@@ -234,11 +239,13 @@ def _conclude(
     )
 
 
-def _compared(part: Plan, finals: list[FinalRecord], prepared: Prepared, console: Console) -> Comparison:
+def _compared(
+    part: Plan, finals: list[FinalRecord], prepared: Prepared, workers: Workers, console: Console
+) -> Comparison:
     windows = {one.name: found for one in finals if (found := windows_of(part, one)) is not None}
     shape = part.target.shape
     comparison = compare(finals, windows, prepared.teacher, shape.parameters(shape.full))
-    return with_test_readings(part, comparison, console)
+    return with_test_readings(part, comparison, workers, console)
 
 
 def _chosen(plan: Plan, records: list[TrialRecord], comparison: Comparison | None) -> tuple[Chosen, Chosen | None]:

@@ -8,9 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from nas.candidates import baselines
+from nas.machine import Machine, Resources
 from nas.objectives import LATENCY_MS, parse_objectives
 from nas.scheduler import rungs
 from nas.settings import SearchSettings
@@ -22,45 +21,12 @@ from search_spaces.files import load_space
 from search_spaces.shape import ModelShape
 from search_spaces.space import SearchSpace
 from trials.cache import digest
-from trials.evaluation_text import TextTask
-from trials.final_readings import parse_tests
-from trials.teacher import read_shape, resolve_model
-from trials.trial import VERSION, Recipe
+from trials.evaluation_text import TextTask, parse_tests
+from trials.recipe import VERSION, Recipe
+from trials.source import read_shape, resolve_model
 from trials.validation import parse_validation
 
 PROCESS_BYTES = 2**30  # interpreter, torch, transformers and the activations of a micro-batch
-
-
-@dataclass(frozen=True)
-class Machine:
-    """What trials can run on: one machine or all nodes of a cluster. ``node_cpus`` is the smallest node's."""
-
-    cpus: int
-    gpus: float
-    memory: int
-    node_cpus: int
-
-    @classmethod
-    def local(cls) -> Machine:
-        """This machine, without starting Ray."""
-        import torch
-
-        cpus = len(psutil.Process().cpu_affinity())
-        return cls(cpus, float(torch.cuda.device_count()), psutil.virtual_memory().available, cpus)
-
-
-@dataclass(frozen=True)
-class Resources:
-    """How many trials run at a time, and what each of them gets."""
-
-    workers: int
-    cpus: int
-    gpus: float
-
-    @property
-    def device(self) -> str:
-        """Torch's name of the device that trials run on."""
-        return "cuda" if self.gpus else "cpu"
 
 
 @dataclass(frozen=True)

@@ -54,16 +54,19 @@ def command(arguments: Sequence[str]) -> str:
 
 
 def _search(settings: SearchSettings, console: Console, as_json: bool, started_by: str) -> int:
-    from nas.outcome import document
-    from nas.pipeline import conduct
     from nas.plan import make_plan, resolve_target
-    from nas.runner import ray_session
+    from nas.session import ray_session
+    from nas.workers import open_workers
 
     target = resolve_target(settings)
     with ray_session(settings) as machine:
         plan = make_plan(settings, target, machine)
         _print_plan(plan, console)
-        outcomes = conduct(plan, console, started_by)
+        with open_workers(plan.resources) as workers:
+            from nas.outcome import document  # takes as long as what the workers import meanwhile
+            from nas.pipeline import conduct
+
+            outcomes = conduct(plan, workers, console, started_by)
     for outcome in outcomes:
         _print_outcome(outcome, console)
     _print_whole(outcomes, console)
@@ -73,8 +76,9 @@ def _search(settings: SearchSettings, console: Console, as_json: bool, started_b
 
 
 def _dry_run(settings: SearchSettings, console: Console) -> int:
-    from nas.forecast import estimated_seconds
-    from nas.plan import Machine, make_plan, resolve_target
+    from nas.duration import estimated_seconds
+    from nas.machine import Machine
+    from nas.plan import make_plan, resolve_target
     from nas.progress import clock
 
     plan = make_plan(settings, resolve_target(settings), Machine.local())

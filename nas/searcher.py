@@ -13,10 +13,8 @@ from ray.tune.search import Searcher
 from nas.objectives import dominated_by
 from nas.scheduler import promotes
 from nas.study import Candidate, SearchStudy
+from nas.tune_results import FAILURE, FINAL, LOSS, MEMORY, METRICS, RETRIED, TOKENS
 from trials.losses import OF_TEXT
-
-# Keys of a result beside the metrics of a rung; they tell how a trial ended.
-FINAL, FAILURE, RETRIED, TOKENS, LOSS = "final", "failure", "retried", "tokens", "val_loss"
 
 Notify = Callable[[int], None]
 
@@ -32,17 +30,24 @@ class StudySearcher(_Disposable, Searcher):
     """Asks the study for candidates and tells it how they ended. Holds nothing that the study does not know.
 
     ``describe`` turns a candidate into the configuration of a Tune trial; ``notify`` hears the number of every
-    trial that has started or ended.
+    trial that has started or ended, and ``let_go`` that of one that Tune has given up.
     """
 
-    def __init__(self, study: SearchStudy, describe: Callable[[Candidate], dict[str, Any]], notify: Notify) -> None:
+    def __init__(
+        self,
+        study: SearchStudy,
+        describe: Callable[[Candidate], dict[str, Any]],
+        notify: Notify,
+        let_go: Notify = lambda number: None,
+    ) -> None:
         super().__init__(metric=LOSS, mode="min")
-        self.study, self.describe, self.notify = study, describe, notify
+        self.study, self.describe, self.notify, self.let_go = study, describe, notify, let_go
         self._numbers: dict[str, int] = {}
+        self.out_of_memory = False  # whether Ray ended the workers of a trial for want of it, each time
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str:
-        """The configuration of the next trial, or FINISHED when every feasible architecture has been asked."""
-        candidate = self.study.ask()
+        """The configuration of the next trial; FINISHED when all were asked, or when there is too little memory."""
+        candidate = None if self.out_of_memory else self.study.ask()
         if candidate is None:
             return str(Searcher.FINISHED)
         self._numbers[trial_id] = candidate.number
@@ -52,8 +57,13 @@ class StudySearcher(_Disposable, Searcher):
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Tell the study how the trial ended: complete, stopped early, or failed and why."""
         number, last = self._numbers.pop(trial_id), result or {}
+        if error:
+            self.let_go(number)
+        if last.get(MEMORY):
+            self.out_of_memory = True  # the trial stays open, for a search with fewer workers
+            return
         if error or not last:
-            self.study.fail(number, "given up: its worker died, or its surroundings failed, each time it was tried")
+            self.study.fail(number, "given up: its process died each time it was tried")
         elif FAILURE in last:
             self.study.fail(number, last[FAILURE])
         elif not math.isfinite(last[LOSS]):
@@ -112,17 +122,6 @@ class StudyScheduler(_Disposable, FIFOScheduler):
             return True
         stock = self.study.points_at(tokens, number, stock_only=True)
         return self.study.is_stock(number) and not dominated_by(own, stock)
-
-
-METRICS = (
-    "zero_shot_loss",
-    "kl",
-    "tokens",
-    "seconds",
-    "tokens_per_second",
-    "peak_memory_bytes",
-    "resumed_from",
-)
 
 
 def metrics_of(result: Mapping[str, Any]) -> dict[str, float]:

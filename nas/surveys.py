@@ -12,12 +12,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from nas.candidates import informed
 from nas.errors import Failure
-from nas.plan import Plan, Resources
+from nas.plan import Plan
 from nas.progress import clock
 from nas.runner import architecture_spec
 from nas.screening import to_screen
+from nas.stages import run_screens, run_timings
 from nas.study import SCREENED, TIMED, SearchStudy
-from nas.tasks import run_screens, run_timings
+from nas.workers import Workers
 from search_spaces.architecture import Architecture
 from search_spaces.errors import InputError
 from trials.trial import TrialSpec
@@ -25,7 +26,7 @@ from trials.trial import TrialSpec
 LINES = 10  # of progress, where there is no terminal
 
 Hear = Callable[[str, float | Failure | None], None]
-Run = Callable[[Mapping[str, TrialSpec], Resources, Hear], None]
+Run = Callable[[Mapping[str, TrialSpec], Workers, Hear], None]
 Wanted = Callable[[Mapping[str, float | None]], Sequence[Architecture]]
 """What is to be measured, as far as the figures that are known, by key, decide it."""
 
@@ -43,20 +44,19 @@ SCREENING = Survey(SCREENED, run_screens, "best before retraining {key}: {value:
 TIMING = Survey(TIMED, run_timings, "fastest {key}: {value:.2f} ms a token")
 
 
-def run_screening(plan: Plan, study: SearchStudy, console: Console) -> None:
+def run_screening(plan: Plan, study: SearchStudy, workers: Workers, console: Console) -> None:
     """Screen what is left of `to_screen` (see `trials.screen`); nothing is once all trials are done."""
     if study.finished() < plan.trials:
-        _survey(SCREENING, plan, study, console, partial(to_screen, plan), plan.screenings)
+        _survey(SCREENING, plan, study, workers, console, partial(to_screen, plan), plan.screenings)
 
 
-def within_latency(plan: Plan, study: SearchStudy, console: Console) -> Plan:
+def within_latency(plan: Plan, study: SearchStudy, workers: Workers, console: Console) -> Plan:
     """``plan`` without the architectures that are slower than it allows, all measured one at a time.
 
     Raises InputError when none of a budget is fast enough, naming the fastest.
     """
-    alone = replace(plan, resources=replace(plan.resources, workers=1))
     feasible = plan.target.feasible
-    _survey(TIMING, alone, study, console, lambda _: feasible, len(feasible))
+    _survey(TIMING, plan, study, workers, console, lambda _: feasible, len(feasible))
     most, found = plan.settings.max_latency_ms, study.kept(TIMED)
     if most is None:
         return plan
@@ -91,7 +91,9 @@ def first_candidates(plan: Plan, screened: Mapping[str, float | None]) -> list[t
     return [(why, one) for one, why in chosen.items()]
 
 
-def _survey(survey: Survey, plan: Plan, study: SearchStudy, console: Console, wanted: Wanted, total: int) -> None:
+def _survey(
+    survey: Survey, plan: Plan, study: SearchStudy, workers: Workers, console: Console, wanted: Wanted, total: int
+) -> None:
     """Measure what is left of ``wanted``, in the end ``total``, and keep every figure in the study as it comes.
 
     Raises InputError when a worker does.
@@ -108,7 +110,7 @@ def _survey(survey: Survey, plan: Plan, study: SearchStudy, console: Console, wa
         console.print(f"study {plan.study}: {done} of {total} are {survey.name} already")
     with _Shown(survey, console, study, done, total) as shown:
         while left:
-            survey.run({key: architecture_spec(plan, one) for key, one in left.items()}, plan.resources, shown.hear)
+            survey.run({key: architecture_spec(plan, one) for key, one in left.items()}, workers, shown.hear)
             asked |= left.keys()  # each once: what is still missing then is open to the next run
             left = {key: one for key, one in missing().items() if key not in asked}
 

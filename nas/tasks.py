@@ -1,144 +1,176 @@
-"""Surveys, finals and readings of test text on Ray: fixed lists of tasks, as many at a time as trials."""
+"""What workers do, each task a generator of what it has to say; the first argument of `nas.workers.work`."""
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+import logging
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from queue import SimpleQueue
 from threading import Thread
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
+import numpy as np
 import ray
-from ray.exceptions import RayError, RayTaskError
+from numpy.typing import NDArray
 
-from nas.errors import TRANSIENT, Failure, classify
-from nas.plan import Resources
-from nas.runner import WORKER_DEATHS, resource_options
-from search_spaces.errors import InputError
+from nas.tune_results import FINAL, LOSS, METRICS, TOKENS, WORKER
+from search_spaces.allocation import Worth
 from trials.checkpoint import Rung
+from trials.evaluation_text import TextTask
 from trials.final import FinalResult, FinalSpec, run_final
-from trials.final_readings import ReadingSpec, read_model
+from trials.final_readings import ReadingSpec, check_tests, read_model
+from trials.importance import ImportanceScores
 from trials.latency import latency
+from trials.losses import OF_TEXT, WindowLosses
+from trials.preparation import Preparation, prepare, prepare_targets, shared, teacher_windows, unit_worth
 from trials.reading import Reading
+from trials.recipe import Recipe
 from trials.screen import screen
-from trials.trial import TrialSpec
+from trials.trial import TrialSpec, run_trial
 
-LOOK_SECONDS = 1.0  # how long Ctrl-C may have to wait
-
-# What is heard of a final: that it was started (None), a reading, its result, or why there is none.
-Heard = Rung | FinalResult | Failure | None
 Said = TypeVar("Said")
 
 
-def run_finals(specs: Mapping[str, FinalSpec], resources: Resources, hear: Callable[[str, Heard], None]) -> None:
-    """Run all ``specs``, by name, in their order; ``hear`` is called in this thread, with the name.
+class Prepared(NamedTuple):
+    """What the driver has to know of it; ``teacher`` are the teacher's own losses on all validation windows.
 
-    A final whose worker or node dies is tried again, from its last checkpoint, and so is one whose surroundings
-    failed; its readings are heard once. Raises InputError when a worker does.
+    ``shares`` (H,) of the square of the teacher's stream lie in each of its principal components. There is a ``worth``
+    where the space has sizes by layer.
     """
-    _run_all(_final, {name: spec.to_dict() for name, spec in specs.items()}, resources, hear)
+
+    preparation: Preparation
+    scores: ImportanceScores
+    shares: NDArray[np.float32]
+    teacher: WindowLosses
+    worth: Worth | None
 
 
-def run_readings(
-    specs: Mapping[str, ReadingSpec],
-    resources: Resources,
-    hear: Callable[[str, list[Reading] | Failure | None], None],
-) -> None:
-    """Take the readings of all ``specs``, by name; ``hear`` is called with None at the start of each, then with them.
+class PreparationSpec(NamedTuple):
+    """What is to be prepared; ``tests`` are checked first, ``by_layer`` asks for the worth of heads and neurons."""
 
-    Retries and errors are as in `run_finals`.
-    """
-    _run_all(_readings, specs, resources, hear)
-
-
-def run_screens(
-    specs: Mapping[str, TrialSpec], resources: Resources, hear: Callable[[str, float | Failure | None], None]
-) -> None:
-    """Screen all ``specs``, by name; ``hear`` is called with None at the start of each, then with its loss.
-
-    Retries and errors are as in `run_finals`.
-    """
-    _run_all(_screen, specs, resources, hear)
+    recipe: Recipe
+    cache: str
+    device: str
+    tests: tuple[TextTask, ...] = ()
+    test_tokens: int | None = None
+    by_layer: bool = False
 
 
-def run_timings(
-    specs: Mapping[str, TrialSpec], resources: Resources, hear: Callable[[str, float | Failure | None], None]
-) -> None:
-    """The same for the latencies of ``specs``, in milliseconds of a generated token."""
-    _run_all(_time, specs, resources, hear)
+def preparation_task(spec: PreparationSpec) -> Iterator[str | Prepared]:
+    """What is being made, as it begins, and in the end the result. Raises InputError for a wrong model or text."""
+
+    def do(say: Callable[[str | Prepared], None]) -> None:
+        given = spec.recipe, spec.cache, spec.device
+        with _logged(say):
+            if spec.tests:
+                check_tests(spec.recipe.model, spec.tests, spec.test_tokens)
+            preparation, common = prepare(*given), shared(*given)
+            worth = unit_worth(*given) if spec.by_layer else None
+            windows = teacher_windows(*given)
+        say(Prepared(preparation, common.scores, common.streams.shares.numpy(), windows, worth))
+
+    return step_by_step(do)
 
 
-def _run_all(
-    function: Callable[[Any], Iterator[Said]],
-    specs: Mapping[str, Any],
-    resources: Resources,
-    hear: Callable[[str, Said | Failure | None], None],
-) -> None:
-    options: dict[str, Any] = {"num_returns": "streaming", "max_retries": WORKER_DEATHS}
-    task = ray.remote(function).options(**options, retry_exceptions=list(TRANSIENT), **resource_options(resources))
-    waiting, running = deque(specs), dict[Any, str]()
-    while waiting or running:
-        while waiting and len(running) < resources.workers:
-            name = waiting.popleft()
-            running[task.remote(specs[name])] = name
-            hear(name, None)
-        ready, _ = ray.wait(list(running), num_returns=1, timeout=LOOK_SECONDS)
-        for stream in ready:
-            heard = _next(stream)
-            if heard is None:
-                running.pop(stream)
-            else:
-                hear(running[stream], heard)
+@contextmanager
+def _logged(say: Callable[[str], None]) -> Iterator[None]:
+    """Say what `trials` logs during the block."""
 
+    class Handler(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            say(record.getMessage())
 
-def _next(stream: Any) -> Any:
-    """What comes next from a task, or why nothing does; None when it has ended."""
+    logger, handler = logging.getLogger("trials"), Handler()
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
     try:
-        return ray.get(next(stream))
-    except StopIteration:
-        return None
-    except RayTaskError as error:
-        if isinstance(error.cause, InputError):
-            raise error.cause from None
-        return classify(error.cause)
-    except RayError as error:  # its worker or its node, each time
-        return Failure(f"given up: {' '.join(str(error).split())[:300]}", retry=True)
+        yield
+    finally:
+        logger.setLevel(level)
+        logger.removeHandler(handler)
 
 
-def _screen(spec: TrialSpec) -> Iterator[float]:
-    """What runs in a worker: the loss of one student before retraining."""
+def targets_task(given: tuple[PreparationSpec, int, int]) -> Iterator[None]:
+    """One share of the teacher's targets: a specification, the number of the share, and how many there are."""
+    spec, place, shares = given
+    prepare_targets(spec.recipe, spec.cache, spec.device, place, shares)
+    yield from ()
+
+
+def screen_task(spec: TrialSpec) -> Iterator[float]:
+    """The loss of one student before retraining."""
     yield screen(spec)
 
 
-def _time(spec: TrialSpec) -> Iterator[float]:
-    """What runs in a worker: the latency of one architecture."""
+def latency_task(spec: TrialSpec) -> Iterator[float]:
+    """The latency of one architecture."""
     yield latency(spec)
 
 
-def _readings(spec: ReadingSpec) -> Iterator[list[Reading]]:
-    """What runs in a worker: the readings of one model."""
+def readings_task(spec: ReadingSpec) -> Iterator[list[Reading]]:
+    """The readings of one model."""
     yield read_model(spec)
 
 
-def _final(spec: dict[str, Any]) -> Iterator[Rung | FinalResult]:
-    """What runs in a worker: one final; its readings as they come, then its result.
+def trial_task(spec: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """One trial: results for Tune, one a rung, and at its end one with `FINAL`."""
+    where = {WORKER: f"{ray.util.get_node_ip_address()}:{os.getpid()}"}
 
-    The training has a thread of its own, since it calls back and a stream is asked. A second attempt says the
-    same again, and Ray passes on what the first did not.
+    def do(say: Callable[[dict[str, Any]], None]) -> None:
+        result = run_trial(TrialSpec.from_dict(spec), lambda tokens, metrics: say({**metrics, TOKENS: tokens, **where}))
+        metrics = {name: float(value) for name, value in result.to_dict().items() if name in METRICS}
+        metrics.update({f"{OF_TEXT}{name}": loss for name, loss in result.losses.items()})
+        say({FINAL: True, LOSS: result.val_loss, **metrics, **where})
+
+    return step_by_step(do)
+
+
+def final_task(spec: FinalSpec) -> Iterator[Rung | FinalResult]:
+    """One final: its readings as they come, then its result."""
+
+    def do(say: Callable[[Rung | FinalResult], None]) -> None:
+        say(run_final(spec, lambda tokens, metrics: say(Rung(tokens, metrics))))
+
+    return step_by_step(do)
+
+
+class _GivenUp(BaseException):
+    """Ends work that nobody wants any more; no `except Exception` on its way takes it for a failure."""
+
+
+def step_by_step(do: Callable[[Callable[[Said], None]], None]) -> Iterator[Said]:
+    """What ``do`` says, call by call, with ``do`` standing still in between, and ended there if that was all.
+
+    ``do`` runs in a thread of its own, since it calls back and an iterator is asked. What it raises is raised here.
     """
-    said: SimpleQueue[Rung | FinalResult | Exception] = SimpleQueue()
+    said: SimpleQueue[tuple[Said] | BaseException | None] = SimpleQueue()
+    wanted: SimpleQueue[bool] = SimpleQueue()
 
-    def work() -> None:
+    def say(one: Said) -> None:
+        said.put((one,))
+        if not wanted.get():
+            raise _GivenUp
+
+    def run() -> None:
         try:
-            said.put(run_final(FinalSpec.from_dict(spec), lambda tokens, metrics: said.put(Rung(tokens, metrics))))
-        except Exception as error:  # raised below, where Ray hears it
-            said.put(error)
-
-    Thread(target=work, name="final", daemon=True).start()
-    while True:
-        one = said.get()
-        if isinstance(one, Exception):
-            raise one
-        yield one
-        if isinstance(one, FinalResult):
+            do(say)
+        except _GivenUp:
             return
+        except BaseException as error:
+            said.put(error)
+        else:
+            said.put(None)
+
+    thread = Thread(target=run, name="task", daemon=True)
+    thread.start()
+    try:
+        while (one := said.get()) is not None:
+            if isinstance(one, BaseException):
+                raise one
+            yield one[0]
+            wanted.put(True)
+    finally:
+        wanted.put(False)
+        thread.join()

@@ -10,7 +10,8 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedModel, PreTraine
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
 from search_spaces.errors import InputError
-from trials.teacher import check_vocabulary, load_tokenizer, load_weights, read_config, resolve_model
+from trials.source import read_config, resolve_model
+from trials.teacher import check_vocabulary, load_tokenizer, load_weights
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 DEFAULT_DTYPES = {"cpu": "float32", "cuda": "bfloat16"}

@@ -24,7 +24,7 @@ from transformers import PreTrainedModel
 from search_spaces.errors import InputError
 from trials.evaluation_text import EFFICIENCY
 from trials.reading import Reading
-from trials.teacher import weight_files
+from trials.source import weight_files
 
 COUNTED, TIMED, SAMPLED = "counted", "timed", "sampled"
 RSS_SECONDS = 0.002  # between two looks at the memory of the process

@@ -11,10 +11,9 @@ from search_spaces.architecture import Architecture
 from search_spaces.shape import ModelShape
 from trials.moments import moments_count
 from trials.precision import training_precision
-from trials.preparation import Recipe
-from trials.screen import CALIBRATION_TOKENS, VALIDATION_TOKENS
+from trials.recipe import SCREEN_CALIBRATION, SCREEN_VALIDATION, Recipe, Way
 from trials.streams import most_windows
-from trials.targets import Way, way_for
+from trials.targets import way_for
 
 PROBE_SECONDS = 0.3
 PROBE_TOKENS = {"cpu": 1024, "cuda": 16384}
@@ -34,7 +33,7 @@ def estimate_seconds(shape: ModelShape, architecture: Architecture, recipe: Reci
 
 def estimate_screen_seconds(shape: ModelShape, architecture: Architecture, recipe: Recipe, device: str) -> float:
     """Seconds for screening ``architecture``, as `estimate_seconds`."""
-    return _seconds(screen_flops(shape, architecture, recipe, CALIBRATION_TOKENS, VALIDATION_TOKENS), shape, device)
+    return _seconds(screen_flops(shape, architecture, recipe, SCREEN_CALIBRATION, SCREEN_VALIDATION), shape, device)
 
 
 def _seconds(work: int, shape: ModelShape, device: str) -> float:

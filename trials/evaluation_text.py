@@ -163,3 +163,19 @@ KNOWN = {
     ),
     "lambada": _Known("EleutherAI/lambada_openai", "default", "text", "lambada_test.jsonl", None, _lambada),
 }
+
+
+def parse_tests(argument: str | None) -> tuple[TextTask, ...]:
+    """The tasks of a comma-separated list of ``name`` or ``name=path``, paths made absolute, none read yet.
+
+    Raises InputError for what is no text, for a file that is not there, and for a name that is there twice.
+    """
+    tasks: dict[str, TextTask] = {}
+    for part in (part.strip() for part in argument.split(",")) if argument else ():
+        if part.partition("=")[0] == EFFICIENCY:
+            raise InputError(f"--test {part}: is no text; python -m nas.evaluate measures it")
+        task = text_task(part)
+        if task.name in tasks:
+            raise InputError(f"--test {argument!r}: {task.name!r} is there twice; give one of them another name")
+        tasks[task.name] = TextTask(task.name, task.path.resolve() if task.path else None)
+    return tuple(tasks.values())

@@ -11,37 +11,21 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel
 
-from search_spaces.errors import InputError
 from trials.cache import Cache, digest
 from trials.causal_lm import DEFAULT_DTYPES, DTYPES
 from trials.durable import file_sha256
 from trials.evaluation import default_length, headline, read
-from trials.evaluation_text import EFFICIENCY, TextTask, open_text, text_task
+from trials.evaluation_text import TextTask, open_text
 from trials.likelihood import Measurement
 from trials.reading import Reading
 from trials.results import WEIGHTS
-from trials.teacher import fingerprint, load_tokenizer, load_weights, read_config, resolve_model
+from trials.source import fingerprint, read_config, resolve_model
+from trials.teacher import load_tokenizer, load_weights
 from trials.trial import TrialSpec
 from trials.trial import load_weights as load_student
 
 VERSION = 1  # of what is read and how: raise it, and readings of before are not taken up
 READINGS = "readings.json"
-
-
-def parse_tests(argument: str | None) -> tuple[TextTask, ...]:
-    """The tasks of a comma-separated list of ``name`` or ``name=path``, paths made absolute, none read yet.
-
-    Raises InputError for what is no text, for a file that is not there, and for a name that is there twice.
-    """
-    tasks: dict[str, TextTask] = {}
-    for part in (part.strip() for part in argument.split(",")) if argument else ():
-        if part.partition("=")[0] == EFFICIENCY:
-            raise InputError(f"--test {part}: is no text; python -m nas.evaluate measures it")
-        task = text_task(part)
-        if task.name in tasks:
-            raise InputError(f"--test {argument!r}: {task.name!r} is there twice; give one of them another name")
-        tasks[task.name] = TextTask(task.name, task.path.resolve() if task.path else None)
-    return tuple(tasks.values())
 
 
 @dataclass(frozen=True)

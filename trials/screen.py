@@ -9,12 +9,11 @@ from trials.evaluate import window_losses
 from trials.families import family_of
 from trials.preparation import shared
 from trials.prune import prune
+from trials.recipe import SCREEN_CALIBRATION, SCREEN_VALIDATION
 from trials.trial import TrialSpec
 
-CALIBRATION_TOKENS, VALIDATION_TOKENS = 8_192, 8_192  # docs/results.md
 
-
-def screen(spec: TrialSpec, calibration: int = CALIBRATION_TOKENS, validation: int = VALIDATION_TOKENS) -> float:
+def screen(spec: TrialSpec, calibration: int = SCREEN_CALIBRATION, validation: int = SCREEN_VALIDATION) -> float:
     """The validation loss in nats per token of the student of ``spec``, pruned and refitted, not retrained.
 
     As a trial measures it at 0 tokens, but on the first ``calibration`` tokens of the text for refits and the first

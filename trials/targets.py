@@ -6,7 +6,7 @@ import logging
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from trials.evaluate import BATCH_TOKENS
 from trials.families import family_of
 from trials.kl import chunk_tokens, chunked_drawn_kl, chunked_kl
 from trials.precision import autocast, training_precision
+from trials.recipe import Way
 from trials.stored import Stored, create, to_array, to_tensor
 from trials.teacher import Teacher
 
@@ -27,8 +28,6 @@ from trials.teacher import Teacher
 LIMIT_BYTES = 2 * 2**30
 PART_TOKENS = 2**20  # kept together: what one worker computes while others compute the rest
 DRAWS = 64  # of each distribution, where states would take more; docs/results.md
-
-Way = Literal["cached", "drawn", "online"]
 
 log = logging.getLogger(__name__)
 

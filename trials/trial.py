@@ -21,10 +21,11 @@ from trials.checkpoint import discard_checkpoints
 from trials.distill import DistillResult, DistillSettings, NonFiniteLoss, Report, distill
 from trials.durable import damage
 from trials.losses import text_losses
-from trials.preparation import Preparation, Recipe, Shared, prepare, shared
+from trials.preparation import Preparation, Shared, prepare, shared
 from trials.prune import prune, student_from
+from trials.recipe import VERSION, Recipe
 from trials.results import STUDENT, WEIGHTS, read_result, save_student, write_result
-from trials.teacher import read_config, resolve_model
+from trials.source import read_config, resolve_model
 
 __all__ = [
     "NonFiniteLoss",
@@ -36,8 +37,6 @@ __all__ = [
     "prepare",
     "run_trial",
 ]
-
-VERSION = 5  # of what a trial computes: raise it, and results and checkpoints of before are not taken up
 
 
 @dataclass(frozen=True)

@@ -3,33 +3,33 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
-from ray import tune
 from small_search import arguments, write_text
 
 from nas.plan import Plan, make_plan, resolve_target
 from nas.records import TrialRecord
-from nas.runner import WORKER_DEATHS, ray_session, run_trials
-from nas.searcher import FINAL, LOSS, TOKENS
+from nas.runner import run_trials
+from nas.session import ray_session
 from nas.settings import parse_arguments
 from nas.study import SearchStudy
+from nas.tune_results import FINAL, LOSS, TOKENS
+from nas.workers import WORKER_DEATHS, Task, open_workers
 from search_spaces.errors import InputError
 
 SPARE = 5 * 2**30  # bytes that the rest of the machine may take meanwhile
-Trainable = Callable[[dict[str, Any]], None]
 
 
-def hungry(folder: Path, times: int) -> Trainable:
+def hungry(folder: Path, times: int) -> Task:
     """A trial without work, but the second one asked takes all memory in its first ``times`` attempts."""
 
-    def train(config: dict[str, Any]) -> None:
-        tune.report({TOKENS: 0, LOSS: 5.0})
-        key = str(config["spec"]["architecture"])
+    def train(spec: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        yield {TOKENS: 0, LOSS: 5.0}
+        key = str(spec["architecture"])
         with (folder / "asked").open("a") as asked:
             asked.write(f"{key}\n")
         keys = (folder / "asked").read_text().splitlines()
@@ -40,17 +40,18 @@ def hungry(folder: Path, times: int) -> Trainable:
                 time.sleep(0.05)
             time.sleep(60)
         time.sleep(1)
-        tune.report({TOKENS: 4096, LOSS: 4.0})
-        tune.report({FINAL: True, TOKENS: 4096, LOSS: 4.0})
+        yield {TOKENS: 4096, LOSS: 4.0}
+        yield {FINAL: True, TOKENS: 4096, LOSS: 4.0}
 
     return train
 
 
 def searched(
-    teacher: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, trainable: Trainable, workers: int = 1
+    teacher: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, task: Task, workers: int = 1
 ) -> tuple[Plan, list[TrialRecord]]:
     memory = psutil.virtual_memory()
     most = (memory.total - memory.available + SPARE) / memory.total
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")  # a process keeps to one mode, and other files need this one
     monkeypatch.setenv("RAY_memory_usage_threshold", f"{most:.4f}")
     monkeypatch.setenv("RAY_memory_monitor_refresh_ms", "50")
     changes: dict[str, Any] = {"trials": 3, "sampler": "random", "scheduler": "none", "workers": workers}
@@ -63,7 +64,8 @@ def searched(
             plan.storage, "hungry", target.space, target.feasible, sampler="random", seed=0, identity={}
         )
         try:
-            run_trials(plan, study, lambda _: None, trainable)
+            with open_workers(plan.resources) as opened:
+                run_trials(plan, study, opened, lambda _: None, task)
         finally:
             records = study.records()
     return plan, records
@@ -85,4 +87,5 @@ def test_a_machine_that_is_too_small_is_an_input_error_that_says_what_to_do(
 ) -> None:
     with pytest.raises(InputError, match=r"--workers 1: Ray ended workers for want of memory 3 times; give fewer"):
         searched(tiny_teacher_folder, tmp_path, monkeypatch, hungry(tmp_path, times=99))
-    assert len((tmp_path / "asked").read_text().splitlines()) == 1 + WORKER_DEATHS + 1
+    attempts = WORKER_DEATHS + 1  # of a worker, and of Tune, whose process may have to go first
+    assert 1 + attempts <= len((tmp_path / "asked").read_text().splitlines()) <= 1 + attempts**2

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from transformers import PretrainedConfig
 
-from search_spaces.errors import InputError
 from trials.families.base import Family, Kept
 from trials.families.gpt2 import GPT2
 from trials.families.gpt_neox import GPTNeoX
 from trials.families.llama import LLAMA, MISTRAL, QWEN2, QWEN3
+from trials.shapes import shape_of
 
 __all__ = ["FAMILIES", "Family", "Kept", "family_of"]
 
@@ -23,10 +23,5 @@ FAMILIES: dict[str, Family] = {
 
 
 def family_of(config: PretrainedConfig) -> Family:
-    """The family of a teacher with ``config``. Raises InputError naming the model types that can be pruned."""
-    try:
-        return FAMILIES[config.model_type]
-    except KeyError:
-        raise InputError(
-            f"model type {config.model_type!r}: cannot be pruned; take a model of type {', '.join(FAMILIES)}"
-        ) from None
+    """The family of a teacher with ``config``. Raises InputError as `trials.shapes.shape_of`."""
+    return FAMILIES[shape_of(config).family]

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
 
 from search_spaces.architecture import Architecture
-from search_spaces.errors import InputError
 from search_spaces.shape import ModelShape
 from trials.families.base import Kept, channels, cut_layer, inherited, positions_of, without_weights
 from trials.families.modeling_pruned_gpt2 import PrunedGPT2Config, PrunedGPT2LMHeadModel
+from trials.shapes import shape_of
 
 CUTS = {
     "ln_1": ("hidden", ""),
@@ -29,23 +29,8 @@ class GPT2:
     """`trials.families.Family` for models of type ``gpt2``."""
 
     def shape(self, config: GPT2Config) -> ModelShape:
-        """The geometry of ``config``; InputError for cross-attention and for scores scaled by the layer's index."""
-        for option in ("add_cross_attention", "scale_attn_by_inverse_layer_idx"):
-            if getattr(config, option):
-                raise InputError(f"model with {option}=True: cannot be pruned; take a GPT-2 without it")
-        if config.n_embd % config.n_head:
-            raise InputError(f"model with n_embd={config.n_embd}: not a multiple of its n_head={config.n_head}")
-        return ModelShape(
-            family="gpt2",
-            layers=config.n_layer,
-            hidden=config.n_embd,
-            heads=config.n_head,
-            head_dim=config.n_embd // config.n_head,
-            mlp=config.n_inner or 4 * config.n_embd,
-            vocab=config.vocab_size,
-            positions=config.n_positions,
-            tied=config.tie_word_embeddings,
-        )
+        """The geometry of ``config``, as `trials.shapes.shape_of`."""
+        return shape_of(config)
 
     def build(self, config: GPT2Config, architecture: Architecture) -> PreTrainedModel:
         """An empty student on the meta device, stock or custom; the rest of its configuration is the teacher's."""

@@ -12,6 +12,7 @@ from search_spaces.architecture import Architecture
 from search_spaces.shape import ModelShape
 from trials.families.base import Kept, channels, cut_layer, inherited, positions_of, without_weights
 from trials.families.modeling_pruned_gpt_neox import PrunedGPTNeoXConfig, PrunedGPTNeoXForCausalLM
+from trials.shapes import shape_of
 
 CUTS = {
     "input_layernorm": ("hidden", ""),
@@ -27,21 +28,8 @@ class GPTNeoX:
     """`trials.families.Family` for models of type ``gpt_neox``."""
 
     def shape(self, config: GPTNeoXConfig) -> ModelShape:
-        """The geometry of ``config``."""
-        return ModelShape(
-            family="gpt_neox",
-            layers=config.num_hidden_layers,
-            hidden=config.hidden_size,
-            heads=config.num_attention_heads,
-            head_dim=config.hidden_size // config.num_attention_heads,
-            mlp=config.intermediate_size,
-            vocab=config.vocab_size,
-            positions=config.max_position_embeddings,
-            tied=config.tie_word_embeddings,
-            learned_positions=False,
-            qkv_bias=config.attention_bias,
-            output_bias=config.attention_bias,
-        )
+        """The geometry of ``config``, as `trials.shapes.shape_of`."""
+        return shape_of(config)
 
     def build(self, config: GPTNeoXConfig, architecture: Architecture) -> PreTrainedModel:
         """An empty student on the meta device, stock or custom; the rest of its configuration is the teacher's."""

@@ -22,7 +22,6 @@ from transformers import (
 )
 
 from search_spaces.architecture import Architecture
-from search_spaces.errors import InputError
 from search_spaces.shape import ModelShape
 from trials.families.base import Kept, channels, cut_layer, inherited, positions_of, without_weights
 from trials.families.modeling_pruned_llama import (
@@ -31,6 +30,7 @@ from trials.families.modeling_pruned_llama import (
     PrunedQwen2ForCausalLM,
     PrunedQwen3ForCausalLM,
 )
+from trials.shapes import shape_of
 
 CUTS = {
     "input_layernorm": ("hidden", ""),
@@ -49,45 +49,14 @@ CUTS = {
 
 @dataclass(frozen=True)
 class LlamaStyle:
-    """`trials.families.Family` for one model type: ``stock`` is transformers' class, ``custom`` ours by layer.
-
-    ``qkv_bias`` is for types whose configuration does not say it; ``head_norms`` counts the norms of a head's
-    queries and keys.
-    """
+    """`trials.families.Family` for one model type: ``stock`` is transformers' class, ``custom`` ours by layer."""
 
     stock: type[PreTrainedModel]
     custom: type[PreTrainedModel]
-    qkv_bias: bool = False
-    head_norms: int = 0
 
     def shape(self, config: PretrainedConfig) -> ModelShape:
-        """The geometry of ``config``; InputError when only some of its layers have a sliding window."""
-        if len(kinds := set(getattr(config, "layer_types", None) or ["full_attention"])) > 1:
-            raise InputError(
-                f"model with layer_types {sorted(kinds)}: cannot be pruned; take one whose layers are alike"
-            )
-        biased, gated = getattr(config, "attention_bias", False), getattr(config, "mlp_bias", False)
-        plain = config.model_type != "llama" or not (biased or gated)
-        return ModelShape(
-            family=config.model_type,
-            layers=config.num_hidden_layers,
-            hidden=config.hidden_size,
-            heads=config.num_attention_heads,
-            head_dim=getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads,
-            mlp=config.intermediate_size,
-            vocab=config.vocab_size,
-            positions=config.max_position_embeddings,
-            tied=config.tie_word_embeddings,
-            group=config.num_attention_heads // config.num_key_value_heads,
-            learned_positions=False,
-            mlp_matrices=3,
-            norm_vectors=1,
-            head_norms=self.head_norms,
-            qkv_bias=self.qkv_bias or biased,
-            output_bias=biased,
-            mlp_bias=gated,
-            stock="any" if plain else "divisible",
-        )
+        """The geometry of ``config``, as `trials.shapes.shape_of`."""
+        return shape_of(config)
 
     def build(self, config: PretrainedConfig, architecture: Architecture) -> PreTrainedModel:
         """An empty student on the meta device, stock or custom; the rest of its configuration is the teacher's.
@@ -177,5 +146,5 @@ class LlamaStyle:
 
 LLAMA = LlamaStyle(LlamaForCausalLM, PrunedLlamaForCausalLM)
 MISTRAL = LlamaStyle(MistralForCausalLM, PrunedMistralForCausalLM)
-QWEN2 = LlamaStyle(Qwen2ForCausalLM, PrunedQwen2ForCausalLM, qkv_bias=True)
-QWEN3 = LlamaStyle(Qwen3ForCausalLM, PrunedQwen3ForCausalLM, head_norms=2)
+QWEN2 = LlamaStyle(Qwen2ForCausalLM, PrunedQwen2ForCausalLM)
+QWEN3 = LlamaStyle(Qwen3ForCausalLM, PrunedQwen3ForCausalLM)

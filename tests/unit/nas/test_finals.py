@@ -13,18 +13,21 @@ from tracking_reference import record
 from nas import finals
 from nas.errors import Failure
 from nas.finals import after, entrants, final_spec, open_stage, run_stage, windows_of
-from nas.plan import Machine, Plan, Resources, make_plan, resolve_target
+from nas.machine import Machine
+from nas.plan import Plan, make_plan, resolve_target
 from nas.records import FinalRecord, TrialRecord
 from nas.selection import FINALIST, STOCK, competes
 from nas.settings import load_settings
+from nas.stages import Heard
 from nas.study import SearchStudy
-from nas.tasks import Heard
+from nas.workers import Workers
 from search_spaces.architecture import Architecture
 from trials.checkpoint import Rung
 from trials.final import FinalResult, FinalSpec
 from trials.results import write_result
 
 Hear = Callable[[str, Heard], None]
+NOBODY = Workers(None, 0)
 
 
 class Runner:
@@ -34,7 +37,7 @@ class Runner:
         self.ran: list[str] = []
         self.outcome: dict[str, Failure | BaseException] = {}
 
-    def __call__(self, specs: Mapping[str, FinalSpec], resources: Resources, hear: Hear) -> None:
+    def __call__(self, specs: Mapping[str, FinalSpec], workers: Workers, hear: Hear) -> None:
         for name, spec in specs.items():
             self.ran.append(name)
             hear(name, None)
@@ -144,13 +147,13 @@ def test_a_second_run_trains_nothing_and_finds_the_same(plan: Plan, study: Searc
     records, told = trials(plan), list[str]()
     stage = open_stage(plan, study, records)
     assert {one.state for one in stage} == {"WAITING"}
-    first = run_stage(plan, study, stage, lambda _, one: told.append(one.state))
+    first = run_stage(plan, study, stage, NOBODY, lambda _, one: told.append(one.state))
     assert len(runner.ran) == len(stage) == len({*runner.ran})
     assert {one.state for one in first} == {"COMPLETE"}
     assert told.count("COMPLETE") == len(stage)
     again = open_stage(plan, study, records)
     assert again == first
-    assert run_stage(plan, study, again, lambda *_: pytest.fail("something changed")) == first
+    assert run_stage(plan, study, again, NOBODY, lambda *_: pytest.fail("something changed")) == first
     assert len(runner.ran) == len(stage)
     for one in again:
         (losses,) = (windows_of(plan, one) or {}).values()
@@ -164,7 +167,7 @@ def test_a_run_that_was_cut_off_goes_on_with_what_is_left(plan: Plan, study: Sea
     third = sorted(stage, key=lambda one: len(one.curve))[2].name
     runner.outcome[third] = KeyboardInterrupt()
     with pytest.raises(KeyboardInterrupt):
-        run_stage(plan, study, stage, lambda *_: None)
+        run_stage(plan, study, stage, NOBODY, lambda *_: None)
     before, cut = runner.ran[:2], runner.ran[2]
     runner.outcome.clear()
     runner.ran.clear()
@@ -172,7 +175,7 @@ def test_a_run_that_was_cut_off_goes_on_with_what_is_left(plan: Plan, study: Sea
     assert {name for name, one in opened.items() if one.state == "COMPLETE"} == set(before)
     assert opened[cut].state == "WAITING"
     assert opened[cut].started is not None  # for its run in MLflow: one beginning, however often it goes on
-    run_stage(plan, study, list(opened.values()), lambda *_: None)
+    run_stage(plan, study, list(opened.values()), NOBODY, lambda *_: None)
     assert sorted(runner.ran) == sorted({one.name for one in stage} - set(before))
 
 
@@ -182,34 +185,34 @@ def test_what_a_retry_cannot_mend_is_not_tried_again_and_what_it_may_is(
     stage = open_stage(plan, study, trials(plan))
     lasting, passing = stage[0].name, stage[1].name
     runner.outcome = {lasting: Failure("NonFiniteLoss: nan", False), passing: Failure("OSError: disk full", True)}
-    done = {one.name: one for one in run_stage(plan, study, stage, lambda *_: None)}
+    done = {one.name: one for one in run_stage(plan, study, stage, NOBODY, lambda *_: None)}
     assert (done[lasting].state, done[passing].state) == ("FAIL", "FAIL")
     assert done[passing].reason == "OSError: disk full"
     runner.outcome.clear()
     runner.ran.clear()
-    again = run_stage(plan, study, open_stage(plan, study, trials(plan)), lambda *_: None)
+    again = run_stage(plan, study, open_stage(plan, study, trials(plan)), NOBODY, lambda *_: None)
     assert runner.ran == [passing]
     assert {one.name: one.state for one in again}[lasting] == "FAIL"
 
 
 def test_a_final_whose_files_are_gone_is_made_again(plan: Plan, study: SearchStudy, runner: Runner) -> None:
-    first = run_stage(plan, study, open_stage(plan, study, trials(plan)), lambda *_: None)
+    first = run_stage(plan, study, open_stage(plan, study, trials(plan)), NOBODY, lambda *_: None)
     (plan.folder / "finals" / first[0].name / "result.json").unlink()
     runner.ran.clear()
-    run_stage(plan, study, open_stage(plan, study, trials(plan)), lambda *_: None)
+    run_stage(plan, study, open_stage(plan, study, trials(plan)), NOBODY, lambda *_: None)
     assert runner.ran == [first[0].name]
 
 
 def test_more_finalists_and_more_tokens_are_added_to_what_is_there(
     plan: Plan, study: SearchStudy, runner: Runner, tiny_teacher_folder: Path, tmp_path: Path
 ) -> None:
-    run_stage(plan, study, open_stage(plan, study, trials(plan)), lambda *_: None)
+    run_stage(plan, study, open_stage(plan, study, trials(plan)), NOBODY, lambda *_: None)
     runner.ran.clear()
     more = make(tiny_teacher_folder, tmp_path, finalists=4)
-    run_stage(more, study, open_stage(more, study, trials(more)), lambda *_: None)
+    run_stage(more, study, open_stage(more, study, trials(more)), NOBODY, lambda *_: None)
     assert len(runner.ran) == 1
     longer = make(tiny_teacher_folder, tmp_path, final_tokens=plan.final_tokens // 2)
-    run_stage(longer, study, open_stage(longer, study, trials(longer)), lambda *_: None)
+    run_stage(longer, study, open_stage(longer, study, trials(longer)), NOBODY, lambda *_: None)
     assert len(runner.ran) == 1 + len(entrants(longer, trials(longer)))
     assert all(one.state == "COMPLETE" for one in open_stage(plan, study, trials(plan)))
 
@@ -223,7 +226,7 @@ def test_readings_of_the_trial_are_not_heard_again(plan: Plan) -> None:
 
 def test_the_study_keeps_trials_and_finals_apart(plan: Plan, study: SearchStudy, runner: Runner) -> None:
     before = study.records()
-    run_stage(plan, study, open_stage(plan, study, trials(plan)), lambda *_: None)
+    run_stage(plan, study, open_stage(plan, study, trials(plan)), NOBODY, lambda *_: None)
     assert study.records() == before == []
     candidate = study.ask()
     assert candidate is not None

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from nas.forecast import expected_tokens, summary
-from nas.plan import Machine, Plan, make_plan, resolve_target, trial_bytes
+from nas.machine import Machine
+from nas.plan import Plan, make_plan, resolve_target, trial_bytes
 from nas.runner import target_helpers
 from nas.settings import load_settings
 from search_spaces.errors import InputError

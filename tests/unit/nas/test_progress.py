@@ -9,7 +9,8 @@ import pytest
 from rich.console import Console
 
 from nas.final_progress import FinalProgress
-from nas.plan import Machine, Plan, make_plan, resolve_target
+from nas.machine import Machine
+from nas.plan import Plan, make_plan, resolve_target
 from nas.progress import Progress, clock
 from nas.records import FinalRecord, TrialRecord
 from nas.settings import load_settings

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from nas.candidates import informed
-from nas.plan import Machine, Plan, make_plan, resolve_target
+from nas.machine import Machine
+from nas.plan import Plan, make_plan, resolve_target
 from nas.screening import follow, to_screen
 from nas.settings import load_settings
 from search_spaces.architecture import Architecture

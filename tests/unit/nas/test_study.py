@@ -7,12 +7,14 @@ from collections.abc import Collection
 from pathlib import Path
 
 import pytest
+from ray.tune.search import Searcher
 
 from nas.candidates import informed
 from nas.sampler import INNER
 from nas.scheduler import promotes, rungs
-from nas.searcher import FAILURE, FINAL, RETRIED, StudyScheduler, StudySearcher
+from nas.searcher import StudyScheduler, StudySearcher
 from nas.study import SearchStudy
+from nas.tune_results import FAILURE, FINAL, MEMORY, RETRIED
 from search_spaces.architecture import Architecture
 from search_spaces.budget import parse_budget, parse_budgets
 from search_spaces.errors import InputError
@@ -162,8 +164,8 @@ class FakeTrial:
 
 
 def test_searcher_and_scheduler_tell_each_ending() -> None:
-    study, heard = make_study(sampler="exhaustive", feasible=CUSTOM_FIRST), []
-    searcher = StudySearcher(study, lambda candidate: {"key": candidate.architecture.key}, heard.append)
+    study, heard, let_go = make_study(sampler="exhaustive", feasible=CUSTOM_FIRST), [], []
+    searcher = StudySearcher(study, lambda candidate: {"key": candidate.architecture.key}, heard.append, let_go.append)
     scheduler = StudyScheduler(study, heard.append, last=64, halving=True)
     ids = ["good", "slow", "broken", "lost", "nan"]
     configs = {name: searcher.suggest(name) for name in ids}
@@ -202,10 +204,21 @@ def test_searcher_and_scheduler_tell_each_ending() -> None:
     assert by_name["good"].metrics.keys() >= costs
     assert by_name["slow"].curve == ((0, 1.0), (16, 5.0))
     assert by_name["broken"].reason == "NonFiniteLoss: step 3"
-    assert "worker died" in str(by_name["lost"].reason)
+    assert "its process died" in str(by_name["lost"].reason)
+    assert let_go == [by_name["lost"].number]
     assert "OSError: share is gone" in str(by_name["lost"].reason)
     assert "nan after 16 tokens" in str(by_name["nan"].reason)
     assert set(heard) == set(records)
+
+
+def test_too_little_memory_ends_the_asking_and_leaves_the_trial_open() -> None:
+    study = make_study(sampler="exhaustive", feasible=CUSTOM_FIRST)
+    searcher = StudySearcher(study, lambda candidate: {}, lambda number: None)
+    searcher.suggest("hungry")
+    searcher.on_trial_complete("hungry", {FAILURE: "its worker died", MEMORY: True})
+    assert searcher.out_of_memory
+    assert searcher.suggest("next") == Searcher.FINISHED
+    assert [one.state for one in study.records()] == ["RUNNING"]
 
 
 def test_the_best_stock_candidate_of_a_rung_always_goes_on() -> None:

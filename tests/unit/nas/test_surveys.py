@@ -17,17 +17,20 @@ from tracking_reference import record
 
 from nas import surveys
 from nas.errors import Failure
+from nas.machine import Machine
 from nas.objectives import dominated_by
-from nas.plan import Machine, Plan, Resources, make_plan, resolve_target
+from nas.plan import Plan, make_plan, resolve_target
 from nas.screening_report import plot_screening, screening_csv
 from nas.settings import load_settings
 from nas.study import SCREENED, TIMED, SearchStudy
 from nas.surveys import first_candidates, run_screening, within_latency
+from nas.workers import Workers
 from search_spaces.architecture import Architecture
 from search_spaces.errors import InputError
 from trials.trial import TrialSpec
 
 Hear = Callable[[str, float | Failure | None], None]
+NOBODY = Workers(None, 0)
 
 
 def loss_of(one: Architecture) -> float:
@@ -41,7 +44,7 @@ class Runner:
         self.ran: list[str] = []
         self.outcome: dict[int, float | Failure | BaseException] = {}
 
-    def __call__(self, specs: Mapping[str, TrialSpec], resources: Resources, hear: Hear) -> None:
+    def __call__(self, specs: Mapping[str, TrialSpec], workers: Workers, hear: Hear) -> None:
         for name, spec in specs.items():
             assert spec.architecture.key == name
             hear(name, None)
@@ -88,7 +91,7 @@ def study_of(plan: Plan) -> SearchStudy:
 def screened(plan: Plan) -> str:
     """Screen, and return what was said."""
     console = Console(file=io.StringIO(), width=120)
-    run_screening(plan, study_of(plan), console)
+    run_screening(plan, study_of(plan), NOBODY, console)
     return console.file.getvalue()  # type: ignore[attr-defined, no-any-return]
 
 
@@ -179,13 +182,12 @@ def test_table_and_picture_show_what_became_of_the_screened(plan: Plan, tmp_path
 def timed(plan: Plan, monkeypatch: pytest.MonkeyPatch, milliseconds: Callable[[Architecture], float]) -> Plan:
     """The plan within its limit, every architecture timed at ``milliseconds``."""
 
-    def run(specs: Mapping[str, TrialSpec], resources: Resources, hear: Hear) -> None:
-        assert resources.workers == 1  # two at a time would take each other's time
+    def run(specs: Mapping[str, TrialSpec], workers: Workers, hear: Hear) -> None:
         for name, spec in specs.items():
             hear(name, milliseconds(spec.architecture))
 
     monkeypatch.setattr(surveys, "TIMING", replace(surveys.TIMING, run=run))
-    return within_latency(plan, study_of(plan), Console(file=io.StringIO()))
+    return within_latency(plan, study_of(plan), NOBODY, Console(file=io.StringIO()))
 
 
 def test_a_limit_of_latency_leaves_the_fast_ones_by_what_was_measured_first(

@@ -20,8 +20,8 @@ from trials.estimate import estimate_seconds, evaluation_flops, refit_flops, ref
 from trials.families import FAMILIES
 from trials.importance import compute_importance
 from trials.kl import chunked_kl
-from trials.preparation import Recipe
 from trials.prune import choose, prune
+from trials.recipe import Recipe
 from trials.refit import refit
 from trials.rotate import rotation_to
 from trials.streams import load_streams

@@ -22,7 +22,8 @@ from trials import final as door
 from trials.corpus import BatchOrder, windows
 from trials.evaluate import validation_loss
 from trials.final import FinalResult, FinalSpec, read_windows, run_final
-from trials.preparation import Recipe, shared
+from trials.preparation import shared
+from trials.recipe import Recipe
 from trials.targets import Targets
 from trials.trial import TrialSpec, load_weights, run_trial
 

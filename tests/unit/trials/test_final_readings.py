@@ -10,10 +10,11 @@ from conftest import TEXT
 
 from trials import final_readings
 from trials.evaluation import headline, read
-from trials.evaluation_text import open_text
-from trials.final_readings import ReadingSpec, parse_tests, read_model
-from trials.preparation import Recipe
-from trials.teacher import load_tokenizer, load_weights, read_shape
+from trials.evaluation_text import open_text, parse_tests
+from trials.final_readings import ReadingSpec, read_model
+from trials.recipe import Recipe
+from trials.source import read_shape
+from trials.teacher import load_tokenizer, load_weights
 from trials.trial import TrialSpec
 
 

@@ -12,7 +12,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from search_spaces.errors import InputError
 from trials import gguf as unpacking
-from trials.teacher import load_teacher, resolve_model
+from trials.source import resolve_model
+from trials.teacher import load_teacher
 
 NAMES = {
     "input_layernorm": "attn_norm",

@@ -15,7 +15,8 @@ from search_spaces.errors import InputError
 from trials import latency as file
 from trials.efficiency import Workload, generation_milliseconds
 from trials.latency import latency
-from trials.preparation import Recipe, shared
+from trials.preparation import shared
+from trials.recipe import Recipe
 from trials.trial import TrialSpec
 
 CUSTOM = Architecture(2, 40, (4, 2), (10, 96))

@@ -13,8 +13,9 @@ from search_spaces.architecture import Architecture
 from search_spaces.errors import InputError
 from trials.corpus import windows
 from trials.evaluate import window_losses
-from trials.preparation import Recipe, shared
+from trials.preparation import shared
 from trials.prune import prune
+from trials.recipe import Recipe
 from trials.screen import screen
 from trials.trial import TrialSpec, run_trial
 

@@ -17,7 +17,8 @@ from trials.cache import Cache
 from trials.corpus import windows
 from trials.distill import distill
 from trials.precision import training_precision
-from trials.targets import DRAWS, DrawnTargets, Targets, Way, _draw, _write, compute_share, load_targets, part_count
+from trials.recipe import Way
+from trials.targets import DRAWS, DrawnTargets, Targets, _draw, _write, compute_share, load_targets, part_count
 
 
 @pytest.mark.parametrize(("dtype", "rounding"), [(torch.float32, 1e-5), (torch.bfloat16, 1e-3)])

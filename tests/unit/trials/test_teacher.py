@@ -18,7 +18,8 @@ from transformers import BertConfig, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from search_spaces.errors import InputError
 from trials.durable import write_sealed
-from trials.teacher import MINI, fingerprint, load_teacher, read_shape, resolve_model
+from trials.source import MINI, fingerprint, read_shape, resolve_model
+from trials.teacher import load_teacher
 
 
 @pytest.fixture
@@ -165,7 +166,7 @@ def test_tokenizer_larger_than_the_embedding(folder: Path, tiny_tokenizer: PreTr
 RESOLVE = """
 import sys, time
 from search_spaces.errors import InputError
-from trials.teacher import resolve_model
+from trials.source import resolve_model
 for model in map(str.strip, sys.stdin):
     started = time.monotonic()
     try:
@@ -240,7 +241,7 @@ def test_hub_switched_off() -> None:
 def test_incomplete_snapshot_is_not_taken_for_a_model(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Clients before 2.0 return what an interrupted download left."""
     (folder / "model.safetensors").unlink()
-    monkeypatch.setattr("trials.teacher.snapshot_download", lambda *_, **__: str(folder))
+    monkeypatch.setattr("trials.source.snapshot_download", lambda *_, **__: str(folder))
     with pytest.raises(InputError) as caught:
         resolve_model("no/model")
     assert_names_ways_on(str(caught.value), "no/model")

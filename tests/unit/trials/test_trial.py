@@ -24,8 +24,9 @@ from trials import trial as door
 from trials.corpus import windows
 from trials.distill import NonFiniteLoss
 from trials.evaluate import validation_loss
-from trials.preparation import Preparation, Recipe, prepare, shared
+from trials.preparation import Preparation, prepare, shared
 from trials.prune import prune
+from trials.recipe import Recipe
 from trials.trial import TrialResult, TrialSpec, load_student, run_trial
 
 CUSTOM = Architecture(2, 40, (4, 2), (10, 96))

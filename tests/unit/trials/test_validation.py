@@ -19,7 +19,8 @@ from trials.corpus import Corpus, ValidationText, encode, windows
 from trials.distill import distill
 from trials.evaluate import validation_loss
 from trials.losses import mean_loss
-from trials.preparation import Recipe, prepare, shared, teacher_windows
+from trials.preparation import prepare, shared, teacher_windows
+from trials.recipe import Recipe
 from trials.targets import Targets
 from trials.trial import TrialResult, TrialSpec, run_trial
 from trials.validation import add_validation, parse_validation

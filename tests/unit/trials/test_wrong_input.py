@@ -16,7 +16,8 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from search_spaces.errors import InputError
-from trials.preparation import Preparation, Recipe, prepare
+from trials.preparation import Preparation, prepare
+from trials.recipe import Recipe
 
 LENGTH = 16
 TEXT = "\n\n".join("the teacher is pruned to a smaller architecture" for _ in range(120))
