@@ -108,7 +108,7 @@ def run_trials(plan: Plan, study: SearchStudy, workers: Workers, notify: Notify,
     memory more than `WORKER_DEATHS` times.
     """
     for _ in range(WORKER_DEATHS + 1):
-        ray.get(workers.pool.clear.remote())  # of an earlier run of Tune nothing is left that asks for work
+        workers.pool.clear.remote()  # of an earlier run of Tune nothing is left that asks for work
         searcher = StudySearcher(
             study, _describer(plan), notify, lambda number: workers.pool.give.remote(trial_name(number))
         )
