@@ -4,8 +4,9 @@
 
 Runs `python -m nas.search` with the settings that are given, two trials on one worker, twice in one output folder:
 with nothing in the cache, and as another study that finds everything there. Students are refitted and read on little
-text, so that the time until a first loss is that of starting. Then a worker of its own, with the same cache: from its
-start to the first loss of its first trial, and of a second trial of the same architecture.
+text, so that the time until a first loss is that of starting. Then a worker of its own, with the same cache, from its
+start: until its first trial has all that it cuts its student from, and a second one of the same architecture; and
+another worker, until their first losses.
 """
 
 from __future__ import annotations
@@ -17,16 +18,20 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from ray import cloudpickle
 
 from nas.plan import Plan, make_plan, resolve_target
 from nas.runner import architecture_spec
 from nas.session import ray_session
-from nas.settings import SearchSettings, load_settings
+from nas.settings import load_settings
 from nas.tasks import trial_task
-from nas.workers import Workers, open_workers, work
+from nas.workers import Task, Workers, open_workers, work
+from trials.preparation import shared
+from trials.trial import TrialSpec
 
 SETTINGS = {
     "trials": "2",
@@ -55,21 +60,25 @@ def search(flags: list[str], study: str) -> tuple[float, float]:
     return seconds[0], seconds[1]
 
 
-async def first_loss(plan: Plan, workers: Workers, folder: Path) -> float:
-    """Seconds until a trial in ``folder`` says what its student is worth before retraining."""
+def ready(spec: dict[str, Any]) -> Iterator[str]:
+    """What a trial does before it cuts its student: all that is left of it in a worker that has trained before."""
+    trial = TrialSpec.from_dict(spec)
+    yield shared(trial.recipe, trial.cache, trial.device).fingerprint
+
+
+async def first_word(plan: Plan, workers: Workers, task: Task, folder: Path) -> float:
+    """Seconds until ``task``, with the specification of a trial in ``folder``, says something."""
     spec = {**architecture_spec(plan, plan.target.feasible[0]).to_dict(), "directory": str(folder)}
     started = time.perf_counter()
-    async for _ in work(workers.pool, folder.name, cloudpickle.dumps(trial_task), spec):
+    async for _ in work(workers.pool, folder.name, cloudpickle.dumps(task), spec):
         return time.perf_counter() - started
-    raise AssertionError("a trial says what its student is worth")
+    raise AssertionError("a task says something")
 
 
-def on_a_worker(settings: SearchSettings, folder: Path) -> tuple[float, float]:
-    """Seconds that the first trial of a worker takes to its first loss, the worker's own start included; the second."""
-    with ray_session(settings) as machine:
-        plan = make_plan(settings, resolve_target(settings), machine)
-        with open_workers(plan.resources) as workers:
-            first, second = (asyncio.run(first_loss(plan, workers, folder / name)) for name in ("first", "second"))
+def on_a_worker(plan: Plan, task: Task, folder: Path) -> tuple[float, float]:
+    """Seconds until the first word of ``task`` in a worker, the start of that included, and when it is done again."""
+    with open_workers(plan.resources) as workers:
+        first, second = (asyncio.run(first_word(plan, workers, task, folder / name)) for name in ("first", "second"))
     return first, second
 
 
@@ -84,9 +93,13 @@ def main() -> None:
         for study in ("cold", "warm"):
             trial, loss = search(flags, study)
             print(f"{study:<6}{trial:7.1f} s to the first trial, {loss:.1f} s to its first loss", flush=True)
-        first, second = on_a_worker(load_settings(settings, None, {}), Path(folder))
-        print(f"a worker's first trial: {first:.2f} s to its first loss; its second: {second:.2f} s", end=" ")
-        print(f"({second / first:.2f})")
+        loaded = load_settings(settings, None, {})
+        with ray_session(loaded) as machine:
+            plan = make_plan(loaded, resolve_target(loaded), machine)
+            for what, task in (("can cut its student", ready), ("has its first loss", trial_task)):
+                first, second = on_a_worker(plan, task, Path(folder))
+                times = f"{first:.2f} s, the second after {second:.2f} s ({second / first:.2f})"
+                print(f"a worker's first trial {what} after {times}", flush=True)
 
 
 if __name__ == "__main__":
