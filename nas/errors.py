@@ -12,7 +12,7 @@ TRANSIENT = (OSError, Timeout)
 
 @dataclass(frozen=True)
 class Failure:
-    """Why a job failed, as one line, and whether a retry can help; ``memory`` if Ray ended its worker for want of it.
+    """Why a task failed, as one line, and whether a retry can help; ``memory`` if Ray ended its worker for want of it.
 
     ``error`` is what was raised.
     """

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -41,3 +43,12 @@ def test_room_imports_nothing_that_is_above_it(room: str) -> None:
     assert files
     wrong = {str(file.relative_to(ROOT)): found for file in files if (found := imported(file) & FORBIDDEN[room])}
     assert not wrong
+
+
+@pytest.mark.parametrize(
+    ("module", "late"),
+    [("nas.client", "torch"), ("nas.plan", "transformers.modeling_utils"), ("nas.forecast", "ray")],
+)
+def test_what_starts_a_search_leaves_what_takes_seconds_to_import_for_later(module: str, late: str) -> None:
+    code = f"import sys, {module}; sys.exit({late!r} in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
