@@ -38,7 +38,7 @@ class StudySearcher(_Disposable, Searcher):
         study: SearchStudy,
         describe: Callable[[Candidate], dict[str, Any]],
         notify: Notify,
-        let_go: Notify = lambda number: None,
+        let_go: Notify,
     ) -> None:
         super().__init__(metric=LOSS, mode="min")
         self.study, self.describe, self.notify, self.let_go = study, describe, notify, let_go

@@ -27,9 +27,18 @@ def run_finals(specs: Mapping[str, FinalSpec], workers: Workers, hear: Callable[
     """Run all ``specs``, by name, in their order; ``hear`` is called in this thread, with the name.
 
     A final whose worker or node dies is tried again, from its last checkpoint, and so is one whose surroundings
-    failed; its readings are then heard again. Raises InputError when a worker does.
+    failed; its readings are heard once. Raises InputError when a worker does.
     """
-    _run_all(final_task, specs, workers, hear)
+    told = set[tuple[str, int]]()
+
+    def once(name: str, heard: Heard) -> None:
+        if isinstance(heard, Rung):
+            if (name, heard.tokens) in told:  # a second attempt says the same again
+                return
+            told.add((name, heard.tokens))
+        hear(name, heard)
+
+    _run_all(final_task, specs, workers, once)
 
 
 def run_readings(

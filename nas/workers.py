@@ -37,13 +37,15 @@ class Worker:
         self._name = ""
         self._said: Any = None
 
-    def ready(self) -> None:
-        """Import what tasks need. Here and not above: who merely asks for work needs nothing of it."""
-        import_module("nas.tasks")
+    def free(self) -> None:
+        """Give up the task that was begun, where it stands, and have at hand what the next one needs."""
+        if self._said is not None:
+            self._said.close()
+        self._name, self._said = "", None
+        import_module("nas.tasks")  # not above: who merely asks for work needs nothing of it
 
     def begin(self, name: str, task: bytes, argument: Any) -> None:
-        """Take up ``task``, a pickled `Task`; what was begun before is given up."""
-        self.close()
+        """Take up ``task``, a pickled `Task`. The worker is free."""
         self._name, self._said = name, cloudpickle.loads(task)(argument)
 
     def more(self, name: str) -> Any:
@@ -51,12 +53,6 @@ class Worker:
         if self._said is None or self._name != name:
             raise OSError(f"the worker of {name} was taken from it")
         return next(self._said, None)
-
-    def close(self) -> None:
-        """Give up the task where it stands."""
-        if self._said is not None:
-            self._said.close()
-        self._name, self._said = "", None
 
 
 class Pool:
@@ -75,7 +71,7 @@ class Pool:
 
     def _start(self) -> Any:
         worker = ray.remote(Worker).options(**self._options).remote()
-        worker.ready.remote()
+        worker.free.remote()
         return worker
 
     async def take(self, task: str) -> Any:
@@ -102,18 +98,17 @@ class Pool:
             await self.give(task)
 
     def _soon(self, worker: Any) -> None:
-        task = asyncio.create_task(self._when_ready(worker))
+        task = asyncio.create_task(self._when_free(worker))
         self._coming.add(task)
         task.add_done_callback(self._coming.discard)
 
-    async def _when_ready(self, worker: Any) -> None:
+    async def _when_free(self, worker: Any) -> None:
         problem: Exception | None = None
         for _ in range(WORKER_DEATHS + 2):  # the first is the one that died
             try:
-                await worker.ready.remote()
-                await worker.close.remote()
+                await worker.free.remote()
             except RayTaskError as error:  # it cannot import what it needs: nor can another
-                self._free.put_nowait(error)
+                self._free.put_nowait(error.cause)
                 return
             except RayError as error:
                 problem = error
@@ -185,7 +180,8 @@ def _without_worker(error: RayError) -> Failure:
 
     Raises ``error`` when it is that workers cannot import what they need.
     """
-    if isinstance(error, RayTaskError) and not (isinstance(error.cause, RayError) and error.cause is not error):
+    cause = error.cause if isinstance(error, RayTaskError) else error
+    if not isinstance(cause, RayError):
         raise error
     return Failure(f"no worker could be had: {_short(error)}", retry=True, memory=True, error=error)
 

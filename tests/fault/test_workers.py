@@ -92,13 +92,13 @@ def where(_: Any) -> Iterator[int]:
     yield os.getpid()
 
 
-def test_the_next_job_finds_the_process_of_the_last(one: Workers) -> None:
+def test_the_next_task_finds_the_process_of_the_last(one: Workers) -> None:
     first, second = run(one, where), run(one, where)
     assert first == second
     assert isinstance(first[0], int)
 
 
-def test_a_worker_that_dies_is_replaced_and_its_job_done_again(one: Workers, tmp_path: Path) -> None:
+def test_a_worker_that_dies_is_replaced_and_its_task_done_again(one: Workers, tmp_path: Path) -> None:
     notes: list[str] = []
     first, second, last = run(one, dying(str(tmp_path / "deaths"), 1), notes=notes)
     assert (first != second, last) == (True, -1)
@@ -107,7 +107,7 @@ def test_a_worker_that_dies_is_replaced_and_its_job_done_again(one: Workers, tmp
     assert run(one, where) == [second]
 
 
-def test_a_job_that_takes_every_worker_with_it_is_given_up(one: Workers, tmp_path: Path) -> None:
+def test_a_task_that_takes_every_worker_with_it_is_given_up(one: Workers, tmp_path: Path) -> None:
     *processes, last = run(one, dying(str(tmp_path / "deaths"), 99))
     assert len(set(processes)) == WORKER_DEATHS + 1
     assert isinstance(last, Failure)
@@ -161,7 +161,7 @@ def test_without_its_pool_a_task_ends_as_for_want_of_memory(session: None) -> No
 
 def test_what_cannot_be_imported_is_no_want_of_memory(session: None) -> None:
     class Stranger(Worker):
-        def ready(self) -> None:
+        def free(self) -> None:
             raise ModuleNotFoundError("No module named 'nas'")
 
     class Abroad(Pool):

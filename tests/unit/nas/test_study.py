@@ -213,7 +213,7 @@ def test_searcher_and_scheduler_tell_each_ending() -> None:
 
 def test_too_little_memory_ends_the_asking_and_leaves_the_trial_open() -> None:
     study = make_study(sampler="exhaustive", feasible=CUSTOM_FIRST)
-    searcher = StudySearcher(study, lambda candidate: {}, lambda number: None)
+    searcher = StudySearcher(study, lambda candidate: {}, lambda number: None, lambda number: None)
     searcher.suggest("hungry")
     searcher.on_trial_complete("hungry", {FAILURE: "its worker died", MEMORY: True})
     assert searcher.out_of_memory
