@@ -48,7 +48,7 @@ from trials.evaluate import window_losses
 from trials.families import family_of
 from trials.families.base import compile_layers
 from trials.importance import ImportanceScores, compute_importance
-from trials.kl import _one_chunk, chunk_tokens, chunked_kl
+from trials.kl import _one_chunk, chunked_kl, gradient_chunk_tokens
 from trials.precision import autocast, compiles, training_precision
 from trials.prune import prune
 from trials.recipe import Recipe, Way
@@ -169,7 +169,7 @@ class Bench:
         for one in (warm_up, *[settings] * self.sizes.repeats):
             if speeds:
                 self._reset()
-            with tempfile.TemporaryDirectory() as folder, mock.patch("trials.distill.save_checkpoint"):
+            with tempfile.TemporaryDirectory() as folder, mock.patch("trials.distill.save_checkpoint", _nothing):
                 readings = distill(student, targets, self.corpus, one, Path(folder), lambda *_: None).rungs
             validating, whole = (reading.metrics["seconds"] for reading in readings)
             if not speeds:
@@ -264,6 +264,10 @@ class Bench:
             torch.cuda.reset_peak_memory_stats()
 
 
+def _nothing(*_: object) -> None:
+    """Instead of a checkpoint; a mock would keep the student that it is called with."""
+
+
 Loss = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 """Of a student's states (N, H) and output projection (V, H), and of a teacher's."""
 
@@ -272,7 +276,7 @@ def loss_ways(device: str) -> dict[str, Loss]:
     """What is compared in `Bench.losses`."""
 
     def ours(states: Tensor, weight: Tensor, teacher_states: Tensor, teacher_weight: Tensor) -> Tensor:
-        return chunked_kl(states, weight, teacher_states, teacher_weight, chunk_tokens(len(weight), device))
+        return chunked_kl(states, weight, teacher_states, teacher_weight, gradient_chunk_tokens(len(weight), device))
 
     ways: dict[str, Loss] = {"ours": ours}
     if compiles(device)[0]:

@@ -20,9 +20,10 @@ from trials.corpus import BatchOrder, Corpus, windows
 from trials.evaluate import window_losses
 from trials.families import Family
 from trials.families.base import fused_gelu
-from trials.kl import chunk_tokens, chunked_cross_entropy
+from trials.kl import chunked_cross_entropy, gradient_chunk_tokens
 from trials.losses import OF_TEXT, WindowLosses, mean_loss, text_losses
 from trials.precision import autocast
+from trials.stored import to_device
 from trials.targets import Targets
 
 BETAS, WEIGHT_DECAY, MAX_GRADIENT_NORM = (0.9, 0.95), 0.1, 1.0
@@ -131,7 +132,7 @@ def text_loss(hidden: Tensor, weight: Tensor, tokens: Tensor) -> Tensor:
 
     ``hidden`` (n, T, H) are the final states of a student that has read them, ``weight`` (V, H) its output projection.
     """
-    chunk = chunk_tokens(weight.shape[0], weight.device.type)
+    chunk = gradient_chunk_tokens(weight.shape[0], weight.device.type)
     return chunked_cross_entropy(hidden[:, :-1].flatten(0, 1), weight, tokens[:, 1:].flatten(), chunk)
 
 
@@ -209,20 +210,28 @@ class _Distillation:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(step, self.settings)
         with fused_gelu(self.student, self.targets.teacher.model):
-            kl = float(self._gradients(self.order.indices(self.settings.steps_before + step)))
-        norm = float(torch.nn.utils.clip_grad_norm_(self.student.parameters(), MAX_GRADIENT_NORM))
-        if not (math.isfinite(kl) and math.isfinite(norm)):
-            raise NonFiniteLoss(f"step {step + 1}: training KL {kl}, gradient norm {norm}")
+            kl = self._gradients(step)
+        norm = torch.nn.utils.clip_grad_norm_(self.student.parameters(), MAX_GRADIENT_NORM)
         self.optimizer.step()
-        return kl
+        found = torch.stack([kl, norm.double()]).tolist()  # a GPU is waited for once in a step, when it has all of it
+        if not all(map(math.isfinite, found)):
+            raise NonFiniteLoss(f"step {step + 1}: training KL {found[0]}, gradient norm {found[1]}")
+        return float(found[0])
 
-    def _gradients(self, places: NDArray[np.int64]) -> Tensor:
-        """Set the gradients of the mean KL over the windows number ``places``, and return it."""
+    def _places(self, step: int) -> list[NDArray[np.int64]]:
+        """The windows of ``step``, those of a micro-batch together."""
+        places, size = self.order.indices(self.settings.steps_before + step), self.micro_windows
+        return [places[at : at + size] for at in range(0, len(places), size)]
+
+    def _gradients(self, step: int) -> Tensor:
+        """Set the gradients of the mean KL over the windows of ``step``, and return it."""
         while True:
             try:
                 self.optimizer.zero_grad(set_to_none=True)
-                parts = range(0, len(places), self.micro_windows)
-                shares = [self._micro_step(places[at : at + self.micro_windows], len(places)) for at in parts]
+                shares, parts = [], self._places(step)
+                for part, following in zip(parts, [*parts[1:], self._places(step + 1)[0]], strict=True):
+                    shares.append(self._micro_step(part))
+                    self.targets.read_ahead(following)
                 return torch.stack(shares).sum()
             except torch.OutOfMemoryError:
                 if self.micro_windows == 1:
@@ -230,19 +239,19 @@ class _Distillation:
                 self.micro_windows //= 2
                 log.warning("out of memory: micro-batches are cut to %d windows", self.micro_windows)
 
-    def _micro_step(self, places: NDArray[np.int64], batch_windows: int) -> Tensor:
+    def _micro_step(self, places: NDArray[np.int64]) -> Tensor:
         """Add the gradients of the micro-batch of windows ``places``, weighted by its share of the batch.
 
         Its KL, so weighted, stays where it is: reading it would make a GPU wait for the next micro-batch.
         """
-        tokens = torch.from_numpy(self.train[places].astype(np.int64)).to(self.student.device)
+        tokens = to_device(torch.from_numpy(self.train[places].astype(np.int64)), self.student.device)
         with autocast(self.device):
             own, weight = self.family.backbone(self.student, tokens), self.family.output_weight(self.student)
             kl = self.targets.divergence(own.flatten(0, 1), weight, places, tokens)
             loss, text = kl, self.settings.text_share
             if text:
                 loss = (1 - text) * kl + text * text_loss(own, weight, tokens)
-        share = len(places) / batch_windows
+        share = len(places) / self.settings.batch_windows
         torch.autograd.backward(share * loss)
         return share * kl.detach().double()
 

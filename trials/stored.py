@@ -31,3 +31,10 @@ def to_tensor(array: Stored) -> Tensor:
     """A copy of what is stored, in the format in which it was."""
     values = torch.from_numpy(np.array(array))
     return values.view(torch.bfloat16) if values.dtype is torch.int16 else values
+
+
+def to_device(values: Tensor, device: torch.device) -> Tensor:
+    """``values`` of the host on ``device``; a GPU goes on working meanwhile, which only page-locked memory allows."""
+    if device.type != "cuda":
+        return values.to(device)
+    return values.pin_memory().to(device, non_blocking=True)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,10 @@ from trials.cache import Cache, digest
 from trials.corpus import Corpus, windows
 from trials.evaluate import BATCH_TOKENS
 from trials.families import family_of
-from trials.kl import chunk_tokens, chunked_drawn_kl, chunked_kl
+from trials.kl import chunk_tokens, chunked_drawn_kl, chunked_kl, gradient_chunk_tokens
 from trials.precision import autocast, training_precision
 from trials.recipe import Way
-from trials.stored import Stored, create, to_array, to_tensor
+from trials.stored import Stored, create, to_array, to_device, to_tensor
 from trials.teacher import Teacher
 
 # Up to here final states are kept: 65,536 tokens of mini take 64 MiB, 10M of gpt2-medium 20 to 40 GB.
@@ -42,6 +43,11 @@ class Targets:
     def __init__(self, teacher: Teacher, stored: Sequence[Stored] | None = None) -> None:
         self.teacher, self.stored = teacher, stored
         self.family = family_of(teacher.model.config)
+        self._ahead = _Ahead()
+
+    def read_ahead(self, places: NDArray[np.int64]) -> None:
+        """Begin to read what is kept for windows number ``places`` (n,), which `divergence` will be asked for next."""
+        self._ahead.begin(self._read, places)
 
     def head(self) -> Tensor:
         """The teacher's output projection (V, H)."""
@@ -52,7 +58,14 @@ class Targets:
         """The teacher's states (n * length, H) for windows number ``places`` (n,), whose ``tokens`` are (n, length)."""
         if self.stored is None:
             return self.family.backbone(self.teacher.model, tokens).flatten(0, 1)
-        return to_tensor(_rows(self.stored, places)).to(tokens.device).flatten(0, 1)
+        (states,) = self._ahead.take(self._read, places)
+        return states.flatten(0, 1)
+
+    def _read(self, places: NDArray[np.int64]) -> tuple[Tensor, ...]:
+        """What is kept for windows number ``places``, on the teacher's device."""
+        if self.stored is None:
+            return ()
+        return (to_device(to_tensor(_rows(self.stored, places)), self.teacher.model.device),)
 
     def divergence(self, hidden: Tensor, weight: Tensor, places: NDArray[np.int64], tokens: Tensor) -> Tensor:
         """KL(teacher || student) in mean nats per token, differentiable.
@@ -60,7 +73,7 @@ class Targets:
         Of the final states ``hidden`` (n * length, H_s) and the output projection ``weight`` (V, H_s) of a student
         that has read windows number ``places`` (n,), ``tokens`` (n, length).
         """
-        chunk = chunk_tokens(weight.shape[0], weight.device.type)
+        chunk = gradient_chunk_tokens(weight.shape[0], weight.device.type)
         return chunked_kl(hidden, weight, self.hidden(places, tokens), self.head(), chunk)
 
 
@@ -79,10 +92,31 @@ class DrawnTargets(Targets):
 
     def divergence(self, hidden: Tensor, weight: Tensor, places: NDArray[np.int64], tokens: Tensor) -> Tensor:
         """An estimate of the KL, by `trials.kl.chunked_drawn_kl`."""
-        ids = torch.from_numpy(_rows(self.ids, places).astype(np.int64)).flatten(0, 1)
-        likelihoods = torch.from_numpy(_rows(self.likelihoods, places)).flatten()
-        chunk = chunk_tokens(weight.shape[0], weight.device.type)
-        return chunked_drawn_kl(hidden, weight, ids.to(weight.device), likelihoods.to(weight.device), chunk)
+        ids, likelihoods = self._ahead.take(self._read, places)
+        chunk = gradient_chunk_tokens(weight.shape[0], weight.device.type)
+        return chunked_drawn_kl(hidden, weight, ids.flatten(0, 1).long(), likelihoods.flatten(), chunk)
+
+    def _read(self, places: NDArray[np.int64]) -> tuple[Tensor, ...]:
+        ids, likelihoods = _rows(self.ids, places).astype(np.int32), _rows(self.likelihoods, places)
+        return tuple(to_device(torch.from_numpy(one), self.teacher.model.device) for one in (ids, likelihoods))
+
+
+Read = Callable[[NDArray[np.int64]], tuple[Tensor, ...]]
+
+
+class _Ahead:
+    """What is kept for some windows; a thread reads it while a device works, if it was said which come next."""
+
+    def __init__(self) -> None:
+        self.thread = ThreadPoolExecutor(1, "targets")
+        self.begun: tuple[NDArray[np.int64], Future[tuple[Tensor, ...]]] | None = None
+
+    def begin(self, read: Read, places: NDArray[np.int64]) -> None:
+        self.begun = places, self.thread.submit(read, places)
+
+    def take(self, read: Read, places: NDArray[np.int64]) -> tuple[Tensor, ...]:
+        begun, self.begun = self.begun, None
+        return begun[1].result() if begun and np.array_equal(begun[0], places) else read(places)
 
 
 def load_targets(

@@ -21,6 +21,7 @@ from transformers import GPT2LMHeadModel
 from transformers.activations import GELUTanh, NewGELUActivation
 
 from trials import distill as distillation
+from trials.checkpoint import load_checkpoint
 from trials.distill import NonFiniteLoss, distill, learning_rate, make_optimizer, text_loss
 from trials.kl import chunked_kl
 from trials.precision import training_precision
@@ -159,8 +160,9 @@ def test_loss_that_is_not_finite_ends_the_trial(tmp_path: Path) -> None:
     model, readings = student(), Readings()
     with pytest.raises(NonFiniteLoss, match="step 5: training KL nan"):
         distill(model, Spoiled(TEACHER), CORPUS, SETTINGS, tmp_path, readings)
-    assert all(torch.isfinite(weight).all() for weight in model.parameters())
-    assert [tokens for tokens, _ in readings] == [0, 192]
+    kept = load_checkpoint(tmp_path, model, make_optimizer(model, 1e-3), SETTINGS.identity)
+    assert all(torch.isfinite(weight).all() for weight in model.parameters()), "a student that is no more was kept"
+    assert [tokens for tokens, _ in readings] == [one.tokens for one in kept.rungs] == [0, 192]
 
 
 def test_student_that_is_not_finite_is_never_reported(tmp_path: Path) -> None:
