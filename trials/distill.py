@@ -219,7 +219,9 @@ class _Distillation:
         return float(found[0])
 
     def _places(self, step: int) -> list[NDArray[np.int64]]:
-        """The windows of ``step``, those of a micro-batch together."""
+        """The windows of ``step``, those of a micro-batch together; none behind the last step."""
+        if step == self.settings.steps:
+            return []
         places, size = self.order.indices(self.settings.steps_before + step), self.micro_windows
         return [places[at : at + size] for at in range(0, len(places), size)]
 
@@ -229,9 +231,11 @@ class _Distillation:
             try:
                 self.optimizer.zero_grad(set_to_none=True)
                 shares, parts = [], self._places(step)
-                for part, following in zip(parts, [*parts[1:], self._places(step + 1)[0]], strict=True):
+                coming = iter([*parts[1:], *self._places(step + 1)[:1]])
+                for part in parts:
                     shares.append(self._micro_step(part))
-                    self.targets.read_ahead(following)
+                    if (following := next(coming, None)) is not None:
+                        self.targets.read_ahead(following)
                 return torch.stack(shares).sum()
             except torch.OutOfMemoryError:
                 if self.micro_windows == 1:

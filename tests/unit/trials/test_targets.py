@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,9 @@ import pytest
 import torch
 from conftest import VOCAB
 from distilling import CORPUS, GPT2, SETTINGS, TEACHER, Readings, student
+from numpy.typing import NDArray
 
+from trials import distill as distillation
 from trials.cache import Cache
 from trials.corpus import windows
 from trials.distill import distill
@@ -35,6 +38,30 @@ def test_stored_targets_train_as_the_teacher_itself(
     distill(student(), stored, CORPUS, SETTINGS, tmp_path / "offline", offline)
     for (_, one), (_, other) in zip(online, offline, strict=True):
         assert one["val_loss"] == pytest.approx(other["val_loss"], rel=rounding)
+
+
+@pytest.mark.parametrize("way", ["cached", "drawn"])
+def test_what_is_kept_is_read_while_the_batch_before_is_trained_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: Way
+) -> None:
+    monkeypatch.setitem(distillation.MICRO_TOKENS, "cpu", 32)  # two micro-batches in a step of 64 tokens
+    targets = load_targets(TEACHER, CORPUS, 16, Cache(tmp_path / "cache"), way=way)
+    reading, read = targets._read, list[tuple[str, list[int]]]()
+
+    def watched(places: NDArray[np.int64]) -> tuple[torch.Tensor, ...]:
+        read.append((threading.current_thread().name, places.tolist()))
+        return reading(places)
+
+    monkeypatch.setattr(targets, "_read", watched)
+    ahead, direct = Readings(), Readings()
+    distill(student(), targets, CORPUS, SETTINGS, tmp_path / "ahead", ahead)
+    monkeypatch.setattr(targets, "read_ahead", lambda _: None)
+    distill(student(), targets, CORPUS, SETTINGS, tmp_path / "direct", direct)
+    half, here = len(read) // 2, threading.current_thread().name
+    assert half == 2 * SETTINGS.steps, "each is read once"
+    assert [name for name, _ in read] == [here] + (half - 1) * ["targets_0"] + half * [here]
+    assert [places for _, places in read[:half]] == [places for _, places in read[half:]]
+    assert [metrics["val_loss"] for _, metrics in ahead] == [metrics["val_loss"] for _, metrics in direct]
 
 
 def test_targets_are_computed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
