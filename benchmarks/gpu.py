@@ -52,6 +52,7 @@ from trials.kl import _one_chunk, chunked_kl, gradient_chunk_tokens
 from trials.precision import autocast, compiles, training_precision
 from trials.prune import prune
 from trials.recipe import Recipe, Way
+from trials.shapes import shape_of
 from trials.streams import Streams, load_streams
 from trials.targets import load_targets
 from trials.teacher import Teacher
@@ -100,7 +101,7 @@ class Bench:
         dtype = training_precision(device)[0] if device == "cuda" else torch.float32
         model = GPT2LMHeadModel(config).to(device, dtype).eval().requires_grad_(False)
         self.family = family_of(config)
-        self.teacher = Teacher(Path(), model, None, self.family.shape(config), "random")  # type: ignore[arg-type]
+        self.teacher = Teacher(Path(), model, None, shape_of(config), "random")  # type: ignore[arg-type]
         tokens = np.random.default_rng(0).integers(0, sizes.vocab, max(sizes.calibration, sizes.batch * 2), np.uint16)
         self.corpus = Corpus(tokens, tokens[: 2 * sizes.length], "random", "random", "random tokens")
         self.text = windows(tokens, sizes.length)

@@ -20,12 +20,13 @@ from trials.distill import DistillResult, DistillSettings, distill
 from trials.families import FAMILIES
 from trials.importance import compute_importance
 from trials.prune import prune
+from trials.shapes import shape_of
 from trials.targets import Targets
 from trials.teacher import Teacher
 
 GPT2 = FAMILIES["gpt2"]
 MODEL = make_gpt2()
-TEACHER = Teacher(Path(), MODEL, None, GPT2.shape(MODEL.config), "fingerprint")
+TEACHER = Teacher(Path(), MODEL, None, shape_of(MODEL.config), "fingerprint")
 ARCHITECTURE = Architecture(2, 40, (4, 2), (10, 96))
 SCORES = compute_importance(MODEL, GPT2, torch.arange(64).reshape(4, 16))
 TOKENS = np.random.default_rng(0).integers(0, VOCAB, 16 * 60, dtype=np.uint16)

@@ -22,6 +22,7 @@ from trials.cache import Cache, digest
 from trials.families import Family, family_of
 from trials.layer_order import removal_losses
 from trials.neuron_order import elimination_losses
+from trials.shapes import shape_of
 from trials.teacher import Teacher
 
 log = logging.getLogger(__name__)
@@ -74,7 +75,7 @@ def compute_importance(
     ``model`` must be in eval mode. Raises InputError when it yields activations that are not finite.
     """
     real = torch.ones_like(windows, dtype=torch.bool) if mask is None else mask.bool()
-    collector = _Collector(family.shape(model.config).head_dim)
+    collector = _Collector(shape_of(model.config).head_dim)
     with _reading(model, family, collector):
         for start in range(0, len(windows), batch):
             part = slice(start, start + batch)

@@ -17,6 +17,7 @@ from trials.families import Kept, family_of
 from trials.importance import ImportanceScores
 from trials.refit import refit
 from trials.rotate import rotated, rotation_to
+from trials.shapes import shape_of
 from trials.streams import Streams
 
 
@@ -35,7 +36,7 @@ def prune(
     Raises InputError when ``architecture`` exceeds the teacher.
     """
     family = family_of(teacher.config)
-    shape = family.shape(teacher.config)
+    shape = shape_of(teacher.config)
     shape.check(architecture)
     if streams is None or architecture == shape.full:
         kept = choose(scores, architecture, shape.group, teacher.device)
@@ -50,7 +51,7 @@ def _refitted(
     teacher: PreTrainedModel, scores: ImportanceScores, architecture: Architecture, streams: Streams
 ) -> PreTrainedModel:
     family = family_of(teacher.config)
-    shape = family.shape(teacher.config)
+    shape = shape_of(teacher.config)
     wide = replace(architecture, hidden=shape.hidden)
     kept, rotation = choose(scores, wide, shape.group, teacher.device), None
     student = student_from(teacher.config, wide, family.cut(teacher, kept))

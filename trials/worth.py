@@ -16,6 +16,7 @@ from trials.cache import Cache, digest
 from trials.families import Family, family_of
 from trials.families.base import matrix_of
 from trials.importance import BATCH
+from trials.shapes import shape_of
 from trials.teacher import Teacher
 
 VERSION = 1  # part of the cache key
@@ -33,7 +34,7 @@ def added_shares(
     weights; the share of the stream makes layers comparable, whose streams differ in size. docs/results.md, "Sizes by
     layer", has what students gain. ``model`` must be in eval mode.
     """
-    head_dim, layers = family.shape(model.config).head_dim, family.layers(model)
+    head_dim, layers = shape_of(model.config).head_dim, family.layers(model)
     sums = {name: [torch.zeros((), device=model.device)] * len(layers) for name in ("heads", "mlp", "stream")}
 
     def add(name: str, layer: int, values: Tensor) -> None:

@@ -27,6 +27,7 @@ from search_spaces.shape import ModelShape
 from trials.families import FAMILIES, Family, Kept, family_of
 from trials.importance import ImportanceScores, compute_importance
 from trials.prune import choose, prune
+from trials.shapes import SHAPES, shape_of
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class Case:
 
     @property
     def shape(self) -> ModelShape:
-        return self.family.shape(self.teacher.config)
+        return shape_of(self.teacher.config)
 
     def choose(self, architecture: Architecture, scores: ImportanceScores | None = None) -> Kept:
         return choose(scores or self.scores, architecture, self.shape.group)
@@ -168,7 +169,8 @@ def logits(case: Case, model: PreTrainedModel, tokens: Tensor) -> Tensor:
 
 
 def test_every_family_is_in_this_suite() -> None:
-    assert {shared_case(name).teacher.config.model_type for name in CASES} == set(FAMILIES) == set(KNOWN_COUNTS)
+    cases = {shared_case(name).teacher.config.model_type for name in CASES}
+    assert cases == set(FAMILIES) == set(SHAPES) == set(KNOWN_COUNTS)
 
 
 @pytest.mark.parametrize("axis", AXES)
@@ -226,7 +228,7 @@ def test_pruning_to_full_size_is_the_identity(case: Case) -> None:
     assert list(ours) == list(theirs)
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
     assert torch.equal(logits(case, student, case.tokens()), logits(case, case.teacher, case.tokens()))
-    assert case.family.shape(student.config) == case.shape
+    assert shape_of(student.config) == case.shape
 
 
 @pytest.mark.parametrize("axis", ["depth", "by layer"])
@@ -242,7 +244,7 @@ def test_student_is_whole_and_independent(case: Case, axis: str) -> None:
         for weight in student.parameters():
             weight.add_(1)
     assert all(torch.equal(before[name], weight) for name, weight in case.teacher.state_dict().items())
-    assert case.family.shape(case.teacher.config) == case.shape
+    assert shape_of(case.teacher.config) == case.shape
 
 
 @pytest.mark.parametrize("axis", ["mlp", "by layer"])
@@ -279,7 +281,7 @@ def test_parameter_counts(case: Case) -> None:
 @pytest.mark.parametrize("family", KNOWN_COUNTS)
 def test_parameter_counts_of_known_models(family: str) -> None:
     config, counts = KNOWN_COUNTS[family]
-    shape = FAMILIES[family].shape(config)
+    shape = shape_of(config)
     for architecture, expected in counts.items():
         model = FAMILIES[family].build(config, architecture)
         assert sum(weight.numel() for weight in model.parameters()) == expected == shape.parameters(architecture)

@@ -16,7 +16,6 @@ from transformers.initialization import no_init_weights
 from transformers.pytorch_utils import Conv1D
 
 from search_spaces.architecture import Architecture
-from search_spaces.shape import ModelShape
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,10 +38,6 @@ class Family(Protocol):
 
     Every method is a pure function of its arguments. ``model`` is a teacher or a student of the family.
     """
-
-    def shape(self, config: PretrainedConfig) -> ModelShape:
-        """The geometry that ``config`` describes. Raises InputError when the family cannot prune such a model."""
-        ...
 
     def build(self, config: PretrainedConfig, architecture: Architecture) -> PreTrainedModel:
         """A student without weights - parameters on the meta device - for a teacher with ``config``.

@@ -28,13 +28,9 @@ CUTS = {
 class GPT2:
     """`trials.families.Family` for models of type ``gpt2``."""
 
-    def shape(self, config: GPT2Config) -> ModelShape:
-        """The geometry of ``config``, as `trials.shapes.shape_of`."""
-        return shape_of(config)
-
     def build(self, config: GPT2Config, architecture: Architecture) -> PreTrainedModel:
         """An empty student on the meta device, stock or custom; the rest of its configuration is the teacher's."""
-        shape = self.shape(config)
+        shape = shape_of(config)
         shape.check(architecture)
         values = inherited(config) | {"n_layer": architecture.depth, "n_embd": architecture.hidden}
         values |= {"n_head": max(architecture.heads), "n_inner": max(architecture.mlp)}
@@ -48,7 +44,7 @@ class GPT2:
 
     def cut(self, model: GPT2LMHeadModel, kept: Kept) -> dict[str, Tensor]:
         """Slices of the teacher by the student's parameter names."""
-        body, shape = model.transformer, self.shape(model.config)
+        body, shape = model.transformer, shape_of(model.config)
         state = {
             "transformer.wte.weight": body.wte.weight.index_select(1, kept.hidden),
             "transformer.wpe.weight": body.wpe.weight.index_select(1, kept.hidden),

@@ -27,13 +27,9 @@ CUTS = {
 class GPTNeoX:
     """`trials.families.Family` for models of type ``gpt_neox``."""
 
-    def shape(self, config: GPTNeoXConfig) -> ModelShape:
-        """The geometry of ``config``, as `trials.shapes.shape_of`."""
-        return shape_of(config)
-
     def build(self, config: GPTNeoXConfig, architecture: Architecture) -> PreTrainedModel:
         """An empty student on the meta device, stock or custom; the rest of its configuration is the teacher's."""
-        shape = self.shape(config)
+        shape = shape_of(config)
         shape.check(architecture)
         values: dict[str, Any] = inherited(config)
         values |= {"num_hidden_layers": architecture.depth, "hidden_size": architecture.hidden}
@@ -49,7 +45,7 @@ class GPTNeoX:
 
     def cut(self, model: GPTNeoXForCausalLM, kept: Kept) -> dict[str, Tensor]:
         """Slices of the teacher by the student's parameter names."""
-        body, shape = model.gpt_neox, self.shape(model.config)
+        body, shape = model.gpt_neox, shape_of(model.config)
         state = {
             "gpt_neox.embed_in.weight": body.embed_in.weight.index_select(1, kept.hidden),
             "gpt_neox.final_layer_norm.weight": body.final_layer_norm.weight[kept.hidden],

@@ -54,17 +54,13 @@ class LlamaStyle:
     stock: type[PreTrainedModel]
     custom: type[PreTrainedModel]
 
-    def shape(self, config: PretrainedConfig) -> ModelShape:
-        """The geometry of ``config``, as `trials.shapes.shape_of`."""
-        return shape_of(config)
-
     def build(self, config: PretrainedConfig, architecture: Architecture) -> PreTrainedModel:
         """An empty student on the meta device, stock or custom; the rest of its configuration is the teacher's.
 
         transformers refuses a ``llama`` whose hidden size is no multiple of its heads, though nothing in it needs
         that. Such a student is a ``mistral`` without a window: the same computation with the same weight names.
         """
-        shape = self.shape(config)
+        shape = shape_of(config)
         shape.check(architecture)
         values: dict[str, Any] = inherited(config, "layer_types", "max_window_layers")
         values |= {"num_hidden_layers": architecture.depth, "hidden_size": architecture.hidden}
@@ -88,7 +84,7 @@ class LlamaStyle:
 
     def cut(self, model: PreTrainedModel, kept: Kept) -> dict[str, Tensor]:
         """Slices of the teacher by the student's parameter names."""
-        body, shape = model.model, self.shape(model.config)
+        body, shape = model.model, shape_of(model.config)
         state = {
             "model.embed_tokens.weight": body.embed_tokens.weight.index_select(1, kept.hidden),
             "model.norm.weight": body.norm.weight[kept.hidden],

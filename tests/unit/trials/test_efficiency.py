@@ -14,7 +14,7 @@ from transformers import GPT2LMHeadModel, PreTrainedModel
 from search_spaces.errors import InputError
 from trials import efficiency as measured
 from trials.efficiency import Workload, counts, efficiency, timings
-from trials.families import family_of
+from trials.shapes import shape_of
 
 LENGTH = 20
 SHORT = Workload(prompt=8, batch=3, prompts=2, steps=4, warmup=1)
@@ -29,7 +29,7 @@ def values(model: PreTrainedModel, path: Path) -> dict[str, float]:
 def test_counts_of_a_gpt2_are_those_of_its_shape(tmp_path: Path, tied: bool) -> None:
     model = make_gpt2(tie_word_embeddings=tied)
     model.save_pretrained(tmp_path)
-    shape = family_of(model.config).shape(model.config)
+    shape = shape_of(model.config)
     assert values(model, tmp_path) == {
         "parameters": shape.parameters(shape.full),
         "embedding parameters": shape.embedding_parameters(shape.full),

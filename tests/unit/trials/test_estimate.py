@@ -24,6 +24,7 @@ from trials.prune import choose, prune
 from trials.recipe import Recipe
 from trials.refit import refit
 from trials.rotate import rotation_to
+from trials.shapes import shape_of
 from trials.streams import load_streams
 from trials.teacher import Teacher
 
@@ -71,7 +72,7 @@ def test_flops_are_what_a_step_and_a_reading_do() -> None:
     """Counted by torch on a real model, with attention as the plain products that it can count."""
     model, family = make_gpt2().requires_grad_(True), FAMILIES["gpt2"]
     model.set_attn_implementation("eager")
-    shape, tokens = family.shape(model.config), torch.arange(64).reshape(2, 32)
+    shape, tokens = shape_of(model.config), torch.arange(64).reshape(2, 32)
     recipe = replace(RECIPE, tokens=64, rungs=(64,), validation_tokens=64, sequence_length=32, batch_tokens=32)
     with FlopCounterMode(display=False) as counter:
         hidden, weight = family.backbone(model, tokens).flatten(0, 1), family.output_weight(model)
@@ -91,7 +92,7 @@ def test_flops_are_what_a_step_and_a_reading_do() -> None:
 
 def test_flops_are_what_a_refit_does(tiny_tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
     model, family = make_gpt2(), FAMILIES["gpt2"]
-    shape, tokens = family.shape(model.config), torch.arange(96).reshape(3, 32)
+    shape, tokens = shape_of(model.config), torch.arange(96).reshape(3, 32)
     teacher = Teacher(tmp_path, model, tiny_tokenizer, shape, "fingerprint")
     streams = load_streams(teacher, tokens.numpy(), Cache(tmp_path))
     recipe = replace(RECIPE, sequence_length=32, calibration_samples=3)

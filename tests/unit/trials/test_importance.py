@@ -22,6 +22,7 @@ from trials.families import family_of
 from trials.importance import ImportanceScores, compute_importance, load_importance
 from trials.layer_order import removal_losses
 from trials.neuron_order import elimination_losses
+from trials.shapes import shape_of
 from trials.teacher import Teacher
 
 NAMES = ("layers", "hidden", "heads", "mlp")
@@ -129,7 +130,7 @@ def test_scores_come_back_from_a_file(tiny_gpt2: GPT2LMHeadModel, tmp_path: Path
 
 @pytest.fixture
 def teacher(tiny_gpt2: GPT2LMHeadModel, tiny_tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> Teacher:
-    shape = family_of(tiny_gpt2.config).shape(tiny_gpt2.config)
+    shape = shape_of(tiny_gpt2.config)
     return Teacher(tmp_path / "teacher", tiny_gpt2, tiny_tokenizer, shape, "fingerprint")
 
 

@@ -19,6 +19,7 @@ from trials.families import FAMILIES, family_of
 from trials.importance import compute_importance
 from trials.layer_order import removal_losses
 from trials.prune import prune
+from trials.shapes import shape_of
 
 TOKENS = torch.randint(320, (6, 32), generator=torch.Generator().manual_seed(5))
 
@@ -30,7 +31,7 @@ def make_teacher(model_type: str, seed: int = 0) -> PreTrainedModel:
 def loss_of(model: PreTrainedModel, layers: set[int]) -> float:
     """Of ``model`` cut to ``layers``, which `prune` builds."""
     family, scores = family_of(model.config), compute_importance(model, family_of(model.config), TOKENS)
-    shape = family.shape(model.config)
+    shape = shape_of(model.config)
     scores = replace(scores, layers=np.isin(np.arange(shape.layers), list(layers)).astype(np.float32))
     kept = Architecture.uniform(len(layers), shape.hidden, shape.heads, shape.mlp, shape.kv_heads)
     return float(window_losses(prune(model, scores, kept), family, TOKENS.numpy()).mean())

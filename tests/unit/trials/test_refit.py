@@ -24,6 +24,7 @@ from trials.moments import second_moments
 from trials.prune import prune, student_from
 from trials.refit import fitted
 from trials.rotate import rotated, rotation_to
+from trials.shapes import shape_of
 from trials.streams import Streams, load_streams
 from trials.teacher import Teacher
 
@@ -35,7 +36,7 @@ def make_teacher(model_type: str) -> PreTrainedModel:
 
 
 def as_teacher(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> Teacher:
-    return Teacher(Path("teacher"), model, tokenizer, family_of(model.config).shape(model.config), "fingerprint")
+    return Teacher(Path("teacher"), model, tokenizer, shape_of(model.config), "fingerprint")
 
 
 def streams_of(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, folder: Path) -> Streams:
@@ -91,7 +92,7 @@ def test_the_stream_comes_back_to_the_teachers(
 ) -> None:
     teacher = make_teacher(model_type)
     family, (depth, hidden, kv_heads, mlp) = family_of(teacher.config), CUTS[cut]
-    shape = family.shape(teacher.config)
+    shape = shape_of(teacher.config)
     kv_heads = kv_heads or shape.kv_heads
     smaller = Architecture.uniform(depth, hidden, kv_heads * shape.group, mlp, kv_heads)
     scores, streams = scores_of(teacher), streams_of(teacher, tiny_tokenizer, tmp_path)
@@ -149,7 +150,7 @@ def test_what_was_not_cut_is_not_changed(
     model_type: str, tiny_tokenizer: PreTrainedTokenizerFast, tmp_path: Path
 ) -> None:
     teacher = make_teacher(model_type)
-    full = family_of(teacher.config).shape(teacher.config).full
+    full = shape_of(teacher.config).full
     student = prune(teacher, scores_of(teacher), full, streams_of(teacher, tiny_tokenizer, tmp_path))
     assert torch.equal(student(TOKENS).logits, teacher(TOKENS).logits)
 

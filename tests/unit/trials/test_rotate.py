@@ -17,6 +17,7 @@ from trials.families import FAMILIES, Family, family_of
 from trials.importance import compute_importance
 from trials.prune import prune, student_from
 from trials.rotate import rotated, rotation_to
+from trials.shapes import shape_of
 from trials.streams import load_streams
 from trials.teacher import Teacher
 
@@ -53,7 +54,7 @@ def embedded(model: PreTrainedModel, family: Family, width: int) -> Tensor:
 
     All that writes to it is made to write into their span, which for a LayerNorm is free of the mean.
     """
-    hidden, centred = family.shape(model.config).hidden, isinstance(family.norms(model)[-1], nn.LayerNorm)
+    hidden, centred = shape_of(model.config).hidden, isinstance(family.norms(model)[-1], nn.LayerNorm)
     start = torch.randn(hidden, hidden, generator=torch.Generator().manual_seed(7)).double()
     if centred:
         start -= start.mean(dim=0)
@@ -78,7 +79,7 @@ def embedded(model: PreTrainedModel, family: Family, width: int) -> Tensor:
 def test_a_narrower_stream_that_holds_all_gives_the_same_logits(name: str) -> None:
     model = make_teacher(name)
     family = family_of(model.config)
-    shape, room = family.shape(model.config), 20
+    shape, room = shape_of(model.config), 20
     directions = embedded(model, family, room)
     width = room + isinstance(family.norms(model)[-1], nn.LayerNorm)
     full = shape.full
@@ -94,7 +95,7 @@ def test_the_whole_stream_turned_is_the_same_model(name: str) -> None:
     """But for the gains of the final norm, which are in what the stream is to be before it."""
     model = make_teacher(name)
     family = family_of(model.config)
-    shape, states = family.shape(model.config), []
+    shape, states = shape_of(model.config), []
     with torch.no_grad():
         family.norms(model)[-1].weight.mul_(torch.rand(shape.hidden) + 0.5)
         directions = torch.linalg.qr(torch.randn(shape.hidden, shape.hidden) - 0.1).Q
@@ -119,7 +120,7 @@ def test_the_whole_stream_is_not_turned_at_all(name: str) -> None:
     """Whatever its directions are; its weights are the teacher's then, with the signs that norms have given them."""
     model = make_teacher(name)
     family = family_of(model.config)
-    hidden, centred = family.shape(model.config).hidden, name == "gpt2"
+    hidden, centred = shape_of(model.config).hidden, name == "gpt2"
     directions = embedded(model, family, hidden) if centred else torch.linalg.qr(torch.randn(hidden, hidden) + 0.1).Q
     rotation = rotation_to(model, family, directions, hidden)
     torch.testing.assert_close(rotation.projection, torch.eye(hidden) - centred / hidden, rtol=0, atol=1e-5)
@@ -138,7 +139,7 @@ def test_the_whole_stream_is_not_turned_at_all(name: str) -> None:
 def test_channels_are_as_near_to_those_of_the_teacher_as_a_rotation_of_them_can_be(name: str, width: int) -> None:
     model = make_teacher(name)
     family = family_of(model.config)
-    hidden, centred = family.shape(model.config).hidden, name == "gpt2"
+    hidden, centred = shape_of(model.config).hidden, name == "gpt2"
     directions = embedded(make_teacher("gpt2"), FAMILIES["gpt2"], hidden)
     projection = rotation_to(model, family, directions, width).projection
     span = directions[:, : width - centred] @ directions[:, : width - centred].T
@@ -157,7 +158,7 @@ def test_weights_behind_a_norm_are_as_large_as_the_teachers(name: str) -> None:
     """Those of all channels are alike, and channels that a norm holds down have small gains instead."""
     model = make_teacher(name)
     family = family_of(model.config)
-    hidden, held = family.shape(model.config).hidden, slice(None, None, 7)
+    hidden, held = shape_of(model.config).hidden, slice(None, None, 7)
     with torch.no_grad():
         for norm in family.norms(model)[:-1]:
             norm.weight[held] *= 0.01
@@ -179,7 +180,7 @@ def test_a_stream_of_few_directions_is_found_and_kept(
 ) -> None:
     model = make_teacher(name)
     family = family_of(model.config)
-    shape = family.shape(model.config)
+    shape = shape_of(model.config)
     embedded(model, family, 20)
     teacher = Teacher(tmp_path, model, tiny_tokenizer, shape, "fingerprint")
     streams = load_streams(teacher, TOKENS.numpy(), Cache(tmp_path))
@@ -204,6 +205,6 @@ def test_a_layer_norm_takes_nothing_from_a_turned_stream(width: int) -> None:
 def test_a_norm_whose_addition_has_nowhere_to_go_is_refused() -> None:
     model = make_decoder("gpt_neox", attention_bias=False)
     family = family_of(model.config)
-    rotation = rotation_to(model, family, torch.eye(family.shape(model.config).hidden), 8)
+    rotation = rotation_to(model, family, torch.eye(shape_of(model.config).hidden), 8)
     with pytest.raises(InputError, match="without a bias"):
         rotated(model, family, rotation)

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from search_spaces.allocation import Worth
 from trials.cache import Cache
 from trials.families import family_of
+from trials.shapes import shape_of
 from trials.teacher import load_teacher
 from trials.worth import added_shares, load_worth
 
@@ -47,7 +48,7 @@ def share_of(model: PreTrainedModel, layer: int, unit: slice, attention: bool, t
 def test_a_unit_is_worth_what_is_missing_without_it(name: str, batch: int) -> None:
     model = MODELS[name]()
     family = family_of(model.config)
-    size = family.shape(model.config).head_dim
+    size = shape_of(model.config).head_dim
     tokens = torch.randint(320, (3, 17), generator=torch.Generator().manual_seed(1))
     found = added_shares(model, family, tokens, batch)
     for layer, head in ((0, 1), (2, 3)):
