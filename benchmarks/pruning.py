@@ -96,8 +96,12 @@ class Bench:
 
     def distilled(self, architecture: Architecture, way: str) -> WindowLosses:
         """The losses of a student after the tokens of the recipe."""
-        recipe, model = self.recipe, self.student(architecture, way)
-        sizes = (recipe.tokens, recipe.rungs, recipe.sequence_length, recipe.batch_tokens, RATES[way])
+        return self.trained(self.student(architecture, way), RATES[way])
+
+    def trained(self, model: PreTrainedModel, rate: float) -> WindowLosses:
+        """The losses of ``model`` after the tokens of the recipe at ``rate`` at the peak; it is changed."""
+        recipe = self.recipe
+        sizes = (recipe.tokens, recipe.rungs, recipe.sequence_length, recipe.batch_tokens, rate)
         settings = DistillSettings(*sizes, recipe.seed, identity="benchmark")
         with tempfile.TemporaryDirectory() as folder:
             distill(model, self.common.targets, self.common.corpus, settings, Path(folder), lambda *_: None)
