@@ -18,7 +18,7 @@ def informed(shape: ModelShape, feasible: Sequence[Architecture]) -> list[tuple[
     ``depth-only`` keeps the width and drops layers, ``width-only`` keeps the layers and narrows, ``balanced``
     shrinks all axes alike. Where the band holds no pure one, the nearest to the idea stands in; among equals the
     one with most parameters. Of two with the same sizes in all, that with equal layers is the idea; the one with its
-    heads and neurons where they are worth most follows behind all ideas.
+    neurons where they are worth most follows behind all ideas.
     """
     chosen: dict[Architecture, str] = {}
     for name, score in IDEAS.items():

@@ -23,7 +23,7 @@ from trials.final_readings import ReadingSpec, check_tests, read_model
 from trials.importance import ImportanceScores
 from trials.latency import latency
 from trials.losses import OF_TEXT, WindowLosses
-from trials.preparation import Preparation, prepare, prepare_targets, shared, teacher_windows, unit_worth
+from trials.preparation import Preparation, prepare, prepare_targets, shared, teacher_windows, worth
 from trials.reading import Reading
 from trials.recipe import Recipe
 from trials.screen import screen
@@ -47,7 +47,7 @@ class Prepared(NamedTuple):
 
 
 class PreparationSpec(NamedTuple):
-    """What is to be prepared; ``tests`` are checked first, ``by_layer`` asks for the worth of heads and neurons."""
+    """What is to be prepared; ``tests`` are checked first, ``by_layer`` asks for the worth of neurons."""
 
     recipe: Recipe
     cache: str
@@ -66,9 +66,9 @@ def preparation_task(spec: PreparationSpec) -> Iterator[str | Prepared]:
             if spec.tests:
                 check_tests(spec.recipe.model, spec.tests, spec.test_tokens)
             preparation, common = prepare(*given), shared(*given)
-            worth = unit_worth(*given) if spec.by_layer else None
+            by_layer = worth(*given) if spec.by_layer else None
             windows = teacher_windows(*given)
-        say(Prepared(preparation, common.scores, common.streams.shares.numpy(), windows, worth))
+        say(Prepared(preparation, common.scores, common.streams.shares.numpy(), windows, by_layer))
 
     return step_by_step(do)
 

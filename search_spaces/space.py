@@ -24,9 +24,9 @@ class SearchSpace:
     attention, heads and kv_heads combine where groups stay whole (see `head_pairs`). ``stock_only`` keeps the
     architectures that load with a plain ``from_pretrained`` (see `ModelShape.is_stock`).
 
-    Layers are alike, but where the axis ``allocated`` holds 1: then sizes are those of the average layer, and units lie
-    where they are worth most (`search_spaces.allocation`). That takes the ``worth`` of the teacher's, known when it has
-    read calibration text; until then the space holds the uniform ones, which have the same parameters.
+    Layers are alike, but where the axis ``allocated`` holds 1: then ``mlp`` is that of the average layer, and neurons
+    lie where they are worth most (`search_spaces.allocation`). That takes the ``worth`` of the teacher's, known when it
+    has read calibration text; until then the space holds the uniform ones, which have the same parameters.
     """
 
     shape: ModelShape
@@ -53,7 +53,7 @@ class SearchSpace:
         return tuple((heads, kv) for heads, kv in pairs if heads % kv == 0 and heads // kv <= self.shape.group)
 
     def sizes(self, architecture: Architecture) -> dict[str, int]:
-        """The sizes of an architecture of this space, by axis; of the average layer."""
+        """The sizes of an architecture of this space, by axis; ``mlp`` of the average layer."""
         values = {name: sum(getattr(architecture, name)) // architecture.depth for name in ("heads", "kv_heads", "mlp")}
         values |= {"depth": architecture.depth, "hidden": architecture.hidden}
         values[ALLOCATED] = self.allocated[0] if len(self.allocated) == 1 else int(not architecture.is_uniform)
@@ -67,7 +67,7 @@ class SearchSpace:
         if not spread:
             return uniform
         if self.worth is None:
-            raise ValueError(f"architecture {sizes}: what the teacher's units are worth is not known yet")
+            raise ValueError(f"architecture {sizes}: what the teacher's neurons are worth is not known yet")
         return allocated(uniform, self.worth)
 
     def position(self, sizes: Mapping[str, int]) -> list[float]:

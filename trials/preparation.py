@@ -28,7 +28,7 @@ from trials.streams import Streams, load_streams
 from trials.targets import Targets, compute_share, load_targets
 from trials.teacher import Teacher, load_teacher
 from trials.validation import add_validation
-from trials.worth import load_worth
+from trials.worth import neuron_worth
 
 log = logging.getLogger(__name__)
 
@@ -122,11 +122,10 @@ def teacher_windows(recipe: Recipe, cache: str, device: str) -> WindowLosses:
     return {name: _teacher_losses(common.teacher, text, Cache(Path(cache))) for name, text in texts.items()}
 
 
-def unit_worth(recipe: Recipe, cache: str, device: str) -> Worth:
-    """What the teacher's heads and neurons are worth on calibration text, from the cache or measured."""
+def worth(recipe: Recipe, cache: str, device: str) -> Worth:
+    """What the teacher's neurons are worth on calibration text, layer by layer."""
     common = shared(recipe, cache, device)
-    calibration = windows(common.corpus.train, recipe.sequence_length)[: recipe.calibration_samples]
-    return load_worth(common.teacher, common.scores.layers, calibration, Cache(Path(cache)))
+    return neuron_worth(common.scores, common.streams)
 
 
 def shared(recipe: Recipe, cache: str, device: str, more: int = 0) -> Shared:

@@ -28,10 +28,9 @@ def worth_of(draw: st.DrawFn, shape: ModelShape) -> Worth:
     """Any scores, among them equal ones and none at all."""
     score = st.sampled_from((0.0, 0.25, 0.5, 1.0, 3.0, 100.0))
     layers = draw(st.lists(score, min_size=shape.layers, max_size=shape.layers))
-    heads = [draw(st.lists(score, min_size=shape.kv_heads, max_size=shape.kv_heads)) for _ in layers]
     seeds = [draw(st.integers(1, 97)) for _ in layers]
     mlp = [[(place * seed % 101) / seed for place in range(shape.mlp)] for seed in seeds]
-    return Worth.of(layers, heads, mlp)
+    return Worth.of(layers, mlp)
 
 
 @st.composite
@@ -55,8 +54,7 @@ def test_an_allocated_architecture_costs_what_the_uniform_one_does(
     assert shape.memory_bytes(found) == shape.memory_bytes(uniform)
     assert shape.flops_per_token(found, 64) == shape.flops_per_token(uniform, 64)
     assert min(found.mlp) >= min(mlp, LEAST * shape.mlp)
-    assert min(found.kv_heads) >= 1
-    assert {heads // shared for heads, shared in zip(found.heads, found.kv_heads, strict=True)} == {heads // kv_heads}
+    assert (found.heads, found.kv_heads) == (uniform.heads, uniform.kv_heads)
 
 
 @given(
@@ -64,7 +62,7 @@ def test_an_allocated_architecture_costs_what_the_uniform_one_does(
 )
 def test_no_other_way_to_spread_keeps_more(rows: list[list[int]], each: int) -> None:
     scores = [[float(value) for value in row] for row in rows]
-    worth = Worth.of([1.0] * len(rows), [[1.0]] * len(rows), scores)
+    worth = Worth.of([1.0] * len(rows), scores)
     found = allocated(Architecture.uniform(len(rows), 8, 1, each), worth)
 
     def kept(counts: tuple[int, ...]) -> float:
@@ -74,15 +72,15 @@ def test_no_other_way_to_spread_keeps_more(rows: list[list[int]], each: int) -> 
     assert kept(found.mlp) == max(map(kept, ways))
 
 
-def test_units_go_to_the_layers_where_they_are_worth_most() -> None:
-    worth = Worth.of([3.0, 1.0, 2.0], [[1.0] * 4, [9.0] * 4, [2.0] * 4], [[1.0] * 16, [9.0] * 16, [2.0] * 16])
+def test_neurons_go_to_the_layers_where_they_are_worth_most() -> None:
+    worth = Worth.of([3.0, 1.0, 2.0], [[1.0] * 16, [9.0] * 16, [2.0] * 16])
     found = allocated(Architecture.uniform(2, 8, 2, 8), worth)
-    assert found == Architecture(2, 8, (1, 3), (4, 12))  # the second layer is not one of the two that stay
+    assert found == Architecture(2, 8, (2, 2), (4, 12))  # the second layer is not one of the two that stay
 
 
 def test_only_uniform_architectures_are_spread() -> None:
     with pytest.raises(InputError, match=r"d2-h8-a1\.2-m8: its layers differ already"):
-        allocated(Architecture(2, 8, (1, 2), (8, 8)), Worth.of([1.0, 1.0], [[1.0]] * 2, [[1.0] * 8] * 2))
+        allocated(Architecture(2, 8, (1, 2), (8, 8)), Worth.of([1.0, 1.0], [[1.0] * 8] * 2))
 
 
 def spaces(tmp_path: Path, allocated: str) -> SearchSpace:
@@ -116,7 +114,7 @@ def test_a_space_with_both_has_each_once_and_finds_them_again(
 def test_a_space_with_sizes_by_layer_alone(tmp_path: Path) -> None:
     space = spaces(tmp_path, "[true]")
     units = [[float(layer + place % 7) for place in range(1024)] for layer in range(8)]
-    known = replace(space, worth=Worth.of(range(8), [row[:8] for row in units], units))
+    known = replace(space, worth=Worth.of(range(8), units))
     band = parse_budget("60%", SMALL.parameters(SMALL.full), known.counts)
     found = list(known.feasible(band))
     assert len(found) == len(list(space.feasible(band)))
