@@ -28,17 +28,18 @@ def refit(
     kept: Sequence[int],
     streams: Streams,
     rotation: Rotation | None = None,
+    ridge: float = RIDGE,
 ) -> None:
     """Bring the residual stream of ``student`` back to its teacher's, layer by layer.
 
     Its layers are the teacher's number ``kept``, its stream is the teacher's turned by ``rotation``, if there is one.
 
     From the first layer to the last, each output projection - of attention, then of the MLP - is changed by least
-    squares (see `fitted`) so that the student's stream behind it comes as near as it can to the teacher's at the same
-    place, on calibration text: what is missing there is what the layer itself has lost and all that the layers before
-    left over. Behind the MLP of a layer whose successors were dropped, the place is the one behind those, so that it
-    stands in for them too. All of it happens in one forward pass of the student, in which each projection is fitted
-    when its inputs arrive.
+    squares (see `fitted`, also for ``ridge``) so that the student's stream behind it comes as near as it can to the
+    teacher's at the same place, on calibration text: what is missing there is what the layer itself has lost and all
+    that the layers before left over. Behind the MLP of a layer whose successors were dropped, the place is the one
+    behind those, so that it stands in for them too. All of it happens in one forward pass of the student, in which each
+    projection is fitted when its inputs arrive.
 
     Least squares of a cut layer against the whole one is the reconstruction of channel pruning (He et al., arXiv
     1707.06168) and SparseGPT (arXiv 2301.00774); with the inputs of the cut model and the outputs of the whole one,
@@ -51,7 +52,7 @@ def refit(
         for layer, number, following in zip(
             family.layers(student), kept, [*kept[1:], len(streams.inputs) - 1], strict=True
         ):
-            handles += _watch(layer, family, partial(wanted.attended, number), partial(wanted.read, following))
+            handles += _watch(layer, family, partial(wanted.attended, number), partial(wanted.read, following), ridge)
         with autocast(student.device.type):
             family.backbone(student, streams.windows.to(student.device))
     finally:
@@ -109,6 +110,7 @@ def _watch(
     family: Family,
     attended: Callable[[torch.device], Tensor],
     done: Callable[[torch.device], Tensor],
+    ridge: float,
 ) -> list[RemovableHandle]:
     """While these hooks are there, a pass of the student fits the projections of ``layer``.
 
@@ -124,7 +126,7 @@ def _watch(
     def fit(target: Callable[[torch.device], Tensor]) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         def before(projection: nn.Module, inputs: tuple[Tensor, ...]) -> None:
             with torch.autocast(stream.device.type, enabled=False):
-                _fit(projection, inputs[0].flatten(0, 1).float(), target(stream.device) - stream)
+                _fit(projection, inputs[0].flatten(0, 1).float(), target(stream.device) - stream, ridge)
 
         return before
 
@@ -141,10 +143,10 @@ def _watch(
     ]
 
 
-def _fit(projection: nn.Module, inputs: Tensor, wanted: Tensor) -> None:
+def _fit(projection: nn.Module, inputs: Tensor, wanted: Tensor, ridge: float) -> None:
     """Change ``projection`` so that from ``inputs`` it gives what is ``wanted``, as nearly as it can."""
     matrix, bias = matrix_of(projection), bias_of(projection)
-    fresh, shift = fitted(inputs, wanted, matrix, bias is not None)
+    fresh, shift = fitted(inputs, wanted, matrix, bias is not None, ridge)
     matrix.copy_(fresh)
     if bias is not None and shift is not None:
         bias.copy_(shift)
