@@ -6,9 +6,9 @@
 Three students of the teacher's whole width: half of the neurons, these and three quarters of the heads, three quarters
 of the layers. "one shot" fits each output projection to what it gives in the whole teacher, from the statistics of the
 teacher alone. "in turn" is the refit of a search (`trials.refit`): layer after layer to the teacher's stream, with what
-the already pruned layers leave. Each is done on the first samples of the calibration text, 128 tokens each, and with
-each ridge, as a share of the mean variance of a projection's inputs; then distilled on the same batches. Excess of the
-validation loss over the teacher's in nats per token.
+the already pruned layers leave. Each is done on the first samples of the calibration text, 128 tokens each, in turn
+with each ridge too, a share of the mean variance of a projection's inputs; then distilled on the same batches. Excess
+of the validation loss over the teacher's in nats per token.
 """
 
 from __future__ import annotations
@@ -23,11 +23,10 @@ from benchmarks.flags import flags_of, plan_of
 from benchmarks.pruning import RATES, REFIT, Bench
 from search_spaces.architecture import Architecture
 from search_spaces.shape import ModelShape
-from trials.families.base import bias_of, matrix_of
 from trials.losses import mean_loss
 from trials.precision import autocast
 from trials.prune import choose, student_from
-from trials.refit import RIDGE, fitted, refit
+from trials.refit import RIDGE, fit_projection, refit
 
 IN_TURN, ONE_SHOT = "in turn", "one shot"
 
@@ -69,13 +68,9 @@ def fitting(projection: nn.Module, units: Tensor, ridge: float) -> Callable[...,
     """A hook of the teacher's projection: fits the student's, which reads ``units`` alone, to what that gives."""
 
     def fit(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        matrix, bias = matrix_of(projection), bias_of(projection)
-        read, wanted = inputs[0].flatten(0, 1)[:, units].float(), output.flatten(0, 1).float()
+        read = inputs[0].flatten(0, 1)[:, units].float()
         with torch.autocast("cpu", enabled=False):
-            fresh, shift = fitted(read, wanted, matrix, bias is not None, ridge)
-        matrix.copy_(fresh)
-        if bias is not None and shift is not None:
-            bias.copy_(shift)
+            fit_projection(projection, read, output.flatten(0, 1).float(), ridge)
 
     return fit
 

@@ -23,11 +23,12 @@ from trials.final_readings import ReadingSpec, check_tests, read_model
 from trials.importance import ImportanceScores
 from trials.latency import latency
 from trials.losses import OF_TEXT, WindowLosses
-from trials.preparation import Preparation, prepare, prepare_targets, shared, teacher_windows, worth
+from trials.preparation import Preparation, prepare, prepare_targets, shared, teacher_windows
 from trials.reading import Reading
 from trials.recipe import Recipe
 from trials.screen import screen
 from trials.trial import TrialSpec, run_trial
+from trials.worth import neuron_worth
 
 Said = TypeVar("Said")
 
@@ -66,9 +67,9 @@ def preparation_task(spec: PreparationSpec) -> Iterator[str | Prepared]:
             if spec.tests:
                 check_tests(spec.recipe.model, spec.tests, spec.test_tokens)
             preparation, common = prepare(*given), shared(*given)
-            by_layer = worth(*given) if spec.by_layer else None
+            worth = neuron_worth(common.scores, common.streams) if spec.by_layer else None
             windows = teacher_windows(*given)
-        say(Prepared(preparation, common.scores, common.streams.shares.numpy(), windows, by_layer))
+        say(Prepared(preparation, common.scores, common.streams.shares.numpy(), windows, worth))
 
     return step_by_step(do)
 

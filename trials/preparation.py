@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from search_spaces.allocation import Worth
 from search_spaces.errors import InputError
 from search_spaces.shape import ModelShape
 from trials.cache import Cache, digest
@@ -28,7 +27,6 @@ from trials.streams import Streams, load_streams
 from trials.targets import Targets, compute_share, load_targets
 from trials.teacher import Teacher, load_teacher
 from trials.validation import add_validation
-from trials.worth import neuron_worth
 
 log = logging.getLogger(__name__)
 
@@ -120,12 +118,6 @@ def teacher_windows(recipe: Recipe, cache: str, device: str) -> WindowLosses:
     common = shared(recipe, cache, device)
     texts = {name: windows(tokens, recipe.sequence_length) for name, tokens in common.corpus.texts.items()}
     return {name: _teacher_losses(common.teacher, text, Cache(Path(cache))) for name, text in texts.items()}
-
-
-def worth(recipe: Recipe, cache: str, device: str) -> Worth:
-    """What the teacher's neurons are worth on calibration text, layer by layer."""
-    common = shared(recipe, cache, device)
-    return neuron_worth(common.scores, common.streams)
 
 
 def shared(recipe: Recipe, cache: str, device: str, more: int = 0) -> Shared:

@@ -126,7 +126,7 @@ def _watch(
     def fit(target: Callable[[torch.device], Tensor]) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         def before(projection: nn.Module, inputs: tuple[Tensor, ...]) -> None:
             with torch.autocast(stream.device.type, enabled=False):
-                _fit(projection, inputs[0].flatten(0, 1).float(), target(stream.device) - stream, ridge)
+                fit_projection(projection, inputs[0].flatten(0, 1).float(), target(stream.device) - stream, ridge)
 
         return before
 
@@ -143,8 +143,8 @@ def _watch(
     ]
 
 
-def _fit(projection: nn.Module, inputs: Tensor, wanted: Tensor, ridge: float) -> None:
-    """Change ``projection`` so that from ``inputs`` it gives what is ``wanted``, as nearly as it can."""
+def fit_projection(projection: nn.Module, inputs: Tensor, wanted: Tensor, ridge: float) -> None:
+    """Change ``projection`` so that from ``inputs`` (N, n) it gives what is ``wanted`` (N, m), see `fitted`."""
     matrix, bias = matrix_of(projection), bias_of(projection)
     fresh, shift = fitted(inputs, wanted, matrix, bias is not None, ridge)
     matrix.copy_(fresh)
