@@ -4,11 +4,12 @@
     python -m benchmarks.refit --model teachers/SmolLM2-135M-Instruct.Q4_1.gguf --corpus ./wikitext-2 --students MLP
 
 Three students of the teacher's whole width: half of the neurons, these and three quarters of the heads, three quarters
-of the layers. "one shot" fits each output projection to what it gives in the whole teacher, from the statistics of the
-teacher alone. "in turn" is the refit of a search (`trials.refit`): layer after layer to the teacher's stream, with what
-the already pruned layers leave. Each is done on the first samples of the calibration text, 128 tokens each, in turn
-with each ridge too, a share of the mean variance of a projection's inputs; then distilled on the same batches. Excess
-of the validation loss over the teacher's in nats per token.
+of the layers. "plain" is the baseline, slices by Minitron's scores, at its own rate. "one shot" fits each output
+projection to what it gives in the whole teacher, from the statistics of the teacher alone. "in turn" is the refit of a
+search (`trials.refit`): layer after layer to the teacher's stream, with what the already pruned layers leave. Each is
+done on the first samples of the calibration text, 128 tokens each, in turn with each ridge too, a share of the mean
+variance of a projection's inputs; then distilled on the same batches. Excess of the validation loss over the teacher's
+in nats per token.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from benchmarks.flags import flags_of, plan_of
-from benchmarks.pruning import RATES, REFIT, Bench
+from benchmarks.pruning import RATES, REFIT, SLICES, Bench
 from search_spaces.architecture import Architecture
 from search_spaces.shape import ModelShape
 from trials.losses import mean_loss
@@ -75,6 +76,13 @@ def fitting(projection: nn.Module, units: Tensor, ridge: float) -> Callable[...,
     return fit
 
 
+def excess(bench: Bench, model: PreTrainedModel, way: str) -> str:
+    """Before and after training at the rate for ``way``, a column of the table."""
+    losses = bench.losses(model), bench.trained(model, RATES[way])
+    before, after = (mean_loss(one) - bench.teacher_loss for one in losses)
+    return f"{f'{before:.3f} {after:.3f}':>17}"
+
+
 def main() -> None:
     parser = flags_of(__doc__, sequence_length=128, calibration_samples=512)  # the budget is not asked for anything
     parser.add_argument("--students", nargs="+", choices=("MLP", "heads and MLP", "layers"), default=None)
@@ -89,13 +97,11 @@ def main() -> None:
             continue
         print(f"\n{name}: {architecture.key}\n{'':10}{'ridge':>7}", end="")
         print("".join(f"{f'{samples} samples':>17}" for samples in flags.samples))
+        print(f"{'plain':<17}{excess(bench, bench.student(architecture, SLICES), SLICES)}", flush=True)
         for way, ridge in ways:
             print(f"{way:<10}{ridge:>7g}", end="", flush=True)
             for samples in flags.samples:
-                model = student(bench, architecture, way, samples, ridge)
-                losses = bench.losses(model), bench.trained(model, RATES[REFIT])
-                before, after = (mean_loss(one) - bench.teacher_loss for one in losses)
-                print(f"{f'{before:.3f} {after:.3f}':>17}", end="", flush=True)
+                print(excess(bench, student(bench, architecture, way, samples, ridge), REFIT), end="", flush=True)
             print()
 
 
