@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from nas.machine import Machine
-from nas.plan import Plan, make_plan, resolve_target
-from nas.settings import SearchSettings, load_settings
+from nas.planning.machine import Machine
+from nas.planning.plan import Plan, make_plan, resolve_target
+from nas.planning.settings import SearchSettings, load_settings
 
 SHARED: dict[str, Any] = {
     "model": "mini",

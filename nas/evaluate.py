@@ -18,11 +18,11 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from nas.console import console_for
-from nas.readings_table import readings_table
+from nas.display.console import console_for
+from nas.display.readings_table import readings_table
 from search_spaces.errors import InputError
-from trials.evaluation_text import EFFICIENCY, KNOWN, TextTask, text_task
-from trials.reading import Reading
+from trials.evaluate.reading import Reading
+from trials.text.evaluation_text import EFFICIENCY, KNOWN, TextTask, text_task
 
 if TYPE_CHECKING:  # torch and transformers take seconds to import: not before the arguments are right
     from transformers import PreTrainedModel
@@ -128,10 +128,10 @@ def evaluate(request: Request, console: Console) -> Document:
     started = time.perf_counter()
     import torch
 
-    from trials.causal_lm import DEFAULT_DTYPES, load_causal_lm, resolve_causal_lm
-    from trials.efficiency import Workload, efficiency
-    from trials.evaluation import checked_length, checked_stride, evaluate_texts
-    from trials.evaluation_text import open_text
+    from trials.evaluate.efficiency import Workload, efficiency
+    from trials.evaluate.evaluation import checked_length, checked_stride, evaluate_texts
+    from trials.teacher.causal_lm import DEFAULT_DTYPES, load_causal_lm, resolve_causal_lm
+    from trials.text.evaluation_text import open_text
 
     path = resolve_causal_lm(request.model, request.own_code)
     texts = [open_text(task) for task in request.tasks if task]

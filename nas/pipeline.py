@@ -14,27 +14,27 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 from rich.console import Console
 
-from nas.agreement import agreements
-from nas.comparison import Comparison, compare
-from nas.errors import NothingFeasibleError
-from nas.exports import export_chosen
-from nas.final_progress import FinalProgress
-from nas.final_readings import with_test_readings
-from nas.finals import open_stage, run_stage, windows_of
-from nas.outcome import Chosen, Outcome
-from nas.overview import write_overview
-from nas.plan import Plan, with_worth
-from nas.plots import plot_importance
-from nas.progress import Progress, clock
-from nas.records import FinalRecord, TrialRecord
-from nas.report_folder import write_report
-from nas.runner import prepare_remotely, run_trials
-from nas.selection import best, best_stock, weighed
-from nas.study import SCREENED, SearchStudy
-from nas.surveys import first_candidates, run_screening, within_latency
-from nas.tasks import Prepared
-from nas.telling import Teller
-from nas.workers import Workers
+from nas.choosing.agreement import agreements
+from nas.choosing.comparison import Comparison, compare
+from nas.choosing.outcome import Chosen, Outcome
+from nas.choosing.selection import best, best_stock, weighed
+from nas.display.final_progress import FinalProgress
+from nas.display.trial_progress import Progress, clock
+from nas.planning.errors import NothingFeasibleError
+from nas.planning.plan import Plan, with_neuron_values
+from nas.report.overview import write_overview
+from nas.report.plots import plot_importance
+from nas.report.report_folder import write_report
+from nas.running.tasks import Prepared
+from nas.running.tune_run import prepare_remotely, run_trials
+from nas.running.workers import Workers
+from nas.stages.exports import export_chosen
+from nas.stages.finish import open_stage, run_stage, windows_of
+from nas.stages.measure import first_candidates, run_screening, within_latency
+from nas.stages.test_text import with_test_readings
+from nas.study.records import FinalRecord, TrialRecord
+from nas.study.study import SCREENED, SearchStudy
+from nas.tracking.listener import Teller
 from search_spaces.architecture import Architecture
 from search_spaces.errors import InputError
 from trials.trial import Preparation
@@ -54,8 +54,8 @@ def conduct(plan: Plan, workers: Workers, console: Console, command: str) -> lis
         prepared = prepare_remotely(plan, workers, partial(_say, console, started))
         preparation = prepared.preparation
         console.print(_prepared(preparation))
-        if prepared.worth is not None:
-            plan = with_worth(plan, prepared.worth)
+        if prepared.neuron_values is not None:
+            plan = with_neuron_values(plan, prepared.neuron_values)
         study = open_study(plan, preparation)
         if plan.times_candidates:
             plan = within_latency(plan, study, workers, console)

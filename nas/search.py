@@ -16,14 +16,14 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 from rich.console import Console
 from rich.table import Table
 
-from nas.console import console_for
-from nas.errors import NothingFeasibleError
-from nas.settings import SearchSettings, parse_arguments
+from nas.display.console import console_for
+from nas.planning.errors import NothingFeasibleError
+from nas.planning.settings import SearchSettings, parse_arguments
 from search_spaces.errors import InputError
 
 if TYPE_CHECKING:  # torch, Ray and transformers take seconds to import: not before the settings are right
-    from nas.outcome import Outcome
-    from nas.plan import Plan
+    from nas.choosing.outcome import Outcome
+    from nas.planning.plan import Plan
 
 DONE, WRONG_INPUT, NOTHING_FEASIBLE, INTERRUPTED = 0, 2, 3, 130
 
@@ -54,16 +54,16 @@ def command(arguments: Sequence[str]) -> str:
 
 
 def _search(settings: SearchSettings, console: Console, as_json: bool, started_by: str) -> int:
-    from nas.plan import make_plan, resolve_target
-    from nas.session import ray_session
-    from nas.workers import open_workers
+    from nas.planning.plan import make_plan, resolve_target
+    from nas.running.session import ray_session
+    from nas.running.workers import open_workers
 
     target = resolve_target(settings)
     with ray_session(settings) as machine:
         plan = make_plan(settings, target, machine)
         _print_plan(plan, console)
         with open_workers(plan.resources) as workers:
-            from nas.outcome import document  # takes as long as what the workers import meanwhile
+            from nas.choosing.outcome import document  # takes as long as what the workers import meanwhile
             from nas.pipeline import conduct
 
             outcomes = conduct(plan, workers, console, started_by)
@@ -76,10 +76,10 @@ def _search(settings: SearchSettings, console: Console, as_json: bool, started_b
 
 
 def _dry_run(settings: SearchSettings, console: Console) -> int:
-    from nas.duration import estimated_seconds
-    from nas.machine import Machine
-    from nas.plan import make_plan, resolve_target
-    from nas.progress import clock
+    from nas.display.trial_progress import clock
+    from nas.planning.forecast import estimated_seconds
+    from nas.planning.machine import Machine
+    from nas.planning.plan import make_plan, resolve_target
 
     plan = make_plan(settings, resolve_target(settings), Machine.local())
     _print_plan(plan, console)
@@ -89,7 +89,7 @@ def _dry_run(settings: SearchSettings, console: Console) -> int:
 
 
 def _print_plan(plan: Plan, console: Console) -> None:
-    from nas.forecast import summary
+    from nas.planning.forecast import summary
 
     table = Table(box=None, show_header=False, pad_edge=False)
     for what, value in summary(plan):
@@ -98,9 +98,9 @@ def _print_plan(plan: Plan, console: Console) -> None:
 
 
 def _print_outcome(outcome: Outcome, console: Console) -> None:
-    from nas.front_report import front_table
-    from nas.report import terminal_table
-    from nas.report_folder import teacher_parameters
+    from nas.report.front_report import front_table
+    from nas.report.report_folder import teacher_parameters
+    from nas.report.trial_report import terminal_table
 
     winner, teacher = outcome.winner, teacher_parameters(outcome)
     rows = outcome.comparison.rows if outcome.comparison else ()
@@ -129,8 +129,8 @@ def _print_outcome(outcome: Outcome, console: Console) -> None:
 
 
 def _print_whole(outcomes: Sequence[Outcome], console: Console) -> None:
-    from nas.overview import overview_table
-    from nas.tracking import tracking_uri, ui_lines
+    from nas.report.overview import overview_table
+    from nas.tracking.tracker import tracking_uri, ui_lines
 
     if len(outcomes) > 1:
         console.print()
@@ -145,8 +145,8 @@ def _print_whole(outcomes: Sequence[Outcome], console: Console) -> None:
 
 
 def _print_comparison(outcome: Outcome, console: Console) -> None:
-    from nas.agreement import lines
-    from nas.final_report import comparison_table, on_test_table
+    from nas.choosing.agreement import lines
+    from nas.report.final_report import comparison_table, on_test_table
 
     console.print("could the cheap comparison be trusted?")
     for line in lines(outcome.agreements, any(one.state == "PRUNED" for one in outcome.records)):

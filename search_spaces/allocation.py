@@ -15,7 +15,7 @@ PIECES = 16  # of a layer's neurons are given away at a time, or fewer where tha
 
 
 @dataclass(frozen=True)
-class Worth:
+class NeuronValues:
     """What the MLP neurons of a teacher are worth; higher is more, also between layers.
 
     ``layers`` (L,) decide which layers stay. ``mlp`` (L, neurons) are descending in each layer.
@@ -25,7 +25,7 @@ class Worth:
     mlp: tuple[tuple[float, ...], ...]
 
     @classmethod
-    def of(cls, layers: Sequence[float], mlp: Sequence[Sequence[float]]) -> Worth:
+    def of(cls, layers: Sequence[float], mlp: Sequence[Sequence[float]]) -> NeuronValues:
         """From values in any order within a layer."""
         ordered = tuple(tuple(sorted(map(float, row), reverse=True)) for row in mlp)
         return cls(tuple(map(float, layers)), ordered)
@@ -35,7 +35,7 @@ class Worth:
         return sorted(sorted(range(len(self.layers)), key=lambda layer: -self.layers[layer])[:depth])
 
 
-def allocated(uniform: Architecture, worth: Worth) -> Architecture:
+def allocated(uniform: Architecture, values: NeuronValues) -> Architecture:
     """``uniform`` with its neurons, as many in all, in the layers where they are worth most.
 
     Each layer keeps at least `LEAST` of the teacher's, and as many heads as in ``uniform``: spread like neurons, they
@@ -43,7 +43,7 @@ def allocated(uniform: Architecture, worth: Worth) -> Architecture:
     """
     if not uniform.is_uniform:
         raise InputError(f"architecture {uniform.key}: its layers differ already; give one with equal layers")
-    rows = [worth.mlp[layer] for layer in worth.kept(uniform.depth)]
+    rows = [values.mlp[layer] for layer in values.kept(uniform.depth)]
     neurons = uniform.mlp[0]
     size = gcd(neurons, len(rows[0]), max(1, len(rows[0]) // PIECES))
     return replace(uniform, mlp=spread(rows, neurons, size))
@@ -58,15 +58,15 @@ def spread(rows: Sequence[Sequence[float]], each: int, size: int) -> tuple[int, 
     least = min(each, max(size, round(LEAST * len(rows[0])))) // size
     counts = [least] * len(rows)
 
-    def worth(place: int) -> float:
+    def value(place: int) -> float:
         start = counts[place] * size
         return sum(rows[place][start : start + size])
 
-    heap = [(-worth(place), place) for place in range(len(rows))]
+    heap = [(-value(place), place) for place in range(len(rows))]
     heapq.heapify(heap)
     for _ in range(len(rows) * (each // size - least)):
         _, place = heapq.heappop(heap)
         counts[place] += 1
         if counts[place] * size < len(rows[place]):
-            heapq.heappush(heap, (-worth(place), place))
+            heapq.heappush(heap, (-value(place), place))
     return tuple(count * size for count in counts)

@@ -84,7 +84,7 @@ def load_space(source: str, shape: ModelShape) -> SearchSpace:
     spread = tuple(sorted({int(one) for one in given.allocated})) if any(given.allocated) else ()
     if given.stock_only and spread:
         raise InputError(f"space {name}: key 'allocated': stock shapes have equal layers; omit it, or stock_only")
-    space = SearchSpace(shape, stock_only=given.stock_only, allocated=spread, worth=None, **axes)
+    space = SearchSpace(shape, stock_only=given.stock_only, allocated=spread, neuron_values=None, **axes)
     return _checked(name, _paired(space))
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import product
 
-from search_spaces.allocation import Worth, allocated
+from search_spaces.allocation import NeuronValues, allocated
 from search_spaces.architecture import Architecture
 from search_spaces.budget import Budget
 from search_spaces.shape import ModelShape
@@ -25,7 +25,7 @@ class SearchSpace:
     architectures that load with a plain ``from_pretrained`` (see `ModelShape.is_stock`).
 
     Layers are alike, but where the axis ``allocated`` holds 1: then ``mlp`` is that of the average layer, and neurons
-    lie where they are worth most (`search_spaces.allocation`). That takes the ``worth`` of the teacher's, known when it
+    lie where they are worth most (`search_spaces.allocation`). That takes the ``neuron_values`` of the teacher's, known when it
     has read calibration text; until then the space holds the uniform ones, which have the same parameters.
     """
 
@@ -37,7 +37,7 @@ class SearchSpace:
     kv_heads: tuple[int, ...] = ()
     stock_only: bool = field(default=False, kw_only=True)
     allocated: tuple[int, ...] = field(default=(), kw_only=True)
-    worth: Worth | None = field(default=None, kw_only=True, repr=False)
+    neuron_values: NeuronValues | None = field(default=None, kw_only=True, repr=False)
 
     @property
     def axes(self) -> dict[str, tuple[int, ...]]:
@@ -60,15 +60,15 @@ class SearchSpace:
         return {axis: values[axis] for axis in self.axes}
 
     def architecture(self, sizes: Mapping[str, int]) -> Architecture:
-        """The inverse of `sizes`. Raises ValueError where it takes a worth that is not known."""
+        """The inverse of `sizes`. Raises ValueError where it takes neuron values that are not known."""
         values = {axis: int(size) for axis, size in sizes.items()}
         spread = values.pop(ALLOCATED, 0)
         uniform = Architecture.uniform(**values)
         if not spread:
             return uniform
-        if self.worth is None:
-            raise ValueError(f"architecture {sizes}: what the teacher's neurons are worth is not known yet")
-        return allocated(uniform, self.worth)
+        if self.neuron_values is None:
+            raise ValueError(f"architecture {sizes}: the values of the teacher's neurons are not known yet")
+        return allocated(uniform, self.neuron_values)
 
     def position(self, sizes: Mapping[str, int]) -> list[float]:
         """Where ``sizes`` lie on the axes, each axis scaled to [0, 1]."""
@@ -86,10 +86,10 @@ class SearchSpace:
 
     def _spread(self, uniform: Architecture) -> Iterator[Architecture]:
         """What the space has of these average sizes, each once."""
-        if self.worth is None or 0 in (self.allocated or (0,)):
+        if self.neuron_values is None or 0 in (self.allocated or (0,)):
             yield uniform
-        if self.worth is not None and 1 in self.allocated:
-            other = allocated(uniform, self.worth)
+        if self.neuron_values is not None and 1 in self.allocated:
+            other = allocated(uniform, self.neuron_values)
             if other != uniform or 0 not in self.allocated:
                 yield other
 

@@ -15,14 +15,14 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from search_spaces.architecture import Architecture
-from trials.corpus import Corpus
-from trials.distill import DistillResult, DistillSettings, distill
-from trials.families import FAMILIES
-from trials.importance import compute_importance
-from trials.prune import prune
-from trials.shapes import shape_of
-from trials.targets import Targets
-from trials.teacher import Teacher
+from trials.distill.distill import DistillResult, DistillSettings, distill
+from trials.families.lookup import FAMILIES
+from trials.families.shapes import shape_of
+from trials.prune.importance import compute_importance
+from trials.prune.prune import prune
+from trials.teacher.targets import Targets
+from trials.teacher.teacher import Teacher
+from trials.text.corpus import Corpus
 
 GPT2 = FAMILIES["gpt2"]
 MODEL = make_gpt2()

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers import GPT2LMHeadModel
 
-from trials.families import Kept
+from trials.families.base import Kept
 
 
 @dataclass

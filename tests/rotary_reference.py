@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from trials.families import Kept
+from trials.families.base import Kept
 
 
 @dataclass(frozen=True)

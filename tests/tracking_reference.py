@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nas.events import Artifacts, Event, ModelExported, SearchFinished, SearchStarted, TrialChanged
-from nas.records import FinalRecord, TrialRecord
+from nas.study.records import FinalRecord, TrialRecord
+from nas.tracking.messages import Artifacts, Event, ModelExported, SearchFinished, SearchStarted, TrialChanged
 from search_spaces.architecture import Architecture
 
 if TYPE_CHECKING:

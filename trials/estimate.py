@@ -9,11 +9,11 @@ import torch
 
 from search_spaces.architecture import Architecture
 from search_spaces.shape import ModelShape
-from trials.moments import moments_count
-from trials.precision import training_precision
+from trials.losses.precision import training_precision
 from trials.recipe import SCREEN_CALIBRATION, SCREEN_VALIDATION, Recipe, Way
-from trials.streams import most_windows
-from trials.targets import way_for
+from trials.teacher.second_moments import moments_count
+from trials.teacher.streams import most_windows
+from trials.teacher.targets import way_for
 
 PROBE_SECONDS = 0.3
 PROBE_TOKENS = {"cpu": 1024, "cuda": 16384}
@@ -53,7 +53,7 @@ def training_flops(shape: ModelShape, architecture: Architecture, recipe: Recipe
 
 
 def teacher_flops(shape: ModelShape, length: int, way: Way) -> int:
-    """FLOPs of the teacher for a token of a step: all of it, its output projection, or nothing (`trials.targets`)."""
+    """FLOPs of the teacher for a token of a step: all of it, its output projection, or nothing (`trials.teacher.targets`)."""
     ways = {"online": shape.flops_per_token(shape.full, length), "cached": 2 * shape.vocab * shape.hidden, "drawn": 0}
     return ways[way]
 
@@ -67,7 +67,7 @@ def evaluation_flops(shape: ModelShape, architecture: Architecture, recipe: Reci
 def screen_flops(
     shape: ModelShape, architecture: Architecture, recipe: Recipe, calibration: int, validation: int
 ) -> int:
-    """FLOPs of screening a student (see `trials.screen`) on so many tokens of each text."""
+    """FLOPs of screening a student (see `trials.screen.screen`) on so many tokens of each text."""
     length, texts = recipe.sequence_length, 1 + len(recipe.validation)
     reading = texts * max(1, validation // length) * length * shape.flops_per_token(architecture, length)
     return refit_flops(shape, architecture, recipe, max(1, calibration // length)) + reading

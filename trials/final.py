@@ -14,15 +14,15 @@ import torch
 
 from search_spaces.architecture import Architecture
 from search_spaces.errors import InputError
-from trials.cache import digest
-from trials.checkpoint import discard_checkpoints
-from trials.distill import DistillResult, DistillSettings, Report, distill
-from trials.durable import MANIFEST, file_sha256
+from trials.distill.checkpoint import discard_checkpoints
+from trials.distill.distill import DistillResult, DistillSettings, Report, distill
+from trials.distill.results import RESULT, STUDENT, read_result, save_student, write_result
 from trials.families.base import compile_layers
-from trials.losses import WindowLosses, text_losses
-from trials.precision import compiles
+from trials.losses.precision import compiles
+from trials.losses.window_losses import WindowLosses, text_losses
 from trials.preparation import Shared, shared
-from trials.results import RESULT, STUDENT, read_result, save_student, write_result
+from trials.storage.cache import digest
+from trials.storage.durable import MANIFEST, file_sha256
 from trials.trial import TrialResult, TrialSpec, load_student, peak_memory, run_trial
 
 # Of the trials' peak learning rate. At the whole of it the best students of mini came back to where they had begun;

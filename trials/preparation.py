@@ -15,18 +15,17 @@ from numpy.typing import NDArray
 
 from search_spaces.errors import InputError
 from search_spaces.shape import ModelShape
-from trials.cache import Cache, digest
-from trials.corpus import Corpus, load_corpus, windows
-from trials.evaluate import window_losses
-from trials.families import family_of
-from trials.importance import ImportanceScores, load_importance
-from trials.losses import WindowLosses, mean_loss, text_losses
+from trials.families.lookup import family_of
+from trials.losses.window_losses import WindowLosses, mean_loss, text_losses, window_losses
+from trials.prune.importance import ImportanceScores, load_importance
 from trials.recipe import Recipe, Way
-from trials.source import resolve_model
-from trials.streams import Streams, load_streams
-from trials.targets import Targets, compute_share, load_targets
-from trials.teacher import Teacher, load_teacher
-from trials.validation import add_validation
+from trials.storage.cache import Cache, digest
+from trials.teacher.source import resolve_model
+from trials.teacher.streams import Streams, load_streams
+from trials.teacher.targets import Targets, compute_share, load_targets
+from trials.teacher.teacher import Teacher, load_teacher
+from trials.text.corpus import Corpus, load_corpus, windows
+from trials.text.validation import add_validation
 
 log = logging.getLogger(__name__)
 

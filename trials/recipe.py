@@ -26,7 +26,7 @@ class Recipe:
     ``sequence_length``; ``rungs`` (tokens, ascending, the last is ``tokens``) say where validation loss is
     measured, on ``validation_tokens`` of the corpus' own held-out text and of each of ``validation``, (name, source)
     of further texts; the mean over texts decides. ``calibration_samples`` windows are read for the importance scores.
-    ``teacher_targets`` are as `trials.targets.way_for` says, None included; ``text_share`` of the loss is of the text.
+    ``teacher_targets`` are as `trials.teacher.targets.way_for` says, None included; ``text_share`` of the loss is of the text.
 
     Raises InputError when the numbers do not fit together.
     """

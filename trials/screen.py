@@ -1,15 +1,17 @@
-"""What a student is worth before any retraining, at a small part of what a trial costs."""
+"""What is measured of an architecture before any retraining: the loss of its student, and how fast it generates."""
 
 from __future__ import annotations
 
 import numpy as np
+import torch
 
-from trials.corpus import windows
-from trials.evaluate import window_losses
-from trials.families import family_of
+from trials.evaluate.efficiency import Workload, generation_milliseconds
+from trials.families.lookup import family_of
+from trials.losses.window_losses import window_losses
 from trials.preparation import shared
-from trials.prune import prune
+from trials.prune.prune import prune
 from trials.recipe import SCREEN_CALIBRATION, SCREEN_VALIDATION
+from trials.text.corpus import windows
 from trials.trial import TrialSpec
 
 
@@ -27,3 +29,20 @@ def screen(spec: TrialSpec, calibration: int = SCREEN_CALIBRATION, validation: i
     family, count = family_of(common.teacher.model.config), max(1, validation // length)
     texts = (windows(text, length)[:count] for text in common.corpus.texts.values())
     return float(np.mean([window_losses(student, family, text).mean() for text in texts]))
+
+
+def latency(spec: TrialSpec) -> float:
+    """Median milliseconds of a generated token, one sequence, behind a prompt of half a training window.
+
+    Of the teacher's slices in the format that it is loaded in: float32 on a CPU, with as many threads as the process
+    has, bfloat16 on CUDA. Values of weights do not matter to it.
+    """
+    common = shared(spec.recipe, spec.cache, spec.device)
+    common.teacher.shape.check(spec.architecture)
+    student = prune(common.teacher.model, common.scores, spec.architecture)
+    try:
+        return generation_milliseconds(student, Workload.within(spec.recipe.sequence_length, batch=1))
+    finally:
+        del student
+        if spec.device == "cuda":
+            torch.cuda.empty_cache()

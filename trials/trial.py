@@ -16,16 +16,16 @@ from transformers import GenerationConfig, PreTrainedModel
 
 from search_spaces.architecture import Architecture
 from search_spaces.shape import ModelShape
-from trials.cache import digest
-from trials.checkpoint import discard_checkpoints
-from trials.distill import DistillResult, DistillSettings, NonFiniteLoss, Report, distill
-from trials.durable import damage
-from trials.losses import text_losses
+from trials.distill.checkpoint import discard_checkpoints
+from trials.distill.distill import DistillResult, DistillSettings, NonFiniteLoss, Report, distill
+from trials.distill.results import STUDENT, WEIGHTS, read_result, save_student, write_result
+from trials.losses.window_losses import text_losses
 from trials.preparation import Preparation, Shared, prepare, shared
-from trials.prune import prune, student_from
+from trials.prune.prune import prune, student_from
 from trials.recipe import VERSION, Recipe
-from trials.results import STUDENT, WEIGHTS, read_result, save_student, write_result
-from trials.source import read_config, resolve_model
+from trials.storage.cache import digest
+from trials.storage.durable import damage
+from trials.teacher.source import read_config, resolve_model
 
 __all__ = [
     "NonFiniteLoss",

@@ -24,10 +24,11 @@ from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config, Pretraine
 from search_spaces.architecture import Architecture
 from search_spaces.errors import InputError
 from search_spaces.shape import ModelShape
-from trials.families import FAMILIES, Family, Kept, family_of
-from trials.importance import ImportanceScores, compute_importance
-from trials.prune import choose, prune
-from trials.shapes import SHAPES, shape_of
+from trials.families.base import Family, Kept
+from trials.families.lookup import FAMILIES, family_of
+from trials.families.shapes import SHAPES, shape_of
+from trials.prune.importance import ImportanceScores, compute_importance
+from trials.prune.prune import choose, prune
 
 
 @dataclass(frozen=True)

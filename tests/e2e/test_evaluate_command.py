@@ -16,8 +16,8 @@ from conftest import TEXT
 from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from nas.evaluate import main
-from trials.evaluation import evaluate_texts
-from trials.evaluation_text import open_text, text_task
+from trials.evaluate.evaluation import evaluate_texts
+from trials.text.evaluation_text import open_text, text_task
 
 ROOT = Path(__file__).parents[2]
 CONVENTIONS = ["non-overlapping windows", "strided windows", "rolling documents", "rolling documents"]

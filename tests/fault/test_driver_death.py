@@ -19,8 +19,8 @@ import pytest
 from optuna.trial import FrozenTrial, TrialState
 from small_search import arguments, clean_environment, sizes, trials_in, write_text
 
-from nas.sampler import INTERRUPTED
-from nas.study import SCREENED
+from nas.study.sampler import INTERRUPTED
+from nas.study.study import SCREENED
 from search_spaces.architecture import Architecture
 
 STUDY, TRIALS, TOKENS = "mortal", 4, 65_536

@@ -11,14 +11,14 @@ import psutil
 import pytest
 from small_search import arguments, write_text
 
-from nas.plan import Plan, make_plan, resolve_target
-from nas.records import TrialRecord
-from nas.runner import run_trials
-from nas.session import ray_session
-from nas.settings import parse_arguments
-from nas.study import SearchStudy
-from nas.tune_results import FINAL, LOSS, TOKENS
-from nas.workers import WORKER_DEATHS, Task, open_workers
+from nas.planning.plan import Plan, make_plan, resolve_target
+from nas.planning.settings import parse_arguments
+from nas.running.client import FINAL, LOSS, TOKENS
+from nas.running.session import ray_session
+from nas.running.tune_run import run_trials
+from nas.running.workers import WORKER_DEATHS, Task, open_workers
+from nas.study.records import TrialRecord
+from nas.study.study import SearchStudy
 from search_spaces.errors import InputError
 
 SPARE = 5 * 2**30  # bytes that the rest of the machine may take meanwhile

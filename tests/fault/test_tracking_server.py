@@ -17,9 +17,9 @@ from typing import Any
 import pytest
 from tracking_reference import contents, record, search_events
 
-from nas.environment import set_defaults
-from nas.events import Event, SearchFinished
-from nas.tracking import Tracker
+from nas.tracking.messages import Event, SearchFinished
+from nas.tracking.mlflow_environment import set_defaults
+from nas.tracking.tracker import Tracker
 
 set_defaults()
 
@@ -30,8 +30,8 @@ EXPERIMENT = "nas"
 DRIVER = """
 import os, sys
 from pathlib import Path
-from nas.outbox import Outbox
-from nas.tracking import Tracker
+from nas.tracking.outbox import Outbox
+from nas.tracking.tracker import Tracker
 from tracking_reference import search_events
 
 uri, study, folder, killed_after = sys.argv[1], sys.argv[2], Path(sys.argv[3]), int(sys.argv[4])

@@ -17,20 +17,20 @@ from ray._private.state import actors
 from ray.cluster_utils import Cluster
 from small_search import arguments, write_text
 
-from nas import runner
-from nas.machine import Resources
 from nas.pipeline import open_study
-from nas.plan import make_plan, resolve_target
-from nas.records import TrialRecord
-from nas.searcher import StudyScheduler
-from nas.session import ray_session
-from nas.settings import parse_arguments
-from nas.stages import Heard as HeardOfFinal
-from nas.stages import run_finals
-from nas.study import Candidate
-from nas.tune_results import TOKENS, WORKER
-from nas.workers import open_workers
-from trials.checkpoint import Rung
+from nas.planning.machine import Resources
+from nas.planning.plan import make_plan, resolve_target
+from nas.planning.settings import parse_arguments
+from nas.running import tune_run as runner
+from nas.running.client import TOKENS, WORKER
+from nas.running.session import ray_session
+from nas.running.task_lists import Heard as HeardOfFinal
+from nas.running.task_lists import run_finals
+from nas.running.tune_search import StudyScheduler
+from nas.running.workers import open_workers
+from nas.study.records import TrialRecord
+from nas.study.study import Candidate
+from trials.distill.checkpoint import Rung
 from trials.final import FinalResult, FinalSpec, run_final
 from trials.trial import TrialSpec, run_trial
 

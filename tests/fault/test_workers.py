@@ -15,13 +15,13 @@ import pytest
 import ray
 from ray import cloudpickle
 
-from nas import stages
-from nas.errors import Failure
-from nas.machine import Resources
-from nas.session import ray_session
-from nas.settings import parse_arguments
-from nas.tasks import step_by_step
-from nas.workers import WORKER_DEATHS, Pool, Task, Worker, Workers, open_workers, work
+from nas.planning.errors import Failure
+from nas.planning.machine import Resources
+from nas.planning.settings import parse_arguments
+from nas.running import task_lists as stages
+from nas.running.session import ray_session
+from nas.running.tasks import step_by_step
+from nas.running.workers import WORKER_DEATHS, Pool, Task, Worker, Workers, open_workers, work
 from search_spaces.errors import InputError
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import a file of tests

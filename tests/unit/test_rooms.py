@@ -47,7 +47,11 @@ def test_room_imports_nothing_that_is_above_it(room: str) -> None:
 
 @pytest.mark.parametrize(
     ("module", "late"),
-    [("nas.client", "torch"), ("nas.plan", "transformers.modeling_utils"), ("nas.forecast", "ray")],
+    [
+        ("nas.running.client", "torch"),
+        ("nas.planning.plan", "transformers.modeling_utils"),
+        ("nas.planning.forecast", "ray"),
+    ],
 )
 def test_what_starts_a_search_leaves_what_takes_seconds_to_import_for_later(module: str, late: str) -> None:
     code = f"import sys, {module}; sys.exit({late!r} in sys.modules)"

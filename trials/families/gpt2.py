@@ -13,7 +13,7 @@ from search_spaces.architecture import Architecture
 from search_spaces.shape import ModelShape
 from trials.families.base import Kept, channels, cut_layer, inherited, positions_of, without_weights
 from trials.families.modeling_pruned_gpt2 import PrunedGPT2Config, PrunedGPT2LMHeadModel
-from trials.shapes import shape_of
+from trials.families.shapes import shape_of
 
 CUTS = {
     "ln_1": ("hidden", ""),

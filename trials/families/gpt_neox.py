@@ -12,7 +12,7 @@ from search_spaces.architecture import Architecture
 from search_spaces.shape import ModelShape
 from trials.families.base import Kept, channels, cut_layer, inherited, positions_of, without_weights
 from trials.families.modeling_pruned_gpt_neox import PrunedGPTNeoXConfig, PrunedGPTNeoXForCausalLM
-from trials.shapes import shape_of
+from trials.families.shapes import shape_of
 
 CUTS = {
     "input_layernorm": ("hidden", ""),

@@ -30,7 +30,7 @@ from trials.families.modeling_pruned_llama import (
     PrunedQwen2ForCausalLM,
     PrunedQwen3ForCausalLM,
 )
-from trials.shapes import shape_of
+from trials.families.shapes import shape_of
 
 CUTS = {
     "input_layernorm": ("hidden", ""),

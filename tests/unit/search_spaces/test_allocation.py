@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_space import SMALL, SMOL
 
-from nas.candidates import baselines, informed
-from search_spaces.allocation import LEAST, Worth, allocated
+from nas.planning.candidates import baselines, informed
+from search_spaces.allocation import LEAST, NeuronValues, allocated
 from search_spaces.architecture import Architecture
 from search_spaces.budget import parse_budget
 from search_spaces.errors import InputError
@@ -24,31 +24,31 @@ from search_spaces.space import SearchSpace
 SHAPES = {"gpt2": SMALL, "llama": SMOL}
 
 
-def worth_of(draw: st.DrawFn, shape: ModelShape) -> Worth:
+def values_of(draw: st.DrawFn, shape: ModelShape) -> NeuronValues:
     """Any scores, among them equal ones and none at all."""
     score = st.sampled_from((0.0, 0.25, 0.5, 1.0, 3.0, 100.0))
     layers = draw(st.lists(score, min_size=shape.layers, max_size=shape.layers))
     seeds = [draw(st.integers(1, 97)) for _ in layers]
     mlp = [[(place * seed % 101) / seed for place in range(shape.mlp)] for seed in seeds]
-    return Worth.of(layers, mlp)
+    return NeuronValues.of(layers, mlp)
 
 
 @st.composite
-def cases(draw: st.DrawFn) -> tuple[ModelShape, SearchSpace, Worth]:
+def cases(draw: st.DrawFn) -> tuple[ModelShape, SearchSpace, NeuronValues]:
     shape = SHAPES[draw(st.sampled_from(sorted(SHAPES)))]
     space = load_space(draw(st.sampled_from(("default", "width"))), shape)
-    return shape, space, worth_of(draw, shape)
+    return shape, space, values_of(draw, shape)
 
 
 @given(cases(), st.data())
 def test_an_allocated_architecture_costs_what_the_uniform_one_does(
-    case: tuple[ModelShape, SearchSpace, Worth], data: st.DataObject
+    case: tuple[ModelShape, SearchSpace, NeuronValues], data: st.DataObject
 ) -> None:
-    shape, space, worth = case
+    shape, space, neuron_values = case
     depth, hidden, mlp = (data.draw(st.sampled_from(axis)) for axis in (space.depth, space.hidden, space.mlp))
     heads, kv_heads = data.draw(st.sampled_from(space.head_pairs))
     uniform = Architecture.uniform(depth, hidden, heads, mlp, kv_heads)
-    found = allocated(uniform, worth)
+    found = allocated(uniform, neuron_values)
     shape.check(found)
     assert shape.parameters(found) == shape.parameters(uniform)
     assert shape.memory_bytes(found) == shape.memory_bytes(uniform)
@@ -62,8 +62,8 @@ def test_an_allocated_architecture_costs_what_the_uniform_one_does(
 )
 def test_no_other_way_to_spread_keeps_more(rows: list[list[int]], each: int) -> None:
     scores = [[float(value) for value in row] for row in rows]
-    worth = Worth.of([1.0] * len(rows), scores)
-    found = allocated(Architecture.uniform(len(rows), 8, 1, each), worth)
+    neuron_values = NeuronValues.of([1.0] * len(rows), scores)
+    found = allocated(Architecture.uniform(len(rows), 8, 1, each), neuron_values)
 
     def kept(counts: tuple[int, ...]) -> float:
         return fsum(sum(sorted(row, reverse=True)[:count]) for row, count in zip(scores, counts, strict=True))
@@ -73,14 +73,14 @@ def test_no_other_way_to_spread_keeps_more(rows: list[list[int]], each: int) -> 
 
 
 def test_neurons_go_to_the_layers_where_they_are_worth_most() -> None:
-    worth = Worth.of([3.0, 1.0, 2.0], [[1.0] * 16, [9.0] * 16, [2.0] * 16])
-    found = allocated(Architecture.uniform(2, 8, 2, 8), worth)
+    neuron_values = NeuronValues.of([3.0, 1.0, 2.0], [[1.0] * 16, [9.0] * 16, [2.0] * 16])
+    found = allocated(Architecture.uniform(2, 8, 2, 8), neuron_values)
     assert found == Architecture(2, 8, (2, 2), (4, 12))  # the second layer is not one of the two that stay
 
 
 def test_only_uniform_architectures_are_spread() -> None:
     with pytest.raises(InputError, match=r"d2-h8-a1\.2-m8: its layers differ already"):
-        allocated(Architecture(2, 8, (1, 2), (8, 8)), Worth.of([1.0, 1.0], [[1.0] * 8] * 2))
+        allocated(Architecture(2, 8, (1, 2), (8, 8)), NeuronValues.of([1.0, 1.0], [[1.0] * 8] * 2))
 
 
 def spaces(tmp_path: Path, allocated: str) -> SearchSpace:
@@ -94,7 +94,7 @@ def test_a_space_with_both_has_each_once_and_finds_them_again(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
 ) -> None:
     space = spaces(tmp_path_factory.mktemp("space"), "[false, true]")
-    known = replace(space, worth=worth_of(data.draw, SMALL))
+    known = replace(space, neuron_values=values_of(data.draw, SMALL))
     assert known.counts == space.counts
     band = parse_budget("60%", SMALL.parameters(SMALL.full), known.counts)
     before, found = list(space.feasible(band)), list(known.feasible(band))
@@ -108,13 +108,13 @@ def test_a_space_with_both_has_each_once_and_finds_them_again(
     assert {name: names[name] for name in plain} == plain
     for name in names.keys() - plain.keys():
         twin = plain[name.removesuffix(", by layer")]
-        assert names[name] == allocated(twin, known.worth) != twin
+        assert names[name] == allocated(twin, known.neuron_values) != twin
 
 
 def test_a_space_with_sizes_by_layer_alone(tmp_path: Path) -> None:
     space = spaces(tmp_path, "[true]")
     units = [[float(layer + place % 7) for place in range(1024)] for layer in range(8)]
-    known = replace(space, worth=Worth.of(range(8), units))
+    known = replace(space, neuron_values=NeuronValues.of(range(8), units))
     band = parse_budget("60%", SMALL.parameters(SMALL.full), known.counts)
     found = list(known.feasible(band))
     assert len(found) == len(list(space.feasible(band)))

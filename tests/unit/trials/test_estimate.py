@@ -14,19 +14,19 @@ from transformers import PreTrainedTokenizerFast
 from search_spaces.architecture import Architecture
 from search_spaces.shape import ModelShape
 from trials import estimate
-from trials.cache import Cache
-from trials.distill import text_loss
+from trials.distill.distill import text_loss
 from trials.estimate import estimate_seconds, evaluation_flops, refit_flops, refit_windows, training_flops
-from trials.families import FAMILIES
-from trials.importance import compute_importance
-from trials.kl import chunked_kl
-from trials.prune import choose, prune
+from trials.families.lookup import FAMILIES
+from trials.families.shapes import shape_of
+from trials.losses.kl import chunked_kl
+from trials.prune.importance import compute_importance
+from trials.prune.prune import choose, prune
+from trials.prune.refit import refit
+from trials.prune.rotate import rotation_to
 from trials.recipe import Recipe
-from trials.refit import refit
-from trials.rotate import rotation_to
-from trials.shapes import shape_of
-from trials.streams import load_streams
-from trials.teacher import Teacher
+from trials.storage.cache import Cache
+from trials.teacher.streams import load_streams
+from trials.teacher.teacher import Teacher
 
 MEDIUM = ModelShape("gpt2", 24, 1024, 16, 64, 4096, 50257, 1024, True)
 RECIPE = Recipe("model", "corpus", 65536, (32768, 65536), 16384, 256, 1024, 1e-3, 64, 0)
@@ -64,7 +64,7 @@ def test_stored_targets_spare_the_teacher_all_but_its_head_and_drawn_ones_that_t
     online = training_flops(MEDIUM, MEDIUM.full, replace(RECIPE, teacher_targets="online"), "cpu")
     head = 2 * MEDIUM.vocab * MEDIUM.hidden
     assert online - stored == RECIPE.tokens * (MEDIUM.flops_per_token(MEDIUM.full, 256) - head)
-    monkeypatch.setattr("trials.targets.LIMIT_BYTES", 0)
+    monkeypatch.setattr("trials.teacher.targets.LIMIT_BYTES", 0)
     assert stored - training_flops(MEDIUM, MEDIUM.full, RECIPE, "cpu") == RECIPE.tokens * head
 
 

@@ -17,14 +17,14 @@ from safetensors.torch import load_file
 
 from search_spaces.architecture import Architecture
 from search_spaces.errors import InputError
-from trials import distill as distillation
 from trials import final as door
-from trials.corpus import BatchOrder, windows
-from trials.evaluate import validation_loss
+from trials.distill import distill as distillation
 from trials.final import FinalResult, FinalSpec, read_windows, run_final
+from trials.losses.window_losses import validation_loss
 from trials.preparation import shared
 from trials.recipe import Recipe
-from trials.targets import Targets
+from trials.teacher.targets import Targets
+from trials.text.corpus import BatchOrder, windows
 from trials.trial import TrialSpec, load_weights, run_trial
 
 ARCHITECTURE = Architecture(2, 40, (4, 2), (10, 96))

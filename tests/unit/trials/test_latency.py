@@ -12,11 +12,11 @@ from transformers import PreTrainedModel
 
 from search_spaces.architecture import Architecture
 from search_spaces.errors import InputError
-from trials import latency as file
-from trials.efficiency import Workload, generation_milliseconds
-from trials.latency import latency
+from trials import screen as file
+from trials.evaluate.efficiency import Workload, generation_milliseconds
 from trials.preparation import shared
 from trials.recipe import Recipe
+from trials.screen import latency
 from trials.trial import TrialSpec
 
 CUSTOM = Architecture(2, 40, (4, 2), (10, 96))
@@ -69,6 +69,6 @@ def test_the_prompt_and_the_first_tokens_do_not_count(monkeypatch: pytest.Monkey
         return forward(*arguments, **named)
 
     monkeypatch.setattr(type(model), "forward", lambda self, *arguments, **named: slow(*arguments, **named))
-    monkeypatch.setattr("trials.efficiency.time.perf_counter", lambda: clock[0])
-    monkeypatch.setattr("trials.efficiency._arguments", lambda _: ("past_key_values", {}))
+    monkeypatch.setattr("trials.evaluate.efficiency.time.perf_counter", lambda: clock[0])
+    monkeypatch.setattr("trials.evaluate.efficiency._arguments", lambda _: ("past_key_values", {}))
     assert generation_milliseconds(model, Workload(prompt=8, batch=1, steps=3, warmup=2)) == 1000.0

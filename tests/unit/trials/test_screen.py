@@ -11,12 +11,12 @@ import pytest
 
 from search_spaces.architecture import Architecture
 from search_spaces.errors import InputError
-from trials.corpus import windows
-from trials.evaluate import window_losses
+from trials.losses.window_losses import window_losses
 from trials.preparation import shared
-from trials.prune import prune
+from trials.prune.prune import prune
 from trials.recipe import Recipe
 from trials.screen import screen
+from trials.text.corpus import windows
 from trials.trial import TrialSpec, run_trial
 
 CUSTOM = Architecture(2, 40, (4, 2), (10, 96))

@@ -21,12 +21,12 @@ from safetensors.torch import load_file
 from search_spaces.architecture import Architecture
 from search_spaces.errors import InputError
 from trials import trial as door
-from trials.corpus import windows
-from trials.distill import NonFiniteLoss
-from trials.evaluate import validation_loss
+from trials.distill.distill import NonFiniteLoss
+from trials.losses.window_losses import validation_loss
 from trials.preparation import Preparation, prepare, shared
-from trials.prune import prune
+from trials.prune.prune import prune
 from trials.recipe import Recipe
+from trials.text.corpus import windows
 from trials.trial import TrialResult, TrialSpec, load_student, run_trial
 
 CUSTOM = Architecture(2, 40, (4, 2), (10, 96))
@@ -168,7 +168,7 @@ def test_student_is_freed(spec: TrialSpec, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_diverging_trial_fails(spec: TrialSpec, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("trials.distill.learning_rate", lambda *_: float("inf"))
+    monkeypatch.setattr("trials.distill.distill.learning_rate", lambda *_: float("inf"))
     with pytest.raises(NonFiniteLoss, match="step 2"):
         run(spec)
     assert not (Path(spec.directory) / "result.json").exists()

@@ -1,0 +1,1 @@
+"""Benchmarks of distillation: the step, its loss, its targets, a GPU."""

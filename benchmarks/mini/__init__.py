@@ -1,0 +1,1 @@
+"""How the embedded teacher `mini` is made."""

@@ -1,0 +1,1 @@
+"""Benchmarks of pruning: scores, refit, width, depth."""

@@ -1,0 +1,136 @@
+"""What a refit is worth: plain Minitron students and refitted ones, before and after the same short distillation.
+
+    python -m benchmarks.pruning.minitron --model mini --corpus stdlib
+    python -m benchmarks.pruning.minitron --model teachers/SmolLM2-135M-Instruct.Q4_1.gguf --corpus ./wikitext-2 --candidates 8
+
+For each share of the teacher's non-embedding parameters, candidates of the space (at most 3 % below the share) are cut
+twice: as slices by Minitron's scores - mean over the sequence, L2 over the batch, Block Importance; arXiv 2407.14679 -,
+which is the plain recipe, and as a search does it (`trials.prune.prune`). The best of either by its loss on validation text
+goes on: both are distilled on the same batches, each at a learning rate that suits it, and compared window by window.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from transformers import PreTrainedModel
+
+from benchmarks.flags import flags_of, plan_of
+from nas.choosing.bootstrap import paired_difference
+from nas.planning.plan import Plan
+from search_spaces.architecture import Architecture
+from search_spaces.space import SearchSpace
+from trials.distill.distill import DistillSettings, distill
+from trials.losses.window_losses import WindowLosses, mean_loss, window_losses
+from trials.preparation import shared
+from trials.prune.importance import compute_importance
+from trials.prune.prune import prune
+from trials.text.corpus import windows
+
+SHARES, SLACK = (0.75, 0.60), 0.03
+SLICES, REFIT = "slices", "refit"
+RATES = {SLICES: 4e-4, REFIT: 2e-4}  # at the peak: the best of mini, docs/results.md
+
+
+@dataclass(frozen=True)
+class Student:
+    """One candidate cut one way; ``excess`` is its loss above the teacher's before retraining, nats per token."""
+
+    architecture: Architecture
+    way: str
+    excess: float
+
+
+def candidates(space: SearchSpace, share: float, count: int | None) -> list[Architecture]:
+    """Those of ``space`` within `SLACK` below ``share`` of the non-embedding parameters, evenly thinned."""
+    shape = space.shape
+    whole = shape.non_embedding_parameters(shape.full)
+    band = [one for one in space if 1 - SLACK <= shape.non_embedding_parameters(one) / (share * whole) <= 1]
+    if count is None or count >= len(band):
+        return band
+    return [band[place] for place in np.linspace(0, len(band) - 1, count).round().astype(int)]
+
+
+class Bench:
+    """A teacher with its text, and what its students are worth."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.recipe, self.space = plan.recipe, plan.target.space
+        self.common = shared(self.recipe, str(plan.cache), plan.resources.device)
+        self.text = windows(self.common.corpus.validation, self.recipe.sequence_length)
+        model, family, calibration = self.common.teacher.model, self.common.targets.family, self.common.streams.windows
+        self.minitron = compute_importance(model, family, calibration)
+        self.teacher_loss = mean_loss(self.losses(self.common.teacher.model))
+
+    def losses(self, model: PreTrainedModel) -> WindowLosses:
+        """On every window of the validation text."""
+        return {"validation": window_losses(model, self.common.targets.family, self.text)}
+
+    def student(self, architecture: Architecture, way: str) -> PreTrainedModel:
+        """The teacher cut to ``architecture``, in float32."""
+        streams, scores = (self.common.streams, self.common.scores) if way == REFIT else (None, self.minitron)
+        return prune(self.common.teacher.model, scores, architecture, streams).float()
+
+    def zero_shot(self, architectures: Sequence[Architecture]) -> list[Student]:
+        """Every architecture both ways, a line printed for each."""
+        found = []
+        for architecture in architectures:
+            pair = []
+            for way in (SLICES, REFIT):
+                started = time.perf_counter()
+                student = self.student(architecture, way)
+                seconds = time.perf_counter() - started
+                pair.append(Student(architecture, way, mean_loss(self.losses(student)) - self.teacher_loss))
+            plain, refitted = (one.excess for one in pair)
+            size = self.common.teacher.shape.parameters(architecture)
+            line = f"{architecture.key:<22}{size:>12,}{plain:9.3f}{refitted:9.3f}{refitted / plain:8.2f}"
+            print(f"{line}{seconds:8.1f} s", flush=True)
+            found += pair
+        return found
+
+    def distilled(self, architecture: Architecture, way: str) -> WindowLosses:
+        """The losses of a student after the tokens of the recipe."""
+        return self.trained(self.student(architecture, way), RATES[way])
+
+    def trained(self, model: PreTrainedModel, rate: float) -> WindowLosses:
+        """The losses of ``model`` after the tokens of the recipe at ``rate`` at the peak; it is changed."""
+        recipe = self.recipe
+        sizes = (recipe.tokens, recipe.rungs, recipe.sequence_length, recipe.batch_tokens, rate)
+        settings = DistillSettings(*sizes, recipe.seed, identity="benchmark")
+        with tempfile.TemporaryDirectory() as folder:
+            distill(model, self.common.targets, self.common.corpus, settings, Path(folder), lambda *_: None)
+        return self.losses(model)
+
+
+def compare(bench: Bench, share: float, count: int | None) -> None:
+    """Print the table of one share."""
+    print(f"\n{share:.0%} of the non-embedding parameters, teacher {bench.teacher_loss:.4f}; excess loss, nats a token")
+    print(f"{'architecture':<22}{'parameters':>12}{'slices':>9}{'refit':>9}{'ratio':>8}{'refitted in':>12}")
+    students = bench.zero_shot(candidates(bench.space, share, count))
+    best = [min((one for one in students if one.way == way), key=lambda one: one.excess) for way in (SLICES, REFIT)]
+    after = [bench.distilled(one.architecture, one.way) for one in best]
+    for one, losses in zip(best, after, strict=True):
+        excess = mean_loss(losses) - bench.teacher_loss
+        key = one.architecture.key
+        print(f"best {one.way:<8}{key:<22} before {one.excess:.3f}, after {bench.recipe.tokens:,} tokens {excess:.3f}")
+    ratio = best[1].excess / best[0].excess
+    print(f"before: {ratio:.2f} of plain; after: {paired_difference(after[1], after[0])} against plain")
+
+
+def main() -> None:
+    parser = flags_of(__doc__, space="default")  # the budget is asked for nothing, but the space has to meet it
+    parser.add_argument("--candidates", type=int, default=None, metavar="N", help="of each share (all)")
+    parser.add_argument("--shares", type=float, nargs="+", default=SHARES, help="of the non-embedding parameters")
+    flags = parser.parse_args()
+    bench = Bench(plan_of(flags))
+    for share in flags.shares:
+        compare(bench, share, flags.candidates)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Benchmarks of search strategies, replayed from tables of every architecture."""

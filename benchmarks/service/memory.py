@@ -1,0 +1,82 @@
+"""Peak memory of a search on a teacher of gpt2-medium's shape (random weights): the dry run, and one whole trial.
+
+    python -m benchmarks.service.memory
+
+Runs the real command line and samples the resident memory of it and all its child processes, Ray's included. Shared
+pages are counted once for each process, so the figure is an upper bound.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import psutil
+import torch
+from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
+
+from trials.teacher.source import MINI
+
+INTERVAL = 0.2  # seconds between samples
+SMALL_TRIAL = {
+    "trials": 1,
+    "workers": 1,
+    "tokens-per-trial": 2_048,
+    "batch-tokens": 1_024,
+    "sequence-length": 256,
+    "validation-tokens": 2_048,
+    "calibration-samples": 8,
+    "finalists": 0,
+}
+
+
+def make_teacher(folder: Path) -> None:
+    """A checkpoint of gpt2-medium's shape with random weights and the tokenizer of ``mini``, whose ids all fit."""
+    torch.manual_seed(0)
+    model = GPT2LMHeadModel(GPT2Config(n_layer=24, n_embd=1024, n_head=16))
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(MINI).save_pretrained(folder)
+
+
+def tree_bytes(process: psutil.Process) -> int:
+    """Resident bytes of a process and its descendants; those that end meanwhile count nothing."""
+    total = 0
+    for one in [process, *process.children(recursive=True)]:
+        try:
+            total += one.memory_info().rss
+        except psutil.NoSuchProcess:
+            continue
+    return total
+
+
+def measure(arguments: list[str]) -> tuple[float, int]:
+    """(seconds, peak bytes) of the command line with ``arguments``. Raises CalledProcessError when it fails."""
+    command = [sys.executable, "-m", "nas.search", *arguments]
+    started, peak = time.perf_counter(), 0
+    with subprocess.Popen(command) as child:
+        process = psutil.Process(child.pid)
+        while child.poll() is None:
+            peak = max(peak, tree_bytes(process))
+            time.sleep(INTERVAL)
+    if child.returncode:
+        raise subprocess.CalledProcessError(child.returncode, command)
+    return time.perf_counter() - started, peak
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        teacher, output = Path(folder, "gpt2-medium-shape"), Path(folder, "output")
+        make_teacher(teacher)
+        common = ["--model", str(teacher), "--budget", "260M", "--corpus", "stdlib", "--output", str(output)]
+        small = [part for name, value in SMALL_TRIAL.items() for part in (f"--{name}", str(value))]
+        runs = {"dry run": [*common, "--dry-run"], "one trial, exported": [*common, *small]}
+        figures = {name: measure(arguments) for name, arguments in runs.items()}
+    for name, (seconds, peak) in figures.items():
+        print(f"{name:<22}{seconds:8.0f} s{peak / 2**30:8.2f} GiB at the peak")
+
+
+if __name__ == "__main__":
+    main()

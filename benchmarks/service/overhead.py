@@ -1,0 +1,89 @@
+"""What the orchestration costs a trial: trials that do nothing, through the whole service and on bare Ray actors.
+
+    python -m benchmarks.service.overhead
+
+Prints seconds per trial, each the median over repetitions, side by side in one run: reused bare actors, the service
+(study, searcher, scheduler, Tune with actor reuse, tracking), and how they relate. Start-up of Ray is not counted.
+"""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import ray
+from rich.console import Console
+
+from nas.planning.plan import Plan, make_plan, resolve_target
+from nas.planning.settings import load_settings
+from nas.running.client import FINAL, LOSS, TOKENS
+from nas.running.session import ray_session
+from nas.running.tune_run import run_trials
+from nas.running.workers import open_workers
+from nas.study.study import SearchStudy
+from nas.tracking.listener import Teller
+
+TRIALS, REPETITIONS, RUNGS = 24, 3, 4
+
+
+def no_op(spec: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """A trial without work that reports as often as a real one."""
+    loss = 1.0 + sum(spec["architecture"]["mlp"]) / 1e6
+    for tokens in range(RUNGS):
+        yield {TOKENS: tokens, LOSS: loss}
+    yield {FINAL: True, LOSS: loss, TOKENS: RUNGS}
+
+
+class Actor:
+    """A worker without any framework around it."""
+
+    def run(self, number: int) -> list[float]:
+        """As many numbers as a trial reports."""
+        return [1.0 + number / 1000] * (RUNGS + 1)
+
+
+def bare(workers: int) -> float:
+    """Seconds for each of `TRIALS` calls, shared by ``workers`` actors that are up already."""
+    actors = [ray.remote(Actor).options(num_cpus=1).remote() for _ in range(workers)]
+    ray.get([actor.run.remote(0) for actor in actors])
+    started = time.perf_counter()
+    waiting = {actors[index % workers].run.remote(index): None for index in range(TRIALS)}
+    ray.get(list(waiting))
+    seconds = (time.perf_counter() - started) / TRIALS
+    for actor in actors:
+        ray.kill(actor)
+    return seconds
+
+
+def service(plan: Plan, name: str) -> float:
+    """Seconds for each of `TRIALS` trials, from the first that ended to the last: workers are up by then."""
+    target = plan.target
+    plan.folder.mkdir(parents=True, exist_ok=True)
+    study = SearchStudy(plan.storage, name, target.space, target.feasible, sampler="tpe", seed=0, identity={})
+    with open_workers(plan.resources) as workers, Teller(plan, study, Console(quiet=True)) as teller:
+        run_trials(plan, study, workers, lambda number: teller.changed(study.records(), number), no_op)
+    ends = sorted(record.ended for record in study.records() if record.ended is not None)
+    return (ends[-1] - ends[0]) / (len(ends) - 1)
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        flags = {"model": "mini", "budget": "60%", "output": folder, "scheduler": "none", "trials": str(TRIALS)}
+        settings = load_settings(flags, None, {})
+        target = resolve_target(settings)
+        with ray_session(settings) as machine:
+            plan = make_plan(settings, target, machine)
+            workers = plan.resources.workers
+            rows = [(bare(workers), service(plan, f"repetition-{index}")) for index in range(REPETITIONS)]
+    on_actors, on_service = (statistics.median(column) for column in zip(*rows, strict=True))
+    print(f"{TRIALS} trials without work, {workers} workers, median of {REPETITIONS} repetitions")
+    print(f"bare Ray actors, reused   {on_actors * 1000:8.1f} ms a trial")
+    print(f"the service               {on_service * 1000:8.1f} ms a trial")
+    print(f"difference                {(on_service - on_actors) * 1000:8.1f} ms a trial")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,106 @@
+"""How long until training starts: of a search, cold and warm, and of the first and the second trial of a worker.
+
+    python -m benchmarks.service.startup --model mini --budget 60%
+
+Runs `python -m nas.search` with the settings that are given, two trials on one worker, twice in one output folder:
+with nothing in the cache, and as another study that finds everything there. Students are refitted and read on little
+text, so that the time until a first loss is that of starting. Then a worker of its own, with the same cache, from its
+start: until its first trial has all that it cuts its student from, and a second one of the same architecture; and
+another worker, until their first losses.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ray import cloudpickle
+
+from nas.planning.plan import Plan, make_plan, resolve_target
+from nas.planning.settings import load_settings
+from nas.running.session import ray_session
+from nas.running.tasks import trial_task
+from nas.running.tune_run import architecture_spec
+from nas.running.workers import Task, Workers, open_workers, work
+from trials.preparation import shared
+from trials.trial import TrialSpec
+
+SETTINGS = {
+    "trials": "2",
+    "workers": "1",
+    "sampler": "random",
+    "scheduler": "none",
+    "finalists": "0",
+    "tokens_per_trial": "1024",
+    "calibration_samples": "8",
+    "validation_tokens": "2048",
+}
+LINE = re.compile(r"trial \d+ .*(: started|val loss \S+ before retraining)")
+
+
+def search(flags: list[str], study: str) -> tuple[float, float]:
+    """Seconds from the start of a search to its first trial, and to the first loss of that."""
+    command = [sys.executable, "-m", "nas.search", *flags, "--study", study]
+    started, seconds = time.perf_counter(), []
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as running:
+        assert running.stdout is not None
+        for line in running.stdout:
+            if LINE.search(line):
+                seconds.append(time.perf_counter() - started)
+    if running.returncode or len(seconds) != 4:
+        raise SystemExit(f"the search ended with {running.returncode} after {len(seconds)} of 4 readings")
+    return seconds[0], seconds[1]
+
+
+def ready(spec: dict[str, Any]) -> Iterator[str]:
+    """What a trial does before it cuts its student: all that is left of it in a worker that has trained before."""
+    trial = TrialSpec.from_dict(spec)
+    yield shared(trial.recipe, trial.cache, trial.device).fingerprint
+
+
+async def first_word(plan: Plan, workers: Workers, task: Task, folder: Path) -> float:
+    """Seconds until ``task``, with the specification of a trial in ``folder``, says something."""
+    spec = {**architecture_spec(plan, plan.target.feasible[0]).to_dict(), "directory": str(folder)}
+    started = time.perf_counter()
+    async for _ in work(workers.pool, folder.name, cloudpickle.dumps(task), spec):
+        return time.perf_counter() - started
+    raise AssertionError("a task says something")
+
+
+def on_a_worker(plan: Plan, task: Task, folder: Path) -> tuple[float, float]:
+    """Seconds until the first word of ``task`` in a worker, the start of that included, and when it is done again."""
+    with open_workers(plan.resources) as workers:
+        first, second = (asyncio.run(first_word(plan, workers, task, folder / name)) for name in ("first", "second"))
+    return first, second
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name in ("model", "corpus", "budget"):
+        parser.add_argument(f"--{name}", default={"model": "mini", "budget": "60%"}.get(name))
+    given = {name: value for name, value in vars(parser.parse_args()).items() if value is not None}
+    with tempfile.TemporaryDirectory() as folder:
+        settings = {**given, **SETTINGS, "output": folder}
+        flags = [part for name, value in settings.items() for part in (f"--{name.replace('_', '-')}", value)]
+        for study in ("cold", "warm"):
+            trial, loss = search(flags, study)
+            print(f"{study:<6}{trial:7.1f} s to the first trial, {loss:.1f} s to its first loss", flush=True)
+        loaded = load_settings(settings, None, {})
+        with ray_session(loaded) as machine:
+            plan = make_plan(loaded, resolve_target(loaded), machine)
+            for what, task in (("can cut its student", ready), ("has its first loss", trial_task)):
+                first, second = on_a_worker(plan, task, Path(folder))
+                times = f"{first:.2f} s, the second after {second:.2f} s ({second / first:.2f})"
+                print(f"a worker's first trial {what} after {times}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

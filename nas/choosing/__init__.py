@@ -1,0 +1,1 @@
+"""Choosing: which candidates go first, which stop, which win. No decision is made elsewhere."""

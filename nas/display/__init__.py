@@ -1,0 +1,1 @@
+"""Display: what a search shows on the terminal while it runs."""

@@ -1,0 +1,1 @@
+"""Planning: from settings to a plan and its cost. Nothing starts here."""

@@ -1,0 +1,111 @@
+"""What a plan will do and what it will cost, before anything is started."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+from nas.planning.plan import Plan
+from nas.planning.rungs import REDUCTION
+from trials.recipe import SCREEN_CALIBRATION
+
+
+def expected_tokens(plan: Plan) -> int:
+    """Distillation tokens of the whole search, the final stage included."""
+    return sum(trial_tokens(part) + final_stage_tokens(part) for part in plan.parts)
+
+
+def final_stage_tokens(plan: Plan) -> int:
+    """Distillation tokens of the final stage of one budget at most: baselines may be finalists, or trials already."""
+    if not plan.settings.finalists:
+        return 0
+    stock = [plan.target.shape.is_stock(one) for one in plan.target.feasible]
+    going_on = min(plan.settings.finalists, plan.trials) + (any(stock) and not all(stock))
+    return going_on * plan.final_tokens + len(set(plan.baselines.values())) * (plan.recipe.tokens + plan.final_tokens)
+
+
+def trial_tokens(plan: Plan) -> int:
+    """Distillation tokens of all trials of one budget: each rung halves them where ``asha`` schedules them.
+
+    As many as there are to be finalists are never stopped.
+    """
+    starts = (0, *plan.recipe.rungs[:-1])
+    halving = plan.settings.scheduler == "asha"
+    stretches = zip(starts, plan.recipe.rungs, strict=True)
+    fewest = min(plan.trials, plan.settings.finalists)
+    halved = (max(fewest, math.ceil(plan.trials / REDUCTION**place)) for place in range(len(starts)))
+    going = halved if halving else itertools.repeat(plan.trials)
+    return sum(trials * (end - start) for trials, (start, end) in zip(going, stretches, strict=False))
+
+
+def summary(plan: Plan) -> list[tuple[str, str]]:
+    """What the plan says, as (what, value) lines for a person."""
+    target, recipe, resources = plan.target, plan.recipe, plan.resources
+    teacher = target.shape.parameters(target.shape.full)
+    axes = ", ".join(f"{name} {sizes[0]}..{sizes[-1]} ({len(sizes)})" for name, sizes in target.space.axes.items())
+    each = f"{resources.cpus} CPU" + (f", {resources.gpus:g} GPU" if resources.gpus else "")
+    compared = ", ".join(f"{rung:,}" for rung in recipe.rungs)
+    spread = {(): "", (1,): " with sizes by layer", (0, 1): ", and as many with sizes by layer"}
+    by_layer = spread[target.space.allocated]
+    bands = [f"{part.target.budget}: {len(part.target.feasible)} architectures{by_layer}" for part in plan.parts]
+    trials = " + ".join(str(part.trials) for part in plan.parts)
+    steps = f"{recipe.batch_tokens:,} tokens each, sequences of {recipe.sequence_length}"
+    return [
+        ("teacher", f"{plan.settings.model}: {teacher:,} parameters, {target.shape.family}"),
+        ("space", axes),
+        *(("band", band) for band in bands),
+        *_limits(plan),
+        *_screening(plan),
+        ("trials", f"{trials} by {plan.settings.sampler}, {resources.workers} at a time with {each} each"),
+        ("tokens", f"{recipe.tokens:,} a trial from {recipe.corpus}; {plan.settings.scheduler} compares at {compared}"),
+        *_final_stage(plan),
+        *_tests(plan),
+        ("in all", f"about {expected_tokens(plan):,} tokens"),
+        ("steps", f"{steps}, learning rate {recipe.learning_rate:g}"),
+        ("study", f"{plan.study} in {plan.storage}"),
+        ("output", str(plan.folder)),
+    ]
+
+
+def _limits(plan: Plan) -> list[tuple[str, str]]:
+    memory, latency = plan.settings.max_memory, plan.settings.max_latency_ms
+    limits = [f"{memory:,} bytes of bfloat16 weights and cache"] if memory is not None else []
+    limits += [f"{latency:g} ms a generated token, measured before the first trial"] if latency is not None else []
+    weighed = [("weighed", ", ".join(plan.objectives))] if len(plan.objectives) > 1 else []
+    return [*([("limits", "at most " + ", ".join(limits))] if limits else []), *weighed]
+
+
+def _screening(plan: Plan) -> list[tuple[str, str]]:
+    if not plan.screenings:
+        return []
+    what = f"{plan.screenings} architectures before retraining, refitted on {SCREEN_CALIBRATION:,} tokens"
+    return [("screen", f"{what}; the best of them are tried first")]
+
+
+def _final_stage(plan: Plan) -> list[tuple[str, str]]:
+    if not plan.settings.finalists:
+        return [("finals", "none: the best trial wins")]
+    count = min(plan.settings.finalists, plan.parts[0].trials)
+    each = " of each budget" if len(plan.parts) > 1 else ""
+    who = f"the best {count} and the best stock one" if count > 1 else "the best one and the best stock one"
+    baselines = dict.fromkeys(name for part in plan.parts for name in part.baselines)
+    compared = f"; compared with {', '.join(baselines)}" if baselines else ""
+    return [("finals", f"{who}{each} go on for {plan.final_tokens:,} tokens{compared}")]
+
+
+def _tests(plan: Plan) -> list[tuple[str, str]]:
+    if not plan.tests:
+        return []
+    much = f"the first {plan.settings.test_tokens:,} tokens of each" if plan.settings.test_tokens else "whole"
+    return [("test", f"{', '.join(task.name for task in plan.tests)}, {much}: for the final table alone")]
+
+
+def estimated_seconds(plan: Plan) -> float:
+    """How long the search will take on this machine, from FLOPs and a short measurement of its speed."""
+    from trials.estimate import estimate_screen_seconds, estimate_seconds  # takes seconds; a search needs none of it
+
+    candidate = plan.target.feasible[len(plan.target.feasible) // 2]
+    whole_trial = estimate_seconds(plan.target.shape, candidate, plan.recipe, plan.resources.device)
+    screening = estimate_screen_seconds(plan.target.shape, candidate, plan.recipe, plan.resources.device)
+    at_a_time = plan.resources.workers if plan.resources.gpus else 1  # trials on a CPU share what is measured
+    return (screening * plan.screenings + whole_trial * expected_tokens(plan) / plan.recipe.tokens) / at_a_time

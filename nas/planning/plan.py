@@ -1,0 +1,278 @@
+"""From settings to a plan: what is searched, on what, at which cost. Nothing is started here."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from nas.planning.candidates import baselines
+from nas.planning.machine import Machine, Resources
+from nas.planning.rungs import rungs
+from nas.planning.settings import SearchSettings
+from nas.study.objectives import LATENCY_MS, parse_objectives
+from search_spaces.allocation import NeuronValues
+from search_spaces.architecture import Architecture
+from search_spaces.budget import Budget, parse_budgets
+from search_spaces.errors import InputError
+from search_spaces.files import load_space
+from search_spaces.shape import ModelShape
+from search_spaces.space import SearchSpace
+from trials.recipe import VERSION, Recipe
+from trials.storage.cache import digest
+from trials.teacher.source import read_shape, resolve_model
+from trials.text.evaluation_text import TextTask, parse_tests
+from trials.text.validation import parse_validation
+
+PROCESS_BYTES = 2**30  # interpreter, torch, transformers and the activations of a micro-batch
+
+
+@dataclass(frozen=True)
+class Defaults:
+    """What is derived from the device where the user says nothing; tokens, and sequences for ``calibration``.
+
+    ``rate`` is the peak learning rate, for batches of that size (docs/results.md).
+    """
+
+    tokens: int
+    sequence: int
+    batch: int
+    calibration: int
+    validation: int
+    rate: float
+
+
+DEFAULTS = {
+    "cpu": Defaults(tokens=32_768, sequence=256, batch=1_024, calibration=256, validation=16_384, rate=2e-4),
+    "cuda": Defaults(tokens=8_388_608, sequence=1_024, batch=32_768, calibration=1_024, validation=262_144, rate=4e-4),
+}
+
+
+@dataclass(frozen=True)
+class Target:
+    """The question of a search: which teacher, which space, which bands, and the candidates inside them."""
+
+    folder: Path
+    shape: ModelShape
+    space: SearchSpace
+    budgets: tuple[Budget, ...]
+    feasible: tuple[Architecture, ...]
+
+    def inside(self, budget: Budget) -> Target:
+        """The same question for one of its budgets."""
+        own = tuple(one for one in self.feasible if self.shape.parameters(one) in budget)
+        return replace(self, budgets=(budget,), feasible=own)
+
+    @property
+    def budget(self) -> Budget:
+        """The only one that there is."""
+        (budget,) = self.budgets
+        return budget
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A search ready to start. ``part`` names the budget of one of its `parts`."""
+
+    settings: SearchSettings
+    target: Target
+    resources: Resources
+    recipe: Recipe
+    study: str
+    final_tokens: int
+    tests: tuple[TextTask, ...]
+    part: str = ""
+
+    @property
+    def parts(self) -> tuple[Plan, ...]:
+        """What is decided on its own, budget by budget, largest first; of a single budget this plan itself."""
+        target = self.target
+        if len(target.budgets) == 1:
+            return (self,)
+        return tuple(replace(self, target=target.inside(one), part=one.label) for one in target.budgets)
+
+    @property
+    def baselines(self) -> dict[str, Architecture]:
+        """What finalists are compared with, by name; nothing without a final stage."""
+        if not (self.settings.baselines and self.settings.finalists):
+            return {}
+        return baselines(self.target.shape, self.target.feasible, self.settings.seed)
+
+    @property
+    def screenings(self) -> int:
+        """How many architectures are measured before any retraining."""
+        if self.settings.sampler != "screen":
+            return 0
+        return sum(min(self.settings.screened, len(part.target.feasible)) for part in self.parts)
+
+    @property
+    def output(self) -> Path:
+        """The folder of all results, absolute."""
+        return Path(self.settings.output).expanduser().resolve()
+
+    @property
+    def folder(self) -> Path:
+        """The folder of this study."""
+        return self.output / self.study
+
+    @property
+    def results(self) -> Path:
+        """Where the winner and the report of a single budget lie."""
+        return self.folder / self.part
+
+    @property
+    def cache(self) -> Path:
+        """Where what all searches share is kept: packed tokens and importance scores."""
+        return self.output / "cache"
+
+    @property
+    def storage(self) -> str:
+        """The Optuna storage URL."""
+        return self.settings.storage or f"sqlite:///{self.output / 'studies.db'}"
+
+    @property
+    def trials(self) -> int:
+        """Candidates in all: what was asked for of each budget, but no more than its band holds."""
+        if len(self.parts) > 1:
+            return sum(part.trials for part in self.parts)
+        wanted = len(self.target.feasible) if self.settings.sampler == "exhaustive" else self.settings.trials
+        return min(wanted, len(self.target.feasible))
+
+    @property
+    def objectives(self) -> tuple[str, ...]:
+        """What candidates are compared by, the loss first."""
+        return parse_objectives(self.settings.objectives)
+
+    @property
+    def times_candidates(self) -> bool:
+        """Whether the latency of every candidate has to be measured."""
+        return self.settings.max_latency_ms is not None or LATENCY_MS in self.objectives
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What makes the losses of two trials comparable."""
+        return identity(self.settings, self.target, self.recipe)
+
+
+def resolve_target(settings: SearchSettings) -> Target:
+    """Teacher, space and band, from configuration files alone.
+
+    Raises InputError for whatever is wrong with them, or can be seen to be wrong with the texts already.
+    """
+    parse_validation(settings.validation)
+    parse_objectives(settings.objectives)
+    if parse_tests(settings.test) and not settings.finalists:
+        raise InputError("--test: is for the final table, which --finalists 0 does without; give --finalists 1 or more")
+    folder = resolve_model(settings.model)
+    shape = read_shape(folder)
+    space = load_space(settings.space, shape)
+    budgets = parse_budgets(settings.budget, shape.parameters(shape.full), space.counts, settings.tolerance)
+    return Target(folder, shape, space, budgets, _inside(settings, space, budgets))
+
+
+def with_neuron_values(plan: Plan, neuron_values: NeuronValues) -> Plan:
+    """``plan`` with those architectures too whose sizes differ by layer, where its space has them."""
+    space = replace(plan.target.space, neuron_values=neuron_values)
+    inside = _inside(plan.settings, space, plan.target.budgets)
+    return replace(plan, target=replace(plan.target, space=space, feasible=inside))
+
+
+def _inside(settings: SearchSettings, space: SearchSpace, budgets: tuple[Budget, ...]) -> tuple[Architecture, ...]:
+    return tuple(one for budget in budgets for one in _small_enough(settings, space.shape, space, budget))
+
+
+def _small_enough(
+    settings: SearchSettings, shape: ModelShape, space: SearchSpace, budget: Budget
+) -> list[Architecture]:
+    """The architectures of a band within ``--max-memory``. Raises InputError where there is none."""
+    band, most = list(space.feasible(budget)), settings.max_memory
+    found = [one for one in band if most is None or shape.memory_bytes(one) <= most]
+    if not found and most is not None:
+        least = min(map(shape.memory_bytes, band))
+        raise InputError(
+            f"--max-memory {most:,}: every architecture of budget {budget.text} takes at least {least:,} bytes "
+            f"(bfloat16 weights, cache of {shape.positions:,} tokens); give at least that, or a smaller --budget"
+        )
+    return found
+
+
+def make_plan(settings: SearchSettings, target: Target, machine: Machine) -> Plan:
+    """The plan for ``target`` on ``machine``. Raises InputError when the machine cannot run a single trial."""
+    resources = _resources(settings, target, machine)
+    recipe = _recipe(settings, target.shape, DEFAULTS[resources.device])
+    name = settings.study or _study_name(settings, target.budgets, identity(settings, target, recipe))
+    wanted = settings.final_tokens or recipe.tokens
+    final_tokens = max(1, wanted // recipe.batch_tokens) * recipe.batch_tokens
+    return Plan(settings, target, resources, recipe, name, final_tokens, parse_tests(settings.test))
+
+
+def identity(settings: SearchSettings, target: Target, recipe: Recipe) -> dict[str, Any]:
+    """What makes the losses of two trials comparable, as JSON: recipe, band and space, and what code makes of them."""
+    bands: dict[str, Any] = {"budgets": [[one.minimum, one.maximum] for one in target.budgets]}
+    if len(target.budgets) == 1:
+        bands = {"minimum": target.budget.minimum, "maximum": target.budget.maximum}
+    space = {axis: list(sizes) for axis, sizes in target.space.axes.items()}
+    stock = {"stock_only": target.space.stock_only, "scheduler": settings.scheduler}
+    further = {"max_memory": settings.max_memory, "max_latency_ms": settings.max_latency_ms}
+    limits = {name: value for name, value in further.items() if value is not None}
+    objectives = parse_objectives(settings.objectives)
+    weighed = {"objectives": list(objectives)} if len(objectives) > 1 else {}
+    return {"code_version": VERSION, **recipe.to_dict(), **bands, **space, **stock, **limits, **weighed}
+
+
+def trial_bytes(target: Target) -> int:
+    """An upper estimate of the memory of one trial in bytes: fp32 teacher, student, gradients and Adam's moments."""
+    teacher = target.shape.parameters(target.shape.full)
+    return PROCESS_BYTES + 4 * teacher + 16 * min(target.budgets[0].maximum, teacher)
+
+
+def _resources(settings: SearchSettings, target: Target, machine: Machine) -> Resources:
+    gpus = (1.0 if machine.gpus else 0.0) if settings.gpus_per_trial is None else settings.gpus_per_trial
+    if gpus > machine.gpus:
+        raise InputError(f"--gpus-per-trial {gpus:g}: there are {machine.gpus:g}; give at most that, or 0 for the CPU")
+    fit = machine.gpus / gpus if gpus else machine.memory * 0.9 / trial_bytes(target)
+    workers = settings.workers or max(1, min(int(fit), machine.cpus, settings.trials))
+    cpus = settings.cpus_per_trial or max(1, min(machine.cpus // workers, machine.node_cpus))
+    if cpus > machine.node_cpus:
+        raise InputError(f"--cpus-per-trial {cpus}: the smallest node has {machine.node_cpus}; give at most that")
+    return Resources(max(1, min(workers, machine.cpus // cpus)), cpus, gpus)
+
+
+def _recipe(settings: SearchSettings, shape: ModelShape, defaults: Defaults) -> Recipe:
+    sequence = min(settings.sequence_length or defaults.sequence, shape.positions)
+    if settings.sequence_length and settings.sequence_length > shape.positions:
+        most = f"the teacher has {shape.positions} positions; give at most that"
+        raise InputError(f"--sequence-length {settings.sequence_length}: {most}")
+    batch = math.ceil((settings.batch_tokens or defaults.batch) / sequence) * sequence
+    steps = rungs(settings.tokens_per_trial or defaults.tokens, batch)
+    return Recipe(
+        model=_absolute(settings.model),
+        corpus=_absolute(settings.corpus or ("stdlib" if settings.model == "mini" else "wikitext-103")),
+        tokens=steps[-1],
+        rungs=steps,
+        validation_tokens=settings.validation_tokens or defaults.validation,
+        sequence_length=sequence,
+        batch_tokens=batch,
+        learning_rate=settings.learning_rate or defaults.rate,
+        calibration_samples=settings.calibration_samples or defaults.calibration,
+        seed=settings.seed,
+        validation=tuple((name, _absolute(source)) for name, source in parse_validation(settings.validation)),
+        teacher_targets=settings.teacher_targets,
+        text_share=settings.text_share,
+    )
+
+
+def _absolute(source: str) -> str:
+    """A path for workers, whose current folder is another; names of the hub and of what we ship are left alone."""
+    if source in ("mini", "stdlib"):
+        return source
+    path = Path(source).expanduser()
+    return str(path.resolve()) if path.exists() else source
+
+
+def _study_name(settings: SearchSettings, budgets: tuple[Budget, ...], facts: dict[str, Any]) -> str:
+    model = re.sub(r"[^\w.-]+", "-", Path(settings.model).name)
+    labels = "-".join(one.label for one in budgets)
+    return f"{model[:40]}-{labels[:30]}-{digest(repr(sorted(facts.items())))[:6]}"

@@ -1,0 +1,1 @@
+"""Report: the result as tables, plots and JSON."""

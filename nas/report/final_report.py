@@ -1,0 +1,130 @@
+"""The final comparison as tables: for the terminal, and as Markdown and CSV for files."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+
+from rich.table import Table
+from rich.text import Text
+
+from nas.choosing.comparison import TEACHER, UNEQUAL, WINNER, Comparison, ComparisonRow
+from nas.display.readings_table import column_name, figure
+from nas.report.trial_report import compact
+from trials.evaluate.perplexity import NON_OVERLAPPING
+from trials.evaluate.reading import Reading
+
+RIGHT = ("parameters", "share", "tokens", "val loss")
+MINUS_WINNER = "minus winner [95 %]"
+
+
+def comparison_table(comparison: Comparison) -> Table:
+    """The final comparison for a screen; what failed says why below."""
+    table = Table(title="final comparison", header_style="bold", box=None, pad_edge=False, collapse_padding=True)
+    table.title_justify = table.caption_justify = "left"
+    texts = _texts(comparison)
+    for heading in ("", "architecture", *RIGHT, *texts, MINUS_WINNER):
+        words = heading in ("", "architecture")
+        table.add_column(heading, justify="left" if words else "right", no_wrap=heading != "")
+    for row in comparison.rows:
+        style = "bold green" if WINNER in row.roles else "dim" if row.val_loss is None else ""
+        table.add_row(*(Text(cell) for cell in _cells(row, texts)), style=style)
+    failures = [f"{row.architecture} failed: {row.reason}" for row in comparison.rows if row.reason]
+    table.caption = Text("\n".join([UNEQUAL, *failures]))
+    return table
+
+
+def comparison_markdown(comparison: Comparison) -> str:
+    """The final comparison as a Markdown table, ending in a newline."""
+    texts = _texts(comparison)
+    headings = ["model", "architecture", *RIGHT, *texts, MINUS_WINNER]
+    return _markdown(headings, [_cells(row, texts) for row in comparison.rows])
+
+
+def on_test_table(comparison: Comparison) -> Table | None:
+    """The readings on test text for a screen, with a line that says what they are; None when there are none."""
+    readings = _readings(comparison)
+    if not readings:
+        return None
+    table = Table(title="on test text", header_style="bold", box=None, pad_edge=False, collapse_padding=True)
+    table.title_justify = table.caption_justify = "left"
+    for heading in ("", "architecture", "parameters", *map(column_name, readings)):
+        table.add_column(heading, justify="left" if heading in ("", "architecture") else "right", no_wrap=heading != "")
+    for row in comparison.rows:
+        if row.test:
+            table.add_row(*map(Text, _test_cells(row)), style="bold green" if WINNER in row.roles else "")
+    table.caption = Text("\n".join(on_test_notes(comparison)))
+    return table
+
+
+def on_test_markdown(comparison: Comparison) -> str:
+    """The readings on test text as a Markdown table, ending in a newline; empty when there are none."""
+    readings = _readings(comparison)
+    if not readings:
+        return ""
+    headings = ["model", "architecture", "parameters", *map(column_name, readings)]
+    return _markdown(headings, [_test_cells(row) for row in comparison.rows if row.test])
+
+
+def on_test_notes(comparison: Comparison) -> list[str]:
+    """What each reading on test text is, and of how much, a line each."""
+    return [
+        f"{column_name(one)}: {one.metric}, {one.convention}"
+        + (f" of {one.length:,}" if one.convention == NON_OVERLAPPING else "")
+        + (f", {one.documents:,} passages" if one.documents else f", {one.tokens:,} tokens")
+        + (f", in {one.dtype}" if one.dtype else "")
+        for one in _readings(comparison)
+    ]
+
+
+def _markdown(headings: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    rules = [":---", ":---", *["---:"] * (len(headings) - 2)]
+    return "".join(f"| {' | '.join(line)} |\n" for line in [headings, rules, *lines])
+
+
+def _test_cells(row: ComparisonRow) -> list[str]:
+    figures = (figure(one.value, one.unit) for one in row.test)
+    return [", ".join(row.roles), row.architecture, f"{row.parameters:,}", *figures]
+
+
+def _readings(comparison: Comparison) -> tuple[Reading, ...]:
+    """Those of the first row that has any: all rows have the same ones."""
+    return next((row.test for row in comparison.rows if row.test), ())
+
+
+def comparison_csv(comparison: Comparison) -> str:
+    """The final comparison as CSV, numbers in full; what is not known is empty."""
+    texts, tests = _texts(comparison), [column_name(one) for one in _readings(comparison)]
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    fixed = ["roles", "architecture", "parameters", "share", "stock", "tokens", "val_loss"]
+    writer.writerow(
+        [*fixed, *(f"val_loss/{name}" for name in texts), "minus_winner", "low", "high", *tests, "reason"],
+    )
+    for row in comparison.rows:
+        known = (", ".join(row.roles), row.architecture, row.parameters, row.share, row.stock, row.tokens, row.val_loss)
+        interval = (row.difference.mean, row.difference.low, row.difference.high) if row.difference else ("", "", "")
+        losses = (row.losses.get(name, "") for name in texts)
+        readings = [str(one.value) for one in row.test] or [""] * len(tests)
+        writer.writerow([*("" if one is None else one for one in known), *losses, *interval, *readings, row.reason])
+    return text.getvalue()
+
+
+def _texts(comparison: Comparison) -> list[str]:
+    """The validation texts, where there are several."""
+    return list(dict.fromkeys(name for row in comparison.rows for name in row.losses))
+
+
+def _cells(row: ComparisonRow, texts: Sequence[str]) -> list[str]:
+    loss = "failed" if row.val_loss is None else f"{row.val_loss:.4f}"
+    return [
+        ", ".join(row.roles),
+        row.architecture,
+        f"{row.parameters:,}",
+        f"{row.share:.1%}",
+        "" if TEACHER in row.roles else compact(row.tokens),
+        loss,
+        *(f"{row.losses[name]:.4f}" if name in row.losses else "" for name in texts),
+        str(row.difference) if row.difference else "",
+    ]

@@ -1,0 +1,286 @@
+"""The results of a search as pictures: what every trial did, and why the winner won.
+
+Each function draws one PNG from values alone and returns its path. Colours are Okabe and Ito's, which people with
+any kind of colour vision tell apart; meaning never hangs on colour alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
+from numpy.typing import NDArray
+
+from nas.choosing.agreement import Agreement
+from nas.choosing.selection import best, best_stock, pareto_front, ranking
+from nas.report.trial_report import compact
+from nas.study.records import TrialRecord
+from search_spaces.architecture import Architecture
+
+DPI = 150
+BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#9A9A9A"
+LOSS = "validation loss (nats per token)"
+SIZES = {"depth": "layers", "hidden": "hidden size", "heads": "heads per layer", "mlp": "MLP neurons per layer"}
+EQUAL: dict[str, Any] = {"color": BLUE, "alpha": 0.7, "linewidth": 0}
+VARIED: dict[str, Any] = {"facecolor": "none", "edgecolor": BLUE, "marker": "D", "label": "mean of differing layers"}
+FEW_TICKS = 6
+Array = NDArray[np.floating]
+
+
+def plot_losses(
+    records: Sequence[TrialRecord],
+    path: Path,
+    teacher_loss: float | None = None,
+    winner_architecture: Architecture | None = None,
+) -> Path:
+    """Validation loss against tokens for every trial; on the right the part where candidates are told apart.
+
+    The winner - the best trial, unless a final stage chose another - is drawn on top; trials that did not complete
+    are pale and end in a cross.
+    """
+    figure = blank(11, 4.8)
+    whole, near = figure.subplots(1, 2, width_ratios=(1, 1.7))
+    winner = _winner(records, winner_architecture)
+    last_drawn = sorted(records, key=lambda one: (one.state == "COMPLETE", one == winner))
+    for axes, first in ((whole, 0), (near, 1)):
+        for record in last_drawn:
+            _curve(axes, [point for point in record.curve if point[0] >= first], record, record == winner)
+        if teacher_loss is not None:
+            axes.axhline(
+                teacher_loss, color="black", linestyle=":", linewidth=1.2, label=f"teacher: {teacher_loss:.3f}"
+            )
+        axes.set_xlabel("tokens distilled")
+        grid(axes)
+    whole.set_ylabel(LOSS)
+    whole.xaxis.set_major_locator(MaxNLocator(4))
+    whole.xaxis.set_major_formatter(FuncFormatter(lambda value, _: compact(value)))
+    whole.set_title("from the pruned teacher on")
+    near.set_title("once retrained, at the rungs where trials are compared")
+    _at_rungs(near, records)
+    legend(near)
+    return save(figure, path)
+
+
+def plot_pareto(
+    records: Sequence[TrialRecord],
+    path: Path,
+    teacher_loss: float | None = None,
+    winner_architecture: Architecture | None = None,
+) -> Path:
+    """Final loss against parameters: every COMPLETE trial, the Pareto front, the winner and the best stock one."""
+    figure = blank(7.5, 5)
+    axes = figure.subplots()
+    complete, front = ranking(records), pareto_front(records)
+    axes.step(*_points(front), where="post", color=BLUE, linewidth=1.5, label="Pareto front", zorder=1)
+    for stock, marker, label in (
+        (False, "o", "custom model class"),
+        (True, "s", "stock: loads with plain transformers"),
+    ):
+        some = [one for one in complete if one.stock is stock]
+        if some:
+            axes.scatter(*_points(some), s=40, marker=marker, color=GREY, edgecolor="white", label=label, zorder=2)
+    stock_one, winner = best_stock(records), _winner(records, winner_architecture)
+    for record, text, colour in ((stock_one, "best stock", GREEN), (winner, "winner", ORANGE)):
+        if record is not None and not (text == "best stock" and record == winner):
+            label = f"{text}: {record.architecture.key}, {record.val_loss:.3f}"
+            axes.scatter(*_points([record]), s=130, marker="*", color=colour, zorder=4, label=label)
+    axes.set(xlabel="parameters", ylabel=f"final {LOSS}", title="Loss against size, inside the budget")
+    if teacher_loss is not None:
+        axes.set_title(f"Loss against size, inside the budget (teacher: {teacher_loss:.3f})")
+    axes.xaxis.set_major_locator(MaxNLocator(6))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value / 1e6:g}M"))
+    axes.margins(0.1)
+    grid(axes)
+    legend(axes)
+    return save(figure, path)
+
+
+def plot_importance(layers: Array, shares: Array, heads: Array, mlp: Array, path: Path) -> Path:
+    """What decides what stays of a teacher: scores ``layers`` (L,), ``heads`` (L, A) and ``mlp`` (L, M).
+
+    Those of layers are losses without them and all that go before, in nats per token (`trials.prune.layer_order`).
+    ``shares`` (H,) of its stream lie in each principal component, the strongest first.
+    """
+    figure = blank(11, 7.5)
+    (first, second), (third, fourth) = figure.subplots(2, 2)
+    bars = first.bar(range(len(layers)), layers, color=BLUE, width=0.75)
+    first.bar_label(bars, [str(one) for one in layers.argsort().argsort() + 1], fontsize=7, color=GREY)
+    first.set_yscale("log")
+    first.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    first.yaxis.set_minor_locator(NullLocator())
+    first.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    title = "Layers, numbered as they go: the loss from then on"
+    first.set(xlabel="layer", ylabel="nats per token", title=title)
+    second.plot(range(1, len(shares) + 1), 100 * shares.cumsum(), color=BLUE)
+    second.set(xlabel="width of a student", ylabel="% of the square", title="Residual stream: what a width can hold")
+    _heads_map(figure, third, heads)
+    _neurons(fourth, mlp)
+    for axes in (first, second, fourth):
+        grid(axes)
+    first.xaxis.set_major_locator(MaxNLocator(12, integer=True))
+    second.set_ylim(0, 102)
+    return save(figure, path)
+
+
+def plot_sizes(records: Sequence[TrialRecord], path: Path, winner_architecture: Architecture | None = None) -> Path:
+    """Which sizes were tried and what came of them: final loss against each axis, one panel an axis.
+
+    Sizes that differ from layer to layer are shown by their mean, as open diamonds. Trials without a final loss are
+    ticks at the foot.
+    """
+    figure = blank(11, 3.9)
+    panels = figure.subplots(1, len(SIZES), sharey=True)
+    complete, winner = ranking(records), _winner(records, winner_architecture)
+    others = [one for one in records if one.state in ("PRUNED", "FAIL")]
+    for axes, (name, label) in zip(panels, SIZES.items(), strict=True):
+        for varies, look in ((False, EQUAL), (True, VARIED)):
+            some = [one for one in complete if _varies(one, name) is varies]
+            if some:
+                axes.scatter([_size(one, name) for one in some], [one.val_loss for one in some], s=34, **look)
+        if winner is not None:
+            axes.scatter(
+                _size(winner, name), winner.val_loss, s=170, marker="*", color=ORANGE, zorder=3, label="winner"
+            )
+        without = [_size(one, name) for one in others]
+        foot = axes.get_xaxis_transform()
+        axes.plot(
+            without, [0.025] * len(without), "|", color=GREY, markersize=10, transform=foot, label="not completed"
+        )
+        axes.set_xlabel(label)
+        axes.margins(0.1, 0.12)
+        _size_ticks(axes, sorted({*(_size(one, name) for one in complete), *without}))
+        grid(axes)
+    panels[0].set_ylabel(f"final {LOSS}")
+    figure.suptitle("Sizes tried, and the loss they came to", x=0.05, ha="left", fontsize=12)
+    shown = {label: handle for axes in panels for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    figure.legend(shown.values(), shown, loc="outside upper right", ncols=len(shown), frameon=False, fontsize=9)
+    return save(figure, path)
+
+
+def plot_agreement(found: Sequence[Agreement], path: Path) -> Path:
+    """Kendall's tau of early rankings with late ones, in the order in which they were read, each with its pairs."""
+    figure = blank(max(7.5, 1.75 * len(found)), 3.2)  # so that names do not run into each other
+    axes = figure.subplots()
+    places = [(place, one.tau) for place, one in enumerate(found) if one.tau is not None]
+    axes.axhline(0, color="black", linewidth=0.8)
+    axes.bar([place for place, _ in places], [tau for _, tau in places], color=BLUE, width=0.5)
+    for place, one in enumerate(found):
+        label = str(one).replace(" (", "\n(")
+        axes.annotate(label, (place, max(one.tau or 0, 0)), (0, 3), textcoords="offset points", ha="center", fontsize=8)
+    axes.set_xticks(range(len(found)), [one.what.replace(", with", "\nwith") for one in found], fontsize=8)
+    axes.set(ylim=(-1.05, 1.45), ylabel="Kendall's tau", title="Rankings of the same architectures, early and late")
+    axes.set_yticks([-1, -0.5, 0, 0.5, 1])
+    grid(axes)
+    return save(figure, path)
+
+
+def blank(width: float, height: float) -> Figure:
+    """An empty picture, in inches, with air between its panels. It never touches pyplot's global state."""
+    figure = Figure(figsize=(width, height), layout=ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.1, wspace=0.02))
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def grid(axes: Axes) -> None:
+    """Faint lines, and no frame on the sides without a scale."""
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def legend(axes: Axes) -> None:
+    """One entry for each label, however many curves share it."""
+    entries = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
+    if entries:
+        axes.legend(entries.values(), entries.keys(), fontsize=8.5, frameon=True, framealpha=0.85, edgecolor="none")
+
+
+def save(figure: Figure, path: Path) -> Path:
+    """Write the PNG and return its path."""
+    figure.savefig(path, dpi=DPI)
+    return path
+
+
+def _winner(records: Sequence[TrialRecord], architecture: Architecture | None) -> TrialRecord | None:
+    """The trial of ``architecture``, or the best one where no final stage chose."""
+    if architecture is None:
+        return best(records)
+    return next((one for one in ranking(records) if one.architecture == architecture), None)
+
+
+def _curve(axes: Axes, points: Sequence[tuple[int, float]], record: TrialRecord, is_winner: bool) -> None:
+    if not points:
+        return
+    complete = record.state == "COMPLETE"
+    label = (
+        f"winner: trial {record.number}, {record.architecture.key}" if is_winner else "complete" if complete else None
+    )
+    axes.plot(
+        *zip(*points, strict=True),
+        color=ORANGE if is_winner else BLUE if complete else GREY,
+        alpha=1.0 if is_winner else 0.6 if complete else 0.5,
+        linewidth=2.4 if is_winner else 1.2,
+        marker="." if complete else None,
+        label=label,
+    )
+    if record.state in ("PRUNED", "FAIL"):
+        words = {"PRUNED": "stopped early", "FAIL": "failed"}[record.state]
+        mark = {"PRUNED": "x", "FAIL": "X"}[record.state]
+        axes.plot(*points[-1], mark, color="#555555", markersize=6, linestyle="", label=words)
+
+
+def _at_rungs(axes: Axes, records: Sequence[TrialRecord]) -> None:
+    """Tokens on a logarithmic scale with a tick at every rung: rungs are spaced by a factor."""
+    rungs = sorted({tokens for record in records for tokens, _ in record.curve if tokens > 0})
+    if rungs:
+        axes.set_xscale("log")
+        axes.xaxis.set_major_locator(FixedLocator(rungs))
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: compact(value)))
+
+
+def _heads_map(figure: Figure, axes: Axes, heads: Array) -> None:
+    image = axes.imshow(heads, aspect="auto", cmap="viridis", interpolation="nearest")
+    axes.set(xlabel="head", ylabel="layer", title="Attention heads")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(MaxNLocator(12, integer=True))
+    figure.colorbar(image, ax=axes, label="score")
+
+
+def _neurons(axes: Axes, mlp: Array) -> None:
+    """What each layer has lost when a share of its neurons has gone: a quantile of their scores."""
+    layers = range(len(mlp))
+    levels = np.quantile(mlp, (0.05, 0.25, 0.5, 0.75, 0.95), axis=1)
+    axes.fill_between(layers, levels[0], levels[4], color=BLUE, alpha=0.15, linewidth=0, label="5 % to 95 % gone")
+    axes.fill_between(layers, levels[1], levels[3], color=BLUE, alpha=0.35, linewidth=0, label="25 % to 75 % gone")
+    axes.plot(layers, levels[2], color=BLUE, marker=".", label="half of them gone")
+    axes.set(xlabel="layer", ylabel="mean square", title="MLP neurons: what a layer lacks without some")
+    axes.xaxis.set_major_locator(MaxNLocator(12, integer=True))
+    axes.set_ylim(bottom=0)
+    legend(axes)
+
+
+def _points(records: Sequence[TrialRecord]) -> tuple[list[int], list[float]]:
+    return [one.parameters for one in records], [one.val_loss for one in records if one.val_loss is not None]
+
+
+def _size(record: TrialRecord, name: str) -> float:
+    return float(np.mean(getattr(record.architecture, name)))
+
+
+def _varies(record: TrialRecord, name: str) -> bool:
+    return len(set(np.ravel(getattr(record.architecture, name)))) > 1
+
+
+def _size_ticks(axes: Axes, sizes: Sequence[float]) -> None:
+    if len(sizes) <= FEW_TICKS:
+        axes.xaxis.set_major_locator(FixedLocator(sizes))
+    else:
+        axes.xaxis.set_major_locator(MaxNLocator(FEW_TICKS - 1, integer=True))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))

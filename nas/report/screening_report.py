@@ -1,0 +1,73 @@
+"""What the screening found, as a table and as a picture."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from nas.report.plots import BLUE, GREY, ORANGE, blank, grid, legend, save
+from nas.study.records import TrialRecord
+from search_spaces.architecture import Architecture
+from search_spaces.shape import ModelShape
+
+HEADINGS = ("rank", "architecture", "parameters", "stock", "screen_loss", "val_loss", "tokens")
+
+
+def screening_csv(
+    screened: Mapping[str, float | None],
+    feasible: Sequence[Architecture],
+    shape: ModelShape,
+    records: Sequence[TrialRecord],
+) -> str:
+    """All that were ``screened`` (losses by the architecture's key), best first, as CSV.
+
+    ``val_loss`` is the last reading of the trial, after ``tokens``, where there was one.
+    """
+    by_key = {one.key: one for one in feasible}
+    curves = {one.architecture.key: one.curve for one in records if one.curve}
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(HEADINGS)
+    for rank, (key, loss) in enumerate(_in_order(screened), start=1):
+        one = by_key[key]
+        tokens, last = curves[key][-1] if key in curves else ("", "")
+        writer.writerow([rank, key, shape.parameters(one), shape.is_stock(one), loss, last, tokens])
+    return text.getvalue()
+
+
+def plot_screening(
+    screened: Mapping[str, float | None], records: Sequence[TrialRecord], path: Path, winner: Architecture | None = None
+) -> Path:
+    """Loss at the end of a trial against that in the screening; those that were not tried are ticks at the foot."""
+    figure = blank(7.5, 5)
+    axes = figure.subplots()
+    losses = {key: loss for key, loss in screened.items() if loss is not None}
+    tried = {one.architecture.key: one for one in records if one.curve and one.architecture.key in losses}
+    for state, label, colour, marker in (
+        ("COMPLETE", "complete", BLUE, "o"),
+        ("PRUNED", "stopped early, its last reading", GREY, "x"),
+    ):
+        some = [one for one in tried.values() if one.state == state]
+        if some:
+            before, after = [losses[one.architecture.key] for one in some], [one.curve[-1][1] for one in some]
+            axes.scatter(before, after, s=40, color=colour, marker=marker, label=label)
+    if winner is not None and winner.key in tried:
+        before, after = [losses[winner.key]], [tried[winner.key].curve[-1][1]]
+        axes.scatter(before, after, s=170, marker="*", color=ORANGE, zorder=3, label=f"winner: {winner.key}")
+    rest = [loss for key, loss in losses.items() if key not in tried]
+    foot = axes.get_xaxis_transform()
+    axes.plot(
+        rest, [0.02] * len(rest), "|", color=GREY, markersize=10, transform=foot, label=f"not tried ({len(rest)})"
+    )
+    axes.set(xlabel="loss in the screening (nats per token)", ylabel="validation loss of the trial (nats per token)")
+    axes.set_title("What the loss before retraining says about the loss after it")
+    axes.margins(0.05, 0.12)
+    grid(axes)
+    legend(axes)
+    return save(figure, path)
+
+
+def _in_order(screened: Mapping[str, float | None]) -> list[tuple[str, float | None]]:
+    return sorted(screened.items(), key=lambda one: (one[1] is None, one[1] or 0.0, one[0]))

@@ -1,0 +1,1 @@
+"""Running: Ray, its workers, and Ray Tune."""

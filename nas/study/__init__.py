@@ -1,0 +1,1 @@
+"""The study: what was asked, what came back, and who proposes next."""

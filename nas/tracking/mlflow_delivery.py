@@ -1,0 +1,250 @@
+"""The MLflow side of tracking: brings one event into the store, however often it is asked to.
+
+A delivery can be cut at any point and repeated. So nothing is created that was not looked for first: runs are found
+by tags, model versions by what they hold; parameters, tags and statuses are set to the same values again; metric
+points carry timestamps from the event, and MLflow keeps identical points once.
+"""
+
+from __future__ import annotations
+
+import getpass
+import math
+import re
+from collections.abc import Callable, Mapping
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from mlflow import MlflowClient
+from mlflow.entities import Metric, Param, RunTag
+from mlflow.exceptions import MlflowException
+from requests import HTTPError
+
+from nas.tracking.messages import (
+    Artifacts,
+    Event,
+    FinalChanged,
+    ModelExported,
+    SearchFinished,
+    SearchStarted,
+    TrialChanged,
+)
+from nas.tracking.mlflow_environment import patient_uploads
+from nas.tracking.mlflow_stores import alone, is_permanent, one_line
+from nas.tracking.outbox import RejectedError
+from nas.tracking.run_contents import STATUS, facts, milliseconds, note, points, run_name, sizes
+
+STUDY, TRIAL, CONTENT = "nas.study", "nas.trial", "nas.sha256"
+INTERRUPTED = "the search ended before the trial did; it is tried again under another number"
+FINAL_INTERRUPTED = "the search ended before this did; the same command goes on with it"
+BEST = "best"
+EXPERIMENT_KIND, TRAINING = "mlflow.experimentKind", "custom_model_development"  # not chats
+LONGEST = 6000  # characters of a parameter
+MODEL_FILES = ("*.safetensors", "config.json")
+
+
+class MlflowDelivery:
+    """Delivers events to the experiment ``experiment`` of the MLflow store or server at ``uri``.
+
+    ``artifact_root`` is where artifacts of a new experiment go; None leaves that to the server. A store in SQLite
+    is created here when it is missing. Raises what MLflow raises when the store cannot be reached.
+    """
+
+    def __init__(self, uri: str, experiment: str, artifact_root: Path | None) -> None:
+        with alone(uri):
+            self.client = MlflowClient(tracking_uri=uri, registry_uri=uri)
+            self.experiment = self._find_experiment(experiment, artifact_root)
+        self._runs: dict[tuple[str, int | str | None], str] = {}
+        self._handlers: dict[type[Event], Callable[[Any, Path], None]] = {
+            SearchStarted: self._search_started,
+            TrialChanged: self._trial_changed,
+            FinalChanged: self._final_changed,
+            Artifacts: self._artifacts,
+            SearchFinished: self._search_finished,
+            ModelExported: self._model_exported,
+        }
+
+    def deliver(self, event: Event, files: Path) -> None:
+        """Bring ``event``, with what lies in the folder ``files``, into the store.
+
+        Raises RejectedError when it can never be accepted, and what MLflow raises when trying again can help.
+        """
+        if isinstance(event, (Artifacts, ModelExported)) and not files.is_dir():
+            raise RejectedError("its files are gone")
+        known = bool(self._runs)
+        try:
+            self._attempt(event, files)
+        except RejectedError:
+            if not known:
+                raise
+            self._runs.clear()  # a run that was known may have been deleted: look for it again
+            self._attempt(event, files)
+
+    def _attempt(self, event: Event, files: Path) -> None:
+        try:
+            self._handlers[type(event)](event, files)
+        except (MlflowException, HTTPError) as error:
+            if is_permanent(error):
+                raise RejectedError(one_line(error)) from error
+            raise
+        except (ArithmeticError, TypeError) as error:  # the event's own fault, whoever it is sent to
+            raise RejectedError(one_line(error)) from error
+
+    def _find_experiment(self, name: str, artifact_root: Path | None) -> str:
+        found = self.client.get_experiment_by_name(name)
+        if found is None:
+            location = artifact_root.resolve().as_uri() if artifact_root else None
+            return str(self.client.create_experiment(name, location, {EXPERIMENT_KIND: TRAINING}))
+        if found.lifecycle_stage != "active":
+            raise ValueError(f"MLflow experiment {name!r} is deleted: restore it, or choose another with --experiment")
+        return str(found.experiment_id)
+
+    def _search_started(self, event: SearchStarted, files: Path) -> None:
+        tags = {**event.tags, "mlflow.source.name": "python -m nas.search", "mlflow.note.content": note(event)}
+        run = self._run(event.study, None, event.name or event.study, event.started)
+        self._settle(event.study)
+        known = self.client.get_run(run).data
+        settings = {key: str(value)[:LONGEST] for key, value in event.settings.items() if value is not None}
+        new = {key: value for key, value in settings.items() if key not in known.params}
+        changed = {  # a parameter never changes in MLflow: its latest value is a tag
+            f"changed.{key}": value
+            for key, value in settings.items()
+            if known.params.get(key, value) != value or f"changed.{key}" in known.tags
+        }
+        self._log(run, params=new, tags={**tags, **changed})
+        self.client.update_run(run, status="RUNNING")
+
+    def _trial_changed(self, event: TrialChanged, files: Path) -> None:
+        record = event.record
+        parent = self._run(event.study, None, event.study, record.started)
+        tags = {"mlflow.parentRunId": parent, "mlflow.source.name": "nas trial"}
+        run = self._run(event.study, record.number, run_name(record), record.started, tags)
+        self._log(run, points(record), sizes(record), facts(record))
+        if record.state in STATUS:
+            self.client.set_terminated(run, STATUS[record.state], milliseconds(record.ended))
+
+    def _final_changed(self, event: FinalChanged, files: Path) -> None:
+        record = event.record
+        parent = self._run(event.study, None, event.study, record.started)
+        tags = {"mlflow.parentRunId": parent, "mlflow.source.name": "nas final"}
+        run = self._run(event.study, f"final {record.name}", run_name(record), record.started, tags)
+        self._log(run, points(record), sizes(record), facts(record))
+        if record.state in STATUS:
+            self.client.set_terminated(run, STATUS[record.state], milliseconds(record.ended))
+        else:
+            self.client.update_run(run, status="RUNNING")  # it may have been interrupted before
+
+    def _artifacts(self, event: Artifacts, files: Path) -> None:
+        run = self._run(event.study, None, event.study, None)
+        with patient_uploads():
+            self.client.log_artifacts(run, str(files), event.artifact_path or None)
+
+    def _search_finished(self, event: SearchFinished, files: Path) -> None:
+        run = self._run(event.study, None, event.study, None)
+        self._settle(event.study)
+        points = [(name, value, round(event.ended * 1000), 0) for name, value in event.metrics.items()]
+        self._log(run, points, tags=event.tags)
+        self.client.set_terminated(run, event.status, milliseconds(event.ended))
+
+    def _model_exported(self, event: ModelExported, files: Path) -> None:
+        run = self._run(event.study, None, event.study, None)
+        name, content = re.sub(r"[/:]+", "-", event.name), _content(files)
+        own = {CONTENT: content, STUDY: event.study}
+        self._ensure_model(name)
+        if self._version(name, own) is None:
+            folder = f"model/{content[:12]}"  # of its own: what an earlier version points to is never overwritten
+            with patient_uploads():
+                self.client.log_artifacts(run, str(files), folder)
+            source = f"{self.client.get_run(run).info.artifact_uri}/{folder}"
+            text = event.description or None
+            self.client.create_model_version(name, source, run, own, description=text, await_creation_for=0)
+        self.client.set_registered_model_alias(name, BEST, self._version(name, own))
+
+    def _ensure_model(self, name: str) -> None:
+        if not self.client.search_registered_models(f"name = '{name}'"):
+            self.client.create_registered_model(name)
+
+    def _version(self, name: str, own: Mapping[str, str]) -> str | None:
+        """The version with the tags ``own``; of several, made by a request that was given up, the first stays."""
+        versions = self.client.search_model_versions(f"name = '{name}'")
+        found = [one for one in versions if own.items() <= one.tags.items()]
+        first, *extra = sorted(found, key=lambda one: int(one.version)) or [None]
+        for one in extra:
+            self.client.delete_model_version(name, one.version)
+        return None if first is None else str(first.version)
+
+    def _run(
+        self,
+        study: str,
+        trial: int | str | None,
+        name: str,
+        started: float | None,
+        tags: Mapping[str, str] | None = None,
+    ) -> str:
+        """The id of the parent run (``trial`` None) or of a trial's or final's, made when it is not there."""
+        if (study, trial) not in self._runs:
+            place = "parent" if trial is None else str(trial)
+            found = self._only(self._search(f"tags.`{STUDY}` = '{study}' and tags.`{TRIAL}` = '{place}'"))
+            if found is None:
+                own = {STUDY: study, TRIAL: place, "mlflow.user": getpass.getuser(), **(tags or {})}
+                found = self.client.create_run(self.experiment, milliseconds(started), own, name)
+            self._runs[study, trial] = str(found.info.run_id)
+        return self._runs[study, trial]
+
+    def _only(self, runs: list[Any]) -> Any:
+        """The fullest of runs with one identity; the others came from requests that were given up: delete them."""
+        first, *extra = sorted(runs, key=_fullness, reverse=True) or [None]
+        for one in extra:
+            self.client.delete_run(one.info.run_id)
+        return first
+
+    def _settle(self, study: str) -> None:
+        """Between two runs of the command nothing is running: end what was left, and keep one run a trial."""
+        trials: dict[str, list[Any]] = {}
+        for run in self._search(f"tags.`{STUDY}` = '{study}'"):
+            trials.setdefault(run.data.tags[TRIAL], []).append(run)
+        for place, runs in trials.items():
+            run = self._only(runs)
+            if place != "parent" and run.info.status == "RUNNING":
+                reason = FINAL_INTERRUPTED if place.startswith("final") else INTERRUPTED
+                self._log(run.info.run_id, tags={"state": "INTERRUPTED", "reason": reason})
+                self.client.set_terminated(run.info.run_id, "KILLED")
+
+    def _search(self, query: str) -> list[Any]:
+        found, token = [], None
+        while True:
+            page = self.client.search_runs([self.experiment], query, max_results=1000, page_token=token)
+            found.extend(page)
+            token = page.token
+            if not token:
+                return found
+
+    def _log(
+        self,
+        run: str,
+        metrics: list[tuple[str, float, int, int]] | None = None,
+        params: Mapping[str, Any] | None = None,
+        tags: Mapping[str, str] | None = None,
+    ) -> None:
+        """One request; values that are not finite are left out, since a chart cannot show them."""
+        self.client.log_batch(
+            run,
+            metrics=[Metric(*one) for one in metrics or () if math.isfinite(one[1])],
+            params=[Param(key, str(value)) for key, value in (params or {}).items()],
+            tags=[RunTag(key, value) for key, value in (tags or {}).items()],
+        )
+
+
+def _fullness(run: Any) -> tuple[int, str]:
+    return len(run.data.params) + len(run.data.metrics), str(run.info.run_id)
+
+
+def _content(folder: Path) -> str:
+    """The digest of what makes a model: its weights and its configuration."""
+    digest = sha256()
+    for path in sorted({path for pattern in MODEL_FILES for path in folder.glob(pattern)}):
+        digest.update(path.name.encode())
+        with path.open("rb") as file:
+            for block in iter(lambda: file.read(1 << 20), b""):
+                digest.update(block)
+    return digest.hexdigest()

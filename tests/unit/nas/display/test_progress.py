@@ -1,0 +1,133 @@
+"""What a search shows while it runs."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from nas.display.final_progress import FinalProgress
+from nas.display.trial_progress import Progress, clock
+from nas.planning.machine import Machine
+from nas.planning.plan import Plan, make_plan, resolve_target
+from nas.planning.settings import load_settings
+from nas.study.records import FinalRecord, TrialRecord
+
+
+@pytest.fixture
+def plan(tiny_teacher_folder: Path) -> Plan:
+    flags = {"model": str(tiny_teacher_folder), "budget": "60%", "tolerance": "0.1", "trials": "4"}
+    settings = load_settings({**flags, "corpus": "stdlib", "tokens_per_trial": "4096"}, None, {})
+    return make_plan(settings, resolve_target(settings), Machine(2, 0.0, 2**34, 2))
+
+
+def record(plan: Plan, number: int, state: str, *curve: tuple[int, float]) -> TrialRecord:
+    architecture = plan.target.feasible[number]
+    loss = curve[-1][1] if state == "COMPLETE" else None
+    return TrialRecord(number, architecture, 42_000, False, state, "out of luck", loss, curve)
+
+
+def test_plain_lines_say_what_changed(plan: Plan) -> None:
+    text = io.StringIO()
+    progress = Progress(Console(file=text, width=200), plan)
+    with progress.shown():
+        progress.update([record(plan, 0, "RUNNING")], 0)
+        progress.update([record(plan, 0, "RUNNING", (0, 9.0), (1024, 5.0))], 0)
+        progress.update([record(plan, 0, "COMPLETE", (0, 9.0), (4096, 4.0))], 0)
+        progress.update([record(plan, 0, "COMPLETE", (0, 9.0), (4096, 4.0)), record(plan, 1, "FAIL")], 1)
+    lines = text.getvalue().splitlines()
+    key = plan.target.feasible[0].key
+    assert f"0/4 done] trial 0 {key}: started (42,000 parameters" in lines[0]
+    assert "val loss 5.0000 after 1,024 of 4,096 tokens" in lines[1]
+    assert "1/4 done]" in lines[2]
+    assert "complete" in lines[2]
+    assert "failed: out of luck" in lines[3]
+
+
+def test_time_left_is_known_once_a_trial_has_ended_and_is_nothing_at_the_end(plan: Plan) -> None:
+    progress = Progress(Console(file=io.StringIO()), plan)
+    progress.update([record(plan, 0, "RUNNING")], 0)
+    assert progress.seconds_left() is None
+    progress.started -= 60
+    progress.update([record(plan, 0, "COMPLETE", (4096, 4.0))], 0)
+    assert progress.seconds_left() == pytest.approx(180, rel=0.01)  # one of four took a minute
+    everything = [record(plan, number, "COMPLETE", (4096, 4.0)) for number in range(4)]
+    progress.update(everything, 3)
+    assert progress.seconds_left() == 0
+
+
+def test_live_table_shows_every_state(plan: Plan) -> None:
+    text = io.StringIO()
+    progress = Progress(Console(file=text, width=120, force_terminal=True), plan)
+    records = [
+        record(plan, 0, "COMPLETE", (4096, 4.0)),
+        record(plan, 1, "PRUNED", (1024, 6.0)),
+        record(plan, 2, "RUNNING"),
+    ]
+    with progress.shown():
+        progress.update(records, 2)
+    shown = text.getvalue()
+    for part in ("4.0000", "stopped early", "running", "2 of 4 trials", "best 4.0000"):
+        assert part in shown
+
+
+@pytest.mark.parametrize(("seconds", "shown"), [(0, "0:00"), (61, "1:01"), (3_725, "1:02:05")])
+def test_clock(seconds: int, shown: str) -> None:
+    assert clock(seconds) == shown
+
+
+def final(plan: Plan, number: int, state: str, *curve: tuple[int, float]) -> FinalRecord:
+    loss = curve[-1][1] if state == "COMPLETE" else None
+    roles = ("finalist", "width only")
+    return FinalRecord(plan.target.feasible[number], 42_000, False, 8192, roles, state, "out of luck", loss, curve)
+
+
+def test_plain_lines_of_finals_say_what_changed(plan: Plan) -> None:
+    text = io.StringIO()
+    stage = [final(plan, 0, "WAITING", (4096, 4.0)), final(plan, 1, "WAITING"), final(plan, 2, "WAITING")]
+    progress = FinalProgress(Console(file=text, width=200), plan, stage)
+    changes = [
+        final(plan, 0, "RUNNING", (4096, 4.0)),
+        final(plan, 0, "COMPLETE", (4096, 4.0), (8192, 3.5)),
+        final(plan, 1, "RUNNING"),
+        final(plan, 2, "FAIL"),
+    ]
+    with progress.shown():
+        for place, one in zip((0, 0, 1, 2), changes, strict=True):
+            stage[place] = one
+            progress.update_finals(stage, one)
+    lines = text.getvalue().splitlines()
+    key = plan.target.feasible[0].key
+    assert f"0/3 done] final {key} (finalist, width only): val loss 4.0000 after 4,096 of 8,192 tokens" in lines[0]
+    assert "1/3 done]" in lines[1]
+    assert "val loss 3.5000 after 8,192 of 8,192 tokens, complete" in lines[1]
+    assert "started, from the beginning" in lines[2]
+    assert "2/3 done]" in lines[3]
+    assert "failed: out of luck" in lines[3]
+
+
+def test_time_left_of_finals_counts_what_was_trained_before(plan: Plan) -> None:
+    stage = [final(plan, 0, "WAITING", (4096, 4.0)), final(plan, 1, "WAITING")]
+    progress = FinalProgress(Console(file=io.StringIO()), plan, stage)
+    assert progress.seconds_left() is None
+    progress.started -= 60
+    stage[0] = final(plan, 0, "COMPLETE", (4096, 4.0), (8192, 3.5))
+    progress.update_finals(stage, stage[0])
+    assert progress.seconds_left() == pytest.approx(120, rel=0.01)  # 4,096 tokens took a minute, 8,192 are left
+    stage[1] = final(plan, 1, "FAIL")
+    progress.update_finals(stage, stage[1])
+    assert progress.seconds_left() == 0
+
+
+def test_live_table_of_finals_shows_every_state(plan: Plan) -> None:
+    text = io.StringIO()
+    states = ("COMPLETE", "RUNNING", "WAITING", "FAIL")
+    stage = [final(plan, number, state, (4096, 4.0)) for number, state in enumerate(states)]
+    progress = FinalProgress(Console(file=text, width=120, force_terminal=True), plan, stage)
+    with progress.shown():
+        progress.update_finals(stage, stage[1])
+    shown = text.getvalue()
+    for part in ("4.0000", "complete", "running", "waiting", "failed", "2 of 4 finals", "finalist, width only"):
+        assert part in shown

@@ -1,0 +1,258 @@
+"""Exports as their users meet them: complete, verified, never half there."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import make_decoder
+from safetensors.torch import load_file, save_file
+from transformers import AutoTokenizer, GPT2LMHeadModel, PreTrainedModel, PreTrainedTokenizerFast
+
+from search_spaces.architecture import Architecture
+from search_spaces.errors import InputError
+from trials.export import export, fresh_load
+from trials.export.export import ExportError, ModelCard, check_fresh_load, export_student, verify_manifest
+from trials.families.lookup import family_of
+from trials.prune.importance import compute_importance
+from trials.prune.prune import prune
+
+STOCK, CUSTOM = Architecture.uniform(2, 36, 3, 64), Architecture(2, 40, (4, 1), (10, 96))
+CARD = ModelCard(
+    teacher="openai-community/gpt2",
+    teacher_parameters=100_000,
+    teacher_loss=2.0,
+    budget="60%",
+    architecture=CUSTOM,
+    parameters=60_000,
+    tokens=1_000_000,
+    val_loss=2.25,
+    corpus="WikiText-103 {raw}",
+    command="python -m nas.search --budget 60%",
+)
+GENERATE = """
+import sys
+made = model.generate(**tokenizer("The teacher is", return_tensors="pt"), max_new_tokens=8, do_sample=False)
+print(made[0].tolist(), [name for name in sys.modules if name.partition(".")[0] in {"trials", "nas", "search_spaces"}])
+"""
+
+
+def student_of(teacher: PreTrainedModel, architecture: Architecture) -> PreTrainedModel:
+    scores = compute_importance(teacher, family_of(teacher.config), torch.arange(60).view(4, 15))
+    return prune(teacher, scores, architecture)
+
+
+@pytest.fixture(scope="module", params=[STOCK, CUSTOM], ids=["stock", "custom"])
+def exported(
+    request: pytest.FixtureRequest,
+    tiny_gpt2: GPT2LMHeadModel,
+    tiny_tokenizer: PreTrainedTokenizerFast,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> tuple[PreTrainedModel, Path]:
+    """A student and its export, which took the place of an older one. Verified in a fresh process, not faked."""
+    student = student_of(tiny_gpt2, request.param)
+    directory = tmp_path_factory.mktemp("exports") / "best"
+    return student, export_student(student, tiny_tokenizer, directory, CARD)
+
+
+@pytest.fixture
+def no_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For tests of everything but the fresh process."""
+    monkeypatch.setattr(export, "check_fresh_load", lambda *_: 0.0)
+
+
+@pytest.fixture
+def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loading script in this process: what is tested is not its isolation, and a fresh start takes seconds."""
+    monkeypatch.setattr(sys, "meta_path", list(sys.meta_path))
+    monkeypatch.setattr(export, "_run", lambda command, *_: fresh_load.main(Path(command[-1])))
+
+
+def test_export_is_complete_and_nothing_else(exported: tuple[PreTrainedModel, Path]) -> None:
+    student, folder = exported
+    files = {file.name for file in folder.iterdir()}
+    needed = {"model.safetensors", "config.json", "generation_config.json", "README.md", "manifest.json"}
+    assert needed | {"tokenizer.json", "tokenizer_config.json"} <= files
+    modelling = {"modeling_pruned_gpt2.py"} if type(student) is not GPT2LMHeadModel else set()
+    assert {name for name in files if name.endswith(".py")} == modelling
+    assert {file.name for file in folder.parent.iterdir()} == {"best"}
+    assert set(json.loads((folder / "manifest.json").read_text())) == files - {"manifest.json"}
+    verify_manifest(folder)
+
+
+def test_the_lines_of_the_card_load_it_anywhere(exported: tuple[PreTrainedModel, Path], tmp_path: Path) -> None:
+    student, folder = exported
+    [lines] = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)
+    assert len(lines.splitlines()) == 3
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", lines + GENERATE],
+        cwd=folder.parent,
+        env={"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path), "OMP_NUM_THREADS": "1"},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "[transformers]" not in done.stderr  # no warning
+    tokens = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)("The teacher is", return_tensors="pt")
+    expected = student.generate(**tokens, max_new_tokens=8, do_sample=False)[0].tolist()
+    assert done.stdout == f"{expected} []\n"
+
+
+@pytest.mark.parametrize(
+    ("model_type", "architecture", "stock"),
+    [
+        ("llama", Architecture.uniform(2, 40, 4, 64, 2), True),
+        ("llama", Architecture.uniform(2, 43, 6, 64, 3), True),  # saved as a mistral: llama refuses 43 / 6
+        ("llama", Architecture(2, 43, (6, 2), (64, 32), (3, 1)), False),
+        ("gpt_neox", Architecture.uniform(2, 43, 3, 64), False),
+    ],
+)
+def test_other_families_load_in_a_clean_process(
+    tiny_tokenizer: PreTrainedTokenizerFast, tmp_path: Path, model_type: str, architecture: Architecture, stock: bool
+) -> None:
+    student = student_of(make_decoder(model_type), architecture)
+    folder = export_student(student, tiny_tokenizer, tmp_path / "best", CARD)  # raises when logits differ
+    assert bool(list(folder.glob("*.py"))) is not stock
+    verify_manifest(folder)
+
+
+def test_card_says_how_it_was_made_and_how_to_load_it(exported: tuple[PreTrainedModel, Path]) -> None:
+    student, folder = exported
+    card = (folder / "README.md").read_text()
+    for fact in ("openai-community/gpt2", "60%", "60,000", "1,000,000", "2.2500", "2.0000", "WikiText-103 {raw}"):
+        assert fact in card
+    assert CARD.command in card
+    assert json.dumps(CUSTOM.to_dict()) in card
+    custom = type(student) is not GPT2LMHeadModel
+    assert ("modeling_pruned_gpt2.py" in card) == custom
+
+
+def test_any_flipped_byte_is_found_and_named(exported: tuple[PreTrainedModel, Path]) -> None:
+    _, folder = exported
+    for file in sorted(folder.iterdir()):
+        if file.name == "manifest.json":
+            continue
+        content = file.read_bytes()
+        middle = len(content) // 2
+        file.write_bytes(content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :])
+        with pytest.raises(InputError, match=f"{file.name} differs"):
+            verify_manifest(folder)
+        file.write_bytes(content)
+    verify_manifest(folder)
+
+
+def test_a_missing_file_is_named(
+    tiny_gpt2: GPT2LMHeadModel, tiny_tokenizer: PreTrainedTokenizerFast, tmp_path: Path, no_process: None
+) -> None:
+    folder = export_student(student_of(tiny_gpt2, STOCK), tiny_tokenizer, tmp_path / "best", CARD)
+    (folder / "generation_config.json").unlink()
+    with pytest.raises(InputError, match=r"generation_config\.json"):
+        verify_manifest(folder)
+
+
+def change_weights(folder: Path) -> None:
+    weights = load_file(folder / "model.safetensors")
+    weights["transformer.ln_f.bias"][0] += 0.01
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def drop_weights(folder: Path) -> None:
+    weights = load_file(folder / "model.safetensors")
+    del weights["transformer.ln_f.bias"]
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def change_tokenizer(folder: Path) -> None:
+    file = folder / "tokenizer.json"
+    tokenizer = json.loads(file.read_text())
+    tokenizer["model"]["merges"] = tokenizer["model"]["merges"][:5]
+    file.write_text(json.dumps(tokenizer))
+
+
+@pytest.mark.parametrize(
+    ("damage", "error", "message"),
+    [
+        (change_weights, ExportError, "logits differ by up to"),
+        (drop_weights, ValueError, r"transformer\.ln_f\.bias"),
+        (change_tokenizer, ExportError, "as other tokens"),
+    ],
+)
+def test_what_is_not_the_student_is_refused(
+    tiny_gpt2: GPT2LMHeadModel,
+    tiny_tokenizer: PreTrainedTokenizerFast,
+    tmp_path: Path,
+    in_process: None,
+    damage: Callable[[Path], None],
+    error: type[Exception],
+    message: str,
+) -> None:
+    student = student_of(tiny_gpt2, STOCK)
+    student.save_pretrained(tmp_path)
+    tiny_tokenizer.save_pretrained(tmp_path)
+    assert check_fresh_load(tmp_path, student, tiny_tokenizer) == 0
+    damage(tmp_path)
+    with pytest.raises(error, match=message):
+        check_fresh_load(tmp_path, student, tiny_tokenizer)
+
+
+def test_what_needs_this_project_is_refused(
+    tiny_gpt2: GPT2LMHeadModel, tiny_tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    student = student_of(tiny_gpt2, CUSTOM)
+    student.save_pretrained(tmp_path)
+    tiny_tokenizer.save_pretrained(tmp_path)
+    module = tmp_path / "modeling_pruned_gpt2.py"
+    module.write_text(module.read_text().replace("import copy", "import copy\nimport trials", 1))
+    with pytest.raises(ExportError, match=r"does not load in a fresh process.*'trials'"):
+        check_fresh_load(tmp_path, student, tiny_tokenizer)
+
+
+def test_a_refused_export_leaves_the_older_one(
+    tiny_gpt2: GPT2LMHeadModel,
+    tiny_tokenizer: PreTrainedTokenizerFast,
+    tmp_path: Path,
+    in_process: None,
+) -> None:
+    student = student_of(tiny_gpt2, STOCK)
+    folder = export_student(student, tiny_tokenizer, tmp_path / "best", CARD)
+    before = {file.name: file.read_bytes() for file in folder.iterdir()}
+    with torch.no_grad():
+        student.transformer.ln_f.bias.add_(1)
+    student.lm_head.register_forward_hook(lambda _, inputs, output: output + 1e-3)  # not in any file
+    with pytest.raises(ExportError, match=r"differ by up to 0\.001"):
+        export_student(student, tiny_tokenizer, folder, CARD)
+    assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
+    assert [file.name for file in tmp_path.iterdir()] == ["best"]
+
+
+def test_an_older_export_is_replaced_whole(
+    tiny_gpt2: GPT2LMHeadModel, tiny_tokenizer: PreTrainedTokenizerFast, tmp_path: Path, no_process: None
+) -> None:
+    export_student(student_of(tiny_gpt2, CUSTOM), tiny_tokenizer, tmp_path / "best", CARD)
+    folder = export_student(student_of(tiny_gpt2, STOCK), tiny_tokenizer, tmp_path / "best", CARD)
+    assert not list(folder.glob("*.py"))
+    verify_manifest(folder)
+
+
+@pytest.mark.parametrize("place", ["a folder of the user", "an export with a file of the user", "a file"])
+def test_nothing_but_an_export_is_replaced(
+    tiny_gpt2: GPT2LMHeadModel, tiny_tokenizer: PreTrainedTokenizerFast, tmp_path: Path, no_process: None, place: str
+) -> None:
+    directory, student = tmp_path / "best", student_of(tiny_gpt2, STOCK)
+    thesis = directory / "deep" / "thesis.txt"
+    if place == "a file":
+        thesis = directory
+    elif place == "an export with a file of the user":
+        export_student(student, tiny_tokenizer, directory, CARD)
+    thesis.parent.mkdir(parents=True, exist_ok=True)
+    thesis.write_text("dear")
+    with pytest.raises(InputError, match="choose another folder"):
+        export_student(student, tiny_tokenizer, directory, CARD)
+    assert thesis.read_text() == "dear"

@@ -1,0 +1,260 @@
+"""Text to tokens to batches: nothing lost, the sides apart, and one order for every trial."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+from transformers import PreTrainedTokenizerFast
+
+from search_spaces.errors import InputError
+from trials.storage.cache import Cache
+from trials.text.corpus import BatchOrder, Corpus, load_corpus, open_source, read_corpus, tokenizer_identity, windows
+from trials.text.hub_text import articles
+from trials.text.text_source import from_path, read_documents, split_files
+
+MANY = 10**9
+Load = Callable[..., Corpus]
+
+
+@pytest.fixture
+def load(tiny_tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> Load:
+    def load(source: object, train: int = MANY, validation: int = MANY) -> Corpus:
+        return load_corpus(str(source), tiny_tokenizer, Cache(tmp_path / "cache"), train, validation)
+
+    return load
+
+
+def rows(path: Path, texts: list[str]) -> Path:
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), "utf-8")
+    return path
+
+
+orders = st.builds(BatchOrder, st.integers(1, 60), st.integers(1, 25), st.integers(0, 2**32))
+
+
+@given(orders, st.integers(1, 4))
+def test_each_epoch_visits_every_window_once(order: BatchOrder, epochs: int) -> None:
+    steps = -(-epochs * order.n_windows // order.batch)
+    visited = np.concatenate([order.indices(step) for step in range(steps)])
+    for epoch in range(epochs):
+        of_epoch = visited[epoch * order.n_windows : (epoch + 1) * order.n_windows]
+        assert sorted(of_epoch) == list(range(order.n_windows))
+
+
+@given(orders, st.lists(st.integers(0, 200), min_size=1, max_size=10))
+def test_a_batch_depends_on_seed_and_step_alone(order: BatchOrder, steps: list[int]) -> None:
+    again = BatchOrder(order.n_windows, order.batch, order.seed)
+    asked = {step: order.indices(step) for step in steps}
+    assert all(np.array_equal(again.indices(step), asked[step]) for step in sorted(steps, reverse=True))
+    assert all(indices.shape == (order.batch,) for indices in asked.values())
+
+
+def test_epochs_and_seeds_give_different_orders() -> None:
+    first, second = (BatchOrder(50, 50, 0).indices(step) for step in (0, 1))
+    assert not np.array_equal(first, second)
+    assert not np.array_equal(first, BatchOrder(50, 50, 1).indices(0))
+
+
+@given(st.integers(0, 100), st.integers(1, 20))
+def test_windows_are_the_tokens_in_order_less_the_remainder(count: int, length: int) -> None:
+    tokens = np.arange(count, dtype=np.uint16)
+    cut = windows(tokens, length)
+    assert cut.shape == (count // length, length)
+    assert np.array_equal(cut.ravel(), tokens[: count - count % length])
+    assert cut.size == 0 or np.shares_memory(cut, tokens)
+
+
+def test_tokens_of_a_file_decode_to_its_documents(
+    load: Load, tiny_tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    texts = [f"Row {number}: naïve “text”\n with 日本." for number in range(40)]
+    corpus = load(rows(tmp_path / "a.jsonl", texts))
+    end = tiny_tokenizer.eos_token
+    assert tiny_tokenizer.decode(corpus.train).split(end) == [*texts[:38], ""]
+    assert tiny_tokenizer.decode(corpus.validation).split(end) == [*texts[38:], ""]
+    assert corpus.train.dtype == np.uint16
+    assert not corpus.train.flags.writeable
+
+
+def test_a_large_vocabulary_takes_wider_tokens(
+    tiny_tokenizer: PreTrainedTokenizerFast, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(type(tiny_tokenizer), "__len__", lambda self: 65536)
+    path = rows(tmp_path / "a.jsonl", ["one", "two"])
+    assert load_corpus(str(path), tiny_tokenizer, Cache(tmp_path / "c"), 9, 9).train.dtype == np.uint32
+
+
+def test_a_limit_gives_a_prefix_and_no_more_text_is_read(load: Load, tmp_path: Path) -> None:
+    path = rows(tmp_path / "a.jsonl", [f"row {number}" for number in range(400)])
+    whole, part = load(path), load(path, train=50, validation=7)
+    assert np.array_equal(part.train, whole.train[:50])
+    assert np.array_equal(part.validation, whole.validation[:7])
+    assert len(load(path, train=MANY + 1).train) == len(whole.train)
+
+
+def test_the_second_load_tokenises_nothing(
+    load: Load, tiny_tokenizer: PreTrainedTokenizerFast, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = rows(tmp_path / "a.jsonl", ["one", "two", "three"])
+    first = load(path)
+    monkeypatch.setattr("trials.text.corpus.encode", lambda *_: pytest.fail("tokenised again"))
+    second = load(path)
+    assert np.array_equal(first.train, second.train)
+    assert (first.name, first.fingerprint, first.description) == (second.name, second.fingerprint, second.description)
+
+
+def test_changed_text_is_another_corpus(load: Load, tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    prints = [load(rows(path, texts)).fingerprint for texts in (["a", "b"], ["a", "c"], ["a", "b"])]
+    assert prints[0] != prints[1]
+    assert prints[0] == prints[2]
+
+
+def test_the_fingerprint_tells_the_sides_apart(load: Load, tmp_path: Path) -> None:
+    there = load(rows(tmp_path / "a.jsonl", ["one", "two"]))
+    back = load(rows(tmp_path / "b.jsonl", ["two", "one"]))
+    assert there.fingerprint != back.fingerprint
+
+
+def test_a_worker_needs_the_cached_folder_alone(load: Load, tmp_path: Path) -> None:
+    corpus = load(rows(tmp_path / "a.jsonl", ["one", "two"]))
+    (folder,) = (path for path in (tmp_path / "cache" / "corpus").iterdir() if path.is_dir())
+    again = read_corpus(folder)
+    assert again.fingerprint == corpus.fingerprint
+    assert np.array_equal(again.validation, corpus.validation)
+
+
+def test_padding_left_in_a_tokenizer_does_not_change_its_identity(tiny_tokenizer: PreTrainedTokenizerFast) -> None:
+    before = tokenizer_identity(tiny_tokenizer)
+    backend = tiny_tokenizer.backend_tokenizer
+    backend.enable_truncation(5)
+    try:
+        assert tokenizer_identity(tiny_tokenizer) == before
+    finally:
+        backend.no_truncation()
+
+
+@given(st.lists(st.text(alphabet="ab c", min_size=1).filter(str.strip), min_size=2, max_size=60))
+@example(["a", 37 * "a"])
+def test_paragraphs_are_grouped_and_none_is_lost(paragraphs: list[str]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "a.txt"
+        path.write_text("\n\n".join(paragraphs), "utf-8")
+        documents = [*from_path(path).train(), *from_path(path).validation()]
+    assert "\n".join(documents).split() == "\n\n".join(paragraphs).split()
+
+
+def test_lines_are_paragraphs_where_no_line_is_blank(tmp_path: Path) -> None:
+    lines = [f"line {number} of a text" for number in range(400)]
+    (tmp_path / "rows.txt").write_text("\n".join(lines) + "\n\n")
+    source = from_path(tmp_path / "rows.txt")
+    train, held_out = "".join(source.train()), "".join(source.validation())
+    assert (train + held_out).split("\n")[:-1] == lines
+    assert 0.03 < len(held_out) / len(train) < 0.08
+
+
+def test_the_end_of_a_text_file_is_held_out(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("\n\n".join(f"Paragraph {number}.\nTwo lines." for number in range(100)), "utf-8")
+    source = from_path(path)
+    train, validation = list(source.train()), list(source.validation())
+    assert "Paragraph 99.\nTwo lines." in validation[-1]
+    assert 0.03 < len(validation) / (len(train) + len(validation)) < 0.11
+    assert sum(document.count("Paragraph") for document in train + validation) == 100
+
+
+def test_names_of_files_decide_the_sides(tmp_path: Path) -> None:
+    for name in ("train-0.txt", "validation.txt", "test.txt", "train-1.jsonl", "notes.md"):
+        (tmp_path / name).write_text(json.dumps({"text": name}), "utf-8")
+    source = from_path(tmp_path)
+    assert [text.count("train") for text in source.train()] == [1, 1]
+    assert ["validation" in text for text in source.validation()] == [True]
+
+
+@given(st.sets(st.text(alphabet="abcdefgh", min_size=1, max_size=6), min_size=2, max_size=80))
+def test_files_without_telling_names_are_split_by_hash(names: set[str]) -> None:
+    root = Path("corpus")
+    files = sorted(root / f"x{name}.txt" for name in names)
+    train, validation = split_files(root, files)
+    assert sorted(train + validation) == files
+    assert len(validation) == max(1, round(0.05 * len(files)))
+    assert split_files(root, files[::-1])[1] == validation[::-1]
+
+
+def test_a_folder_of_one_file_is_that_file(tmp_path: Path) -> None:
+    path = rows(tmp_path / "only.jsonl", ["one", "two", "three"])
+    assert from_path(tmp_path).identity == from_path(path).identity
+
+
+def test_a_byte_order_mark_is_not_text(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_bytes("\ufeffone\n\ntwo".encode())
+    assert next(read_documents(path)).startswith("one")
+
+
+def test_wikitext_lines_are_put_together_to_articles() -> None:
+    lines = ["", " = A = \n", "", " Text of a . \n", " = = Part = = \n", " More . \n", " = B = \n", " Text of b . \n"]
+    assert list(articles(lines)) == [
+        " = A = \n Text of a . \n = = Part = = \n More . \n",
+        " = B = \n Text of b . \n",
+    ]
+
+
+def test_the_standard_library_is_a_corpus(load: Load) -> None:
+    corpus = load("stdlib", train=20_000, validation=5_000)
+    assert (len(corpus.train), len(corpus.validation)) == (20_000, 5_000)
+    assert corpus.name == "stdlib"
+    assert "20,000 training and 5,000 validation tokens" in corpus.description
+
+
+CASES = {
+    "not there": ("missing.txt", None, "no such file"),
+    "unknown kind": ("text.pdf", b"%PDF", "'.pdf'"),
+    "not UTF-8": ("latin.txt", b"caf\xe9\n\nau lait", "not UTF-8 at byte 3"),
+    "one line": ("one.txt", b"only this\n", "at least two paragraphs or lines"),
+    "empty": ("empty.txt", b"", "at least two paragraphs"),
+    "no JSON": ("a.jsonl", b'{"text": "a"}\nnot json\n', "line 2: not JSON"),
+    "no text": ("b.jsonl", b'{"body": "a"}\n', 'line 1: each line is an object with a string under "text"'),
+    "text of another type": ("c.jsonl", b'{"text": 7}\n', "line 1"),
+    "no object": ("d.jsonl", b"[1]\n", "line 1"),
+    "one row": ("e.jsonl", b'{"text": "a"}\n{"text": " "}\n', "at least two rows"),
+}
+
+
+@pytest.mark.parametrize(("name", "content", "message"), CASES.values(), ids=CASES)
+def test_a_file_that_is_no_corpus(load: Load, tmp_path: Path, name: str, content: bytes | None, message: str) -> None:
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputError) as error:
+        load(tmp_path / name)
+    assert message in str(error.value)
+    assert name in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_an_empty_folder_and_a_side_without_text(load: Load, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"no \.txt or \.jsonl file"):
+        load(tmp_path)
+    (tmp_path / "train.txt").write_text("text")
+    (tmp_path / "valid.txt").write_text(" \n ")
+    with pytest.raises(InputError, match="no validation text"):
+        load(tmp_path)
+
+
+def test_a_name_that_means_nothing(load: Load) -> None:
+    with pytest.raises(InputError, match="neither a file or folder here"):
+        load("wikitext 103!")
+
+
+def test_what_is_here_comes_before_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "org" / "name").mkdir(parents=True)
+    rows(tmp_path / "org" / "name" / "a.jsonl", ["one", "two"])
+    assert open_source("org/name").name == "a.jsonl"

@@ -1,0 +1,166 @@
+"""Datasets of the hub, read from a small hub on the loopback: found, kept for when it is gone, and refused by name."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+ROWS = {"train": ["one", "", "two"], "validation": ["three"]}
+JSONL = {side: "".join(json.dumps({"text": text}) + "\n" for text in texts) for side, texts in ROWS.items()}
+NO_TEXT = '{"body": "a"}\n'
+WIKITEXT_README = """---
+configs:
+- config_name: wikitext-2-raw-v1
+  data_files: [{split: test, path: test.jsonl}]
+---
+"""
+WIKITEXT_ROWS = "".join(json.dumps({"text": row}) + "\n" for row in ("", " = A = \n", "", " One , two . \n"))
+REPOSITORIES = {
+    "org/whole": {"README.md": "# Whole\n", "train.jsonl": JSONL["train"], "validation.jsonl": JSONL["validation"]},
+    "org/train-only": {"README.md": "# Train\n", "train.jsonl": JSONL["train"]},
+    "org/no-text": {"README.md": "# Body\n", "train.jsonl": NO_TEXT, "validation.jsonl": NO_TEXT},
+    "Salesforce/wikitext": {"README.md": WIKITEXT_README, "test.jsonl": WIKITEXT_ROWS},
+    "EleutherAI/lambada_openai": {"README.md": "# Lambada\n", "test.jsonl": '{"text": "a b"}\n'},
+    "ptb-text-only/ptb_text_only": {"README.md": "# PTB\n", "test.jsonl": '{"sentence": "c d"}\n{"sentence": "e"}\n'},
+}
+
+PROBE = """
+import sys
+from search_spaces.errors import InputError
+from trials.text.corpus import open_source
+for name in sys.argv[1:]:
+    try:
+        source = open_source(name)
+        print(source.identity, list(source.train()), list(source.validation()))
+    except InputError as error:
+        print(error)
+"""
+OPEN_TEXT = """
+import sys
+from search_spaces.errors import InputError
+from trials.text.evaluation_text import open_text, text_task
+for name in sys.argv[1:]:
+    try:
+        print(open_text(text_task(name)))
+    except InputError as error:
+        print(error)
+"""
+NOBODY = "http://127.0.0.1:9"  # the discard port: a connection is refused at once
+
+
+class Hub(BaseHTTPRequestHandler):
+    """As much of the hub's interface as `datasets` asks of it."""
+
+    def do_GET(self) -> None:
+        self._answer(body=True)
+
+    def do_HEAD(self) -> None:
+        self._answer(body=False)
+
+    def do_POST(self) -> None:
+        wanted = self.rfile.read(int(self.headers["Content-Length"])).decode()
+        _, files = self._repository()
+        listed = [entry for entry in self._entries(files or {}) if entry["path"] in wanted]
+        self._send(200, json.dumps(listed).encode(), {}, body=True)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+    def _answer(self, body: bool) -> None:
+        rest, files = self._repository()
+        if files is None:
+            self._send(404, b"", {"X-Error-Code": "RepoNotFound"}, body)
+        elif "/api/" not in self.path:
+            content = files.get(rest.rsplit("/", 1)[-1])
+            headers = {"X-Repo-Commit": COMMIT, "ETag": f'"{abs(hash(content)):x}"', "Accept-Ranges": "bytes"}
+            missing = {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": COMMIT}
+            self._send(404 if content is None else 200, (content or "").encode(), headers if content else missing, body)
+        elif "/tree/" in self.path:
+            self._send(200, json.dumps(self._entries(files)).encode(), {}, body)
+        else:
+            siblings = [{"rfilename": name} for name in files]
+            info = {"id": "/".join(self.path.split("/")[3:5]), "sha": COMMIT, "siblings": siblings}
+            self._send(200, json.dumps(info).encode(), {}, body)
+
+    def _repository(self) -> tuple[str, dict[str, str] | None]:
+        path = self.path.split("?")[0].replace("/api/", "/").removeprefix("/datasets/")
+        name = "/".join(path.split("/")[:2])
+        return path.removeprefix(name), REPOSITORIES.get(name)
+
+    @staticmethod
+    def _entries(files: dict[str, str]) -> list[dict[str, object]]:
+        return [{"type": "file", "path": name, "size": len(text), "oid": "0" * 40} for name, text in files.items()]
+
+    def _send(self, status: int, content: bytes, headers: dict[str, str], body: bool) -> None:
+        self.send_response(status)
+        for name, value in {**headers, "Content-Length": str(len(content))}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if body:
+            self.wfile.write(content)
+
+
+@pytest.fixture(scope="module")
+def hub() -> Iterator[str]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+
+
+def ask(endpoint: str, home: Path, *sources: str, probe: str = PROBE, **more: str) -> list[str]:
+    """A line for each source, from a fresh process: where the hub is, is read when its client is imported."""
+    left_out = {"HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "HF_HUB_CACHE", "HF_DATASETS_CACHE"}
+    environment = {name: value for name, value in os.environ.items() if name not in left_out}
+    environment |= {"HF_ENDPOINT": endpoint, "HF_HOME": str(home), "NO_PROXY": "127.0.0.1", **more}
+    command = [sys.executable, "-c", probe, *sources]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert len(lines) == len(sources), lines
+    return lines
+
+
+def test_a_dataset_is_read_and_kept_for_when_the_hub_is_gone(hub: str, tmp_path: Path) -> None:
+    (first,) = ask(hub, tmp_path, "org/whole")
+    assert first.endswith("['one', 'two'] ['three']")
+    assert ask(NOBODY, tmp_path, "org/whole") == [first]
+
+
+@pytest.mark.parametrize("more", [{}, {"HF_HUB_OFFLINE": "1"}], ids=["unreachable", "offline"])
+def test_without_the_hub_one_line_says_what_else_to_do(tmp_path: Path, more: dict[str, str]) -> None:
+    for line in ask(NOBODY, tmp_path, "wikitext-103", "org/name:config", **more):
+        assert "out of reach" in line
+        assert "--corpus stdlib" in line
+        assert "--corpus FILE.txt" in line
+
+
+def test_a_dataset_that_cannot_be_used_is_refused_in_one_line(hub: str, tmp_path: Path) -> None:
+    expected = {
+        "org/train-only": ["no validation split", "only train"],
+        "org/no-text": ["no column 'text'", "only body"],
+        "org/missing": ["no such dataset on the hub", "--corpus stdlib"],
+        "org/whole:other": ["cannot be loaded", "--corpus stdlib"],
+    }
+    for line, (source, messages) in zip(ask(hub, tmp_path, *expected), expected.items(), strict=True):
+        assert all(message in line for message in [source, *messages])
+
+
+def test_texts_to_judge_on_are_the_test_splits(hub: str, tmp_path: Path) -> None:
+    names = ["wikitext-2", "ptb", "lambada", "wikitext-103"]
+    wikitext, ptb, lambada, missing = ask(hub, tmp_path, *names, probe=OPEN_TEXT)
+    assert "stream='\\n\\n = A = \\n\\n\\n\\n\\n One , two . \\n'" in wikitext
+    assert "stream='c d e'" in ptb
+    assert "passages=('a b',)" in lambada
+    assert missing.startswith("task wikitext-103: cannot be loaded from the hub")
+    assert missing.endswith("give the text as a file: wikitext-103=./wiki.test.raw")
+    assert ask(NOBODY, tmp_path, *names[:3], probe=OPEN_TEXT) == [wikitext, ptb, lambada]

@@ -1,0 +1,1 @@
+"""Distillation: the training loop, its checkpoints and its results."""

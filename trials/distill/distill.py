@@ -1,0 +1,283 @@
+"""The short retraining that lets a pruned student catch up with its teacher before it is judged."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from trials.distill.checkpoint import Rung, load_checkpoint, save_checkpoint
+from trials.families.base import Family, fused_gelu
+from trials.losses.kl import chunked_cross_entropy, gradient_chunk_tokens
+from trials.losses.precision import autocast
+from trials.losses.window_losses import OF_TEXT, WindowLosses, mean_loss, text_losses, window_losses
+from trials.storage.activation_files import to_device
+from trials.teacher.targets import Targets
+from trials.text.corpus import BatchOrder, Corpus, windows
+
+BETAS, WEIGHT_DECAY, MAX_GRADIENT_NORM = (0.9, 0.95), 0.1, 1.0
+WARMUP_SHARE, FINAL_SHARE = 0.05, 0.1  # of the steps; of the peak learning rate
+MICRO_TOKENS = {"cpu": 2048, "cuda": 32768}  # tokens in one forward pass; halved when CUDA memory does not do
+
+Report = Callable[[int, dict[str, float]], None]
+
+log = logging.getLogger(__name__)
+
+
+class NonFiniteLoss(RuntimeError):  # noqa: N818 - named for what is seen, as the log will show it
+    """A loss or gradient became infinite or NaN: the trial has failed, and the same again would fail again."""
+
+
+@dataclass(frozen=True)
+class DistillSettings:
+    """One distillation. ``tokens`` in all, ``batch_tokens`` of them in every optimizer step, in windows of
+    ``sequence_length``; ``rungs`` (ascending, the last is ``tokens``) say where validation loss is measured.
+
+    ``identity`` names everything that the result depends on: a checkpoint of another identity is not continued.
+    A checkpoint is written at every rung and whenever ``checkpoint_seconds`` have gone by since the last.
+
+    ``text_share`` of the loss is cross-entropy with the text itself, the rest the KL divergence from the teacher.
+
+    One that goes on from a student of an earlier one takes the batches that follow on the ``steps_before`` of that
+    one, whose text was the ``first_windows`` of this one's.
+    """
+
+    tokens: int
+    rungs: tuple[int, ...]
+    sequence_length: int
+    batch_tokens: int
+    learning_rate: float
+    seed: int
+    identity: str
+    checkpoint_seconds: float = 300.0
+    steps_before: int = 0
+    first_windows: int = 0
+    text_share: float = 0.0
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps until ``tokens`` are reached."""
+        return self.steps_for(self.tokens)
+
+    @property
+    def batch_windows(self) -> int:
+        """Windows in one optimizer step."""
+        return max(1, self.batch_tokens // self.sequence_length)
+
+    def steps_for(self, tokens: int) -> int:
+        """The first step after which at least ``tokens`` have been distilled."""
+        return math.ceil(tokens / (self.batch_windows * self.sequence_length))
+
+
+@dataclass(frozen=True)
+class DistillResult:
+    """What a distillation gave: the readings ``rungs``, from 0 tokens on; ``seconds`` of training and measuring,
+    without what an interruption lost; ``resumed_from``, the tokens that a checkpoint brought along;
+    ``window_losses``, the last reading window by window.
+    """
+
+    rungs: tuple[Rung, ...]
+    seconds: float
+    resumed_from: int
+    window_losses: WindowLosses = field(compare=False)
+
+
+def distill(
+    student: PreTrainedModel,
+    targets: Targets,
+    corpus: Corpus,
+    settings: DistillSettings,
+    directory: Path,
+    report: Report,
+) -> DistillResult:
+    """Train ``student`` (float32, in place) to give the teacher's next-token distributions, ``targets``.
+
+    Forward KL on logits at temperature 1 on packed text (Minitron, arXiv 2407.14679), with a share for the text itself
+    if that is wanted, AdamW, linear warm-up and a cosine to a tenth. Batches are a function of the seed and the step
+    alone, so every trial sees the same.
+
+    Validation losses are means over all texts of ``corpus.texts``, each counting alike.
+    ``report(tokens, metrics)`` is called at 0 tokens and at every rung, after the checkpoint of that rung is on
+    disk; when ``directory`` holds a checkpoint, the readings in it are reported again first, and the run goes on
+    from there: on a CPU with as many threads, bit for bit as if it had never stopped.
+
+    Raises NonFiniteLoss.
+    """
+    run = _Distillation(student, targets, corpus, settings, directory, report)
+    return run.finish()
+
+
+def learning_rate(step: int, settings: DistillSettings) -> float:
+    """The rate of ``step`` (from 0): linear warm-up, then a cosine which ends at `FINAL_SHARE` of the peak."""
+    warmup = max(1, round(WARMUP_SHARE * settings.steps))
+    if step < warmup:
+        return settings.learning_rate * (step + 1) / warmup
+    done = (step - warmup) / max(1, settings.steps - 1 - warmup)
+    return settings.learning_rate * (FINAL_SHARE + (1 - FINAL_SHARE) * (1 + math.cos(math.pi * done)) / 2)
+
+
+def text_loss(hidden: Tensor, weight: Tensor, tokens: Tensor) -> Tensor:
+    """Mean cross-entropy in nats of all tokens of the windows ``tokens`` (n, T) but their first, differentiable.
+
+    ``hidden`` (n, T, H) are the final states of a student that has read them, ``weight`` (V, H) its output projection.
+    """
+    chunk = gradient_chunk_tokens(weight.shape[0], weight.device.type)
+    return chunked_cross_entropy(hidden[:, :-1].flatten(0, 1), weight, tokens[:, 1:].flatten(), chunk)
+
+
+def make_optimizer(student: PreTrainedModel, rate: float) -> torch.optim.AdamW:
+    """AdamW with decay on matrices only: biases and norms are not pulled towards zero."""
+    parameters = list(student.parameters())
+    groups = [
+        {"params": [one for one in parameters if one.dim() > 1], "weight_decay": WEIGHT_DECAY},
+        {"params": [one for one in parameters if one.dim() <= 1], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=rate, betas=BETAS, fused=True)
+
+
+class _Distillation:
+    """One call of `distill`: what stays the same over its steps, and its progress."""
+
+    def __init__(
+        self,
+        student: PreTrainedModel,
+        targets: Targets,
+        corpus: Corpus,
+        settings: DistillSettings,
+        directory: Path,
+        report: Report,
+    ) -> None:
+        self.student, self.targets, self.settings = student, targets, settings
+        self.directory, self.report = directory, report
+        self.train = windows(corpus.train, settings.sequence_length)
+        self.validation = {name: windows(one, settings.sequence_length) for name, one in corpus.texts.items()}
+        self.order = BatchOrder(len(self.train), settings.batch_windows, settings.seed, settings.first_windows)
+        self.optimizer = make_optimizer(student, settings.learning_rate)
+        self.progress = load_checkpoint(directory, student, self.optimizer, settings.identity)
+        self.micro_windows = max(1, MICRO_TOKENS[self.device] // settings.sequence_length)
+        self.saved_at = time.monotonic()
+        self.last_losses: WindowLosses | None = None
+
+    @property
+    def device(self) -> str:
+        device: str = self.student.device.type
+        return device
+
+    @property
+    def family(self) -> Family:
+        return self.targets.family
+
+    def finish(self) -> DistillResult:
+        """Go from wherever the checkpoint is to the last rung."""
+        self.student.eval()  # no dropout: a hub config's 0.1 would make trials differ by chance
+        resumed_from = self.progress.step * self.settings.batch_windows * self.settings.sequence_length
+        for rung in self.progress.rungs:
+            self.report(rung.tokens, dict(rung.metrics))
+        for tokens in (0, *self.settings.rungs)[len(self.progress.rungs) :]:
+            while self.progress.step < self.settings.steps_for(tokens):
+                self._timed_step()
+            self._close_rung(tokens)
+        return DistillResult(
+            self.progress.rungs, self.progress.seconds, resumed_from, self.last_losses or self._measured()
+        )
+
+    def _timed_step(self) -> None:
+        if time.monotonic() - self.saved_at >= self.settings.checkpoint_seconds:
+            self._save()
+        started, progress = time.perf_counter(), self.progress
+        kl = self._step(progress.step)
+        self.progress = replace(
+            progress,
+            step=progress.step + 1,
+            seconds=progress.seconds + time.perf_counter() - started,
+            kl_sum=progress.kl_sum + kl,
+            kl_steps=progress.kl_steps + 1,
+        )
+
+    def _step(self, step: int) -> float:
+        """One optimizer step; returns the mean KL of its tokens in nats."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(step, self.settings)
+        with fused_gelu(self.student, self.targets.teacher.model):
+            kl = self._gradients(step)
+        norm = torch.nn.utils.clip_grad_norm_(self.student.parameters(), MAX_GRADIENT_NORM)
+        self.optimizer.step()
+        found = torch.stack([kl, norm.double()]).tolist()  # a GPU is waited for once in a step, when it has all of it
+        if not all(map(math.isfinite, found)):
+            raise NonFiniteLoss(f"step {step + 1}: training KL {found[0]}, gradient norm {found[1]}")
+        return float(found[0])
+
+    def _places(self, step: int) -> list[NDArray[np.int64]]:
+        """The windows of ``step``, those of a micro-batch together; none behind the last step."""
+        if step == self.settings.steps:
+            return []
+        places, size = self.order.indices(self.settings.steps_before + step), self.micro_windows
+        return [places[at : at + size] for at in range(0, len(places), size)]
+
+    def _gradients(self, step: int) -> Tensor:
+        """Set the gradients of the mean KL over the windows of ``step``, and return it."""
+        while True:
+            try:
+                self.optimizer.zero_grad(set_to_none=True)
+                shares, parts = [], self._places(step)
+                coming = iter([*parts[1:], *self._places(step + 1)[:1]])
+                for part in parts:
+                    shares.append(self._micro_step(part))
+                    if (following := next(coming, None)) is not None:
+                        self.targets.read_ahead(following)
+                return torch.stack(shares).sum()
+            except torch.OutOfMemoryError:
+                if self.micro_windows == 1:
+                    raise
+                self.micro_windows //= 2
+                log.warning("out of memory: micro-batches are cut to %d windows", self.micro_windows)
+
+    def _micro_step(self, places: NDArray[np.int64]) -> Tensor:
+        """Add the gradients of the micro-batch of windows ``places``, weighted by its share of the batch.
+
+        Its KL, so weighted, stays where it is: reading it would make a GPU wait for the next micro-batch.
+        """
+        tokens = to_device(torch.from_numpy(self.train[places].astype(np.int64)), self.student.device)
+        with autocast(self.device):
+            own, weight = self.family.backbone(self.student, tokens), self.family.output_weight(self.student)
+            kl = self.targets.divergence(own.flatten(0, 1), weight, places, tokens)
+            loss, text = kl, self.settings.text_share
+            if text:
+                loss = (1 - text) * kl + text * text_loss(own, weight, tokens)
+        share = len(places) / self.settings.batch_windows
+        torch.autograd.backward(share * loss)
+        return share * kl.detach().double()
+
+    def _close_rung(self, tokens: int) -> None:
+        """Measure, make it durable, and only then report it."""
+        started, progress = time.perf_counter(), self.progress
+        self.last_losses = self._measured()
+        loss = mean_loss(self.last_losses)
+        if not math.isfinite(loss):
+            raise NonFiniteLoss(f"step {progress.step}: validation loss {loss}")
+        seconds = progress.seconds + time.perf_counter() - started
+        each = {f"{OF_TEXT}{name}": one for name, one in text_losses(self.last_losses).items()}
+        metrics = {"val_loss": loss, "seconds": seconds, **each}
+        if progress.kl_steps:
+            metrics["kl"] = progress.kl_sum / progress.kl_steps
+        rungs = (*progress.rungs, Rung(tokens, metrics))
+        self.progress = replace(progress, seconds=seconds, kl_sum=0.0, kl_steps=0, rungs=rungs)
+        if tokens:  # at 0 there is nothing yet that pruning again would not give
+            self._save()
+        self.report(tokens, dict(metrics))
+
+    def _measured(self) -> WindowLosses:
+        return {name: window_losses(self.student, self.family, one) for name, one in self.validation.items()}
+
+    def _save(self) -> None:
+        save_checkpoint(self.directory, self.student, self.optimizer, self.progress)
+        self.saved_at = time.monotonic()

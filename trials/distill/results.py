@@ -1,0 +1,66 @@
+"""What a finished training leaves in its folder: result.json and the sealed student; and whether to trust them."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, TypeVar
+
+from safetensors.torch import save_model
+from transformers import PreTrainedModel
+
+from trials.distill.checkpoint import Rung
+from trials.distill.distill import Report
+from trials.storage.durable import damage, write_file, write_sealed
+
+RESULT, STUDENT, WEIGHTS = "result.json", "student", "model.safetensors"
+
+Result = TypeVar("Result")
+
+log = logging.getLogger(__name__)
+
+
+def write_result(directory: Path, identity: str, rungs: Iterable[Rung], result: Mapping[str, Any]) -> None:
+    """Write ``result`` (JSON) and the readings on the way to it; the student is there already."""
+    document = {"identity": identity, "rungs": [asdict(rung) for rung in rungs], "result": dict(result)}
+    write_file(directory / RESULT, json.dumps(document, indent=1).encode())
+
+
+def read_result(
+    directory: Path, identity: str, parse: Callable[[Mapping[str, Any]], Result], report: Report
+) -> Result | None:
+    """The stored result of the same training, its readings reported; None when there is none to be trusted.
+
+    Why a result that is there is not trusted - it is of another ``identity``, or damaged - is said in the log.
+    """
+    try:
+        document = json.loads((directory / RESULT).read_text())
+        if document["identity"] != identity:
+            log.warning("result in %s is of another recipe, architecture, teacher or corpus: not used", directory)
+            return None
+        rungs = [Rung(**rung) for rung in document["rungs"]]
+        result = parse(document["result"])
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError) as error:
+        log.warning("result in %s cannot be read (%s): the trial is run again", directory, error)
+        return None
+    if problem := damage(directory / STUDENT):
+        log.warning("student in %s is damaged (%s): the trial is run again", directory, problem)
+        return None
+    for rung in rungs:
+        report(rung.tokens, dict(rung.metrics))
+    return result
+
+
+def save_student(student: PreTrainedModel, path: Path) -> None:
+    """Write the weights and the generation configuration to the sealed folder ``path``."""
+
+    def write(folder: Path) -> None:
+        save_model(student, str(folder / WEIGHTS))
+        student.generation_config.save_pretrained(folder)
+
+    write_sealed(path, write)

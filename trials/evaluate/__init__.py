@@ -1,0 +1,1 @@
+"""Evaluation: published metrics of any causal language model."""

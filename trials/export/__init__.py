@@ -1,0 +1,1 @@
+"""Export: a student as a checkpoint that other programs load."""

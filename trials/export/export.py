@@ -1,0 +1,151 @@
+"""A student as a Hugging Face checkpoint: whole, verified in a fresh process, and only then in its place."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from search_spaces.errors import InputError
+from trials.export.model_card import ModelCard
+from trials.storage.durable import MANIFEST, damage, write_sealed
+
+__all__ = ["ExportError", "ModelCard", "check_fresh_load", "export_student", "verify_manifest"]
+
+FRESH_LOAD = Path(__file__).with_name("fresh_load.py")
+TIMEOUT = 900.0  # seconds; loading gpt2-medium takes about ten
+TOLERANCE = 1e-5  # of the largest logit, at least of 1; the two processes are expected to agree exactly
+PROBE_SHAPE = (2, 48)  # windows, tokens
+PROBE_TEXT = "def prune(teacher):  # naïve, 100 %\n\treturn 'student'\n"
+
+log = logging.getLogger(__name__)
+
+
+class ExportError(RuntimeError):
+    """A checkpoint that does not load, or is not the student it was made from. Nothing was left in its place."""
+
+
+def export_student(
+    student: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, directory: Path, card: ModelCard
+) -> Path:
+    """Write ``student`` to ``directory`` and return its absolute path.
+
+    The folder holds safetensors weights, configuration, generation configuration, tokenizer, model card, manifest
+    and, for a custom class, its one modelling file. It is loaded again in a fresh process before it takes its
+    place; an older export there is replaced whole. ``student`` must be on the CPU and in eval mode.
+
+    Raises ExportError when the reloaded model is not the student, and InputError when ``directory`` holds
+    anything else than an export.
+    """
+    directory = directory.resolve()
+    _check_replaceable(directory)
+
+    def write(folder: Path) -> None:
+        student.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        difference = check_fresh_load(folder, student, tokenizer)
+        text = card.render(directory.name, _carried_module(folder), difference)
+        (folder / "README.md").write_text(text, "utf-8")
+        log.info("export %s: reloaded in a fresh process, logits differ by at most %.1e", directory, difference)
+
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    write_sealed(directory, write)
+    return directory
+
+
+def verify_manifest(directory: Path) -> None:
+    """Check the size and the sha256 of every file of an export. Raises InputError naming what is damaged."""
+    if problem := damage(directory):
+        raise InputError(f"checkpoint {directory}: {problem}; export it again or copy it again")
+
+
+@torch.inference_mode()
+def check_fresh_load(folder: Path, student: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> float:
+    """The largest absolute difference between the logits of ``student`` and of the checkpoint in ``folder``.
+
+    The checkpoint is loaded by another Python, elsewhere, isolated, offline, with this project unimportable.
+    Raises ExportError when it does not load, when its logits differ, or when its tokenizer does.
+    """
+    tokens = _probe(student)
+    answer = _load_elsewhere(folder, tokens)
+    expected = student(tokens).logits
+    if answer["text"].tolist() != list(tokenizer(PROBE_TEXT)["input_ids"]):
+        raise ExportError(f"export {folder.name}: the saved tokenizer reads {PROBE_TEXT!r} as other tokens")
+    if answer["logits"].shape != expected.shape:
+        raise ExportError(f"export {folder.name}: reloaded logits are {tuple(answer['logits'].shape)}")
+    difference = float((answer["logits"].float() - expected.float()).abs().max())
+    allowed = TOLERANCE * max(1.0, float(expected.abs().max()))
+    if not difference <= allowed:  # written so that nan is refused
+        raise ExportError(
+            f"export {folder.name}: reloaded logits differ by up to {difference:.3g}, allowed are {allowed:.3g}"
+        )
+    return difference
+
+
+def _probe(student: PreTrainedModel) -> Tensor:
+    """The same tokens for every student of a vocabulary, as many as its positions allow."""
+    count, length = PROBE_SHAPE
+    length = min(length, student.config.max_position_embeddings)
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(student.config.vocab_size, (count, length), generator=generator)
+
+
+def _load_elsewhere(folder: Path, tokens: Tensor) -> dict[str, Tensor]:
+    """What `trials/export/fresh_load.py` answers: "logits" (B, T, vocab) and the tokens of the probe "text"."""
+    with tempfile.TemporaryDirectory() as away:
+        request = Path(away) / "request.json"
+        asked = {"folder": str(folder.resolve()), "stock": _carried_module(folder) is None, "text": PROBE_TEXT}
+        request.write_text(json.dumps({**asked, "threads": torch.get_num_threads(), "tokens": tokens.tolist()}))
+        _run([sys.executable, "-I", str(FRESH_LOAD), str(request)], Path(away), folder.name)
+        answer: dict[str, Tensor] = load_file(request.with_name("answer.safetensors"))
+        return answer
+
+
+def _run(command: list[str], away: Path, name: str) -> None:
+    alone = {"HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(away / "modules"), "CUDA_VISIBLE_DEVICES": ""}
+    try:
+        done = subprocess.run(
+            command,
+            cwd=away,
+            env={**os.environ, **alone},
+            stdin=subprocess.DEVNULL,  # whoever asks a question gets no answer
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise ExportError(f"export {name}: not loaded in a fresh process within {TIMEOUT:.0f} s") from error
+    if done.returncode:
+        reason = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+        raise ExportError(f"export {name}: does not load in a fresh process: {reason}")
+
+
+def _carried_module(folder: Path) -> str | None:
+    """The name of the modelling file that a checkpoint carries; None when transformers has its class."""
+    config = json.loads((folder / "config.json").read_text("utf-8"))
+    reference: str | None = config.get("auto_map", {}).get("AutoModelForCausalLM")
+    return reference.partition(".")[0] if reference else None
+
+
+def _check_replaceable(directory: Path) -> None:
+    if not directory.exists():
+        return
+    try:
+        known = {MANIFEST, *json.loads((directory / MANIFEST).read_text("utf-8"))}
+    except (OSError, ValueError, TypeError):
+        known = set()
+    present = {file.relative_to(directory).as_posix() for file in directory.rglob("*") if not file.is_dir()}
+    if not directory.is_dir() or present - known:
+        foreign = min(present - known, default="it is a file")
+        raise InputError(
+            f"output {directory}: not only an export ({foreign}), and it would be replaced; choose another folder"
+        )

@@ -1,0 +1,51 @@
+"""Run as a script by `trials.export.export`: load an exported checkpoint as a stranger would, without this project.
+
+It stands alone on purpose: torch, transformers, safetensors and the standard library.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec
+from pathlib import Path
+from types import ModuleType
+
+OURS = {"nas", "trials", "search_spaces"}
+
+
+class _Blocker(MetaPathFinder):
+    """Makes this project unimportable, however it is installed."""
+
+    def find_spec(
+        self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        if name.partition(".")[0] in OURS:
+            raise ImportError(f"an exported checkpoint must load without {name!r}")
+        return None
+
+
+def main(request: Path) -> None:
+    """Carry out ``request``, a JSON file, and write the logits and the tokens of its text beside it."""
+    sys.meta_path.insert(0, _Blocker())
+    import torch
+    from safetensors.torch import save_file
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    asked = json.loads(request.read_text("utf-8"))
+    torch.set_num_threads(asked["threads"])  # the order of summation, and with it the last bits, depends on it
+    trust = {} if asked["stock"] else {"trust_remote_code": True}  # without it the tokenizer, too, stops to ask
+    model, loading = AutoModelForCausalLM.from_pretrained(asked["folder"], output_loading_info=True, **trust)
+    if problems := {name: sorted(map(str, found)) for name, found in loading.items() if found}:
+        raise ValueError(f"weights do not match the model: {problems}")
+    with torch.inference_mode():
+        logits = model.eval()(torch.tensor(asked["tokens"])).logits
+    tokenizer = AutoTokenizer.from_pretrained(asked["folder"], **trust)
+    text = torch.tensor(tokenizer(asked["text"])["input_ids"])
+    save_file({"logits": logits.contiguous(), "text": text}, request.with_name("answer.safetensors"))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

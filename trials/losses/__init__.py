@@ -1,0 +1,1 @@
+"""Losses: the distillation loss, the validation loss, and the number format of both."""

@@ -1,0 +1,1 @@
+"""Pruning: importance scores, which parts stay, and the refit of what stays."""

@@ -1,0 +1,1 @@
+"""Files that outlive a process: the shared cache, sealed folders, arrays of activations."""

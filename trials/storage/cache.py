@@ -1,0 +1,88 @@
+"""A content-addressed store for what trials share: built once, by one process, and never seen half-built."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from trials.storage.durable import damage, file_sha256, sweep, write_sealed
+
+__all__ = ["Cache", "digest", "file_sha256"]
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+log = logging.getLogger(__name__)
+
+
+def digest(*parts: str | bytes | int | float) -> str:
+    """32 hex digits which differ whenever the parts do, in type, value, number or order.
+
+    Every part is hashed behind its type and length: ("ab", "c") and ("a", "bc") differ, and so do 1 and "1".
+    """
+    hashed = hashlib.sha256()
+    for part in parts:
+        content = part if isinstance(part, bytes) else str(part).encode()
+        hashed.update(f"{type(part).__name__}:{len(content)}:".encode())
+        hashed.update(content)
+    return hashed.hexdigest()[:32]
+
+
+@dataclass(frozen=True)
+class Cache:
+    """Folders ``<root>/<kind>/<key>``, each with a manifest of its files' sizes and sha256.
+
+    A folder appears by rename, after everything in it is on disk. What is in it never changes; whoever reads
+    it must not write there. Each `build` and `has` reads the folder once to check it (about 1 GB/s).
+    """
+
+    root: Path
+
+    def build(self, kind: str, key: str, writer: Callable[[Path], None]) -> Path:
+        """The folder for ``key``; when it is not there, or damaged, made by ``writer(empty_folder)``.
+
+        One process at a time builds a key; the others wait and find it built. When ``writer`` raises, nothing
+        is left and the error is passed on.
+        """
+        folder = self._folder(kind, key)
+        if damage(folder) is None:
+            return folder
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with _only_builder(folder):
+            problem = damage(folder)  # another process may have built it while this one waited
+            if problem is not None:
+                if folder.exists():
+                    log.warning("cache entry %s is damaged (%s) and is built again", folder, problem)
+                sweep(folder)
+                write_sealed(folder, writer)
+        return folder
+
+    def has(self, kind: str, key: str) -> bool:
+        """Whether the folder for ``key`` is there and whole."""
+        return damage(self._folder(kind, key)) is None
+
+    def _folder(self, kind: str, key: str) -> Path:
+        for name in (kind, key):
+            if not NAME.fullmatch(name):
+                raise ValueError(f"cache name {name!r}: letters, digits, '.', '_' and '-' only")
+        return self.root / kind / key
+
+
+@contextmanager
+def _only_builder(folder: Path) -> Iterator[None]:
+    lock = FileLock(folder.with_name(f".{folder.name}.lock"))  # the system releases it when its process dies
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        log.info("waiting for another process which builds %s", folder)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()

@@ -1,0 +1,74 @@
+"""Any causal language model, whoever made it, loaded to be measured: it need not be one that can be pruned."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+
+from search_spaces.errors import InputError
+from trials.teacher.source import read_config, resolve_model
+from trials.teacher.teacher import check_vocabulary, load_tokenizer, load_weights
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DEFAULT_DTYPES = {"cpu": "float32", "cuda": "bfloat16"}
+PROBE_TOKENS = 8
+
+
+def resolve_causal_lm(model: str, own_code: bool) -> Path:
+    """Where the checkpoint of ``model`` is (see `resolve_model`); the hub is asked if need be.
+
+    Raises InputError as that does, for a model that is no causal language model, and for one that comes with code of
+    its own unless ``own_code`` allows that to run.
+    """
+    return resolve_model(model, lambda path: _check(path, own_code))
+
+
+def load_causal_lm(
+    path: Path, device: str, dtype: str, own_code: bool
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The model in eval mode without gradients, and its tokenizer. ``dtype`` is a key of `DTYPES`.
+
+    Raises InputError when weights or tokenizer are damaged or do not belong together, and when a prediction changes
+    with what comes after it: such a model has no perplexity.
+    """
+    tokenizer = load_tokenizer(path, own_code)
+    model = load_weights(path, DTYPES[dtype], own_code).to(device).eval().requires_grad_(False)
+    check_vocabulary(path, tokenizer, model.get_input_embeddings().weight.shape[0])
+    if _looks_ahead(model):
+        raise InputError(f"model {path}: it reads the tokens that it should predict; take a causal language model")
+    return model, tokenizer
+
+
+def _check(path: Path, own_code: bool) -> None:
+    if not own_code and (files := _code_files(path)):
+        raise InputError(
+            f"model {path}: it comes with code of its own, {', '.join(files)}; read it, then add --trust-remote-code"
+        )
+    config = read_config(path, own_code)
+    own_classes = getattr(config, "auto_map", None) or {}
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING and "AutoModelForCausalLM" not in own_classes:
+        raise InputError(f"model {path}: type {config.model_type!r} is no causal language model; take one that is")
+
+
+def _code_files(path: Path) -> list[str]:
+    """The files of code without which transformers cannot build the model in folder ``path``."""
+    try:
+        config = json.loads((path / "config.json").read_text("utf-8"))
+    except (OSError, ValueError):
+        return []  # `read_config` says what is wrong with it
+    if not isinstance(config, dict) or config.get("model_type") in CONFIG_MAPPING_NAMES:
+        return []
+    classes = (name for name in (config.get("auto_map") or {}).values() if isinstance(name, str))
+    return sorted({f"{name.split('.')[0]}.py" for name in classes})
+
+
+@torch.inference_mode()
+def _looks_ahead(model: PreTrainedModel) -> bool:
+    tokens = torch.arange(PROBE_TOKENS, device=model.device).repeat(2, 1)
+    tokens[1, -1] = 0
+    one, other = model(input_ids=tokens, use_cache=False).logits[:, :-1].float()
+    return bool((one - other).abs().max() > 0.01 * one.std())

@@ -1,0 +1,55 @@
+"""Teachers in GGUF files, llama.cpp's format: unpacked once into an ordinary checkpoint folder."""
+
+from __future__ import annotations
+
+import struct
+from functools import lru_cache
+from pathlib import Path
+
+from huggingface_hub.constants import HF_HOME
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging as transformers_logging
+
+from search_spaces.errors import InputError
+from trials.storage.cache import Cache, digest
+from trials.storage.durable import file_sha256
+
+FORMAT = 1  # part of the cache key: raise it when the same file gives another folder
+MAGIC = b"GGUF"
+BROKEN = (OSError, ValueError, KeyError, IndexError, RuntimeError, OverflowError, struct.error)
+
+
+def unpacked(file: Path) -> Path:
+    """The folder of a checkpoint with the weights (dequantised, float32), config and tokenizer of a GGUF ``file``.
+
+    It lies in the cache of Hugging Face, beside what is downloaded from the hub, and is made once.
+    Raises InputError when the file is not GGUF, is truncated, or holds a model that transformers cannot read.
+    """
+    status = file.stat()
+    return _unpacked(file, status.st_size, status.st_mtime_ns)
+
+
+@lru_cache(maxsize=8)
+def _unpacked(file: Path, size: int, modified: int) -> Path:
+    with file.open("rb") as opened:
+        if opened.read(len(MAGIC)) != MAGIC:
+            raise InputError(
+                f"model {file}: not a GGUF file, which begins with {MAGIC.decode()}; give one, or a folder"
+            )
+    key = digest("gguf", FORMAT, file_sha256(file))
+    return Cache(Path(HF_HOME) / "llm-nas").build("gguf", key, lambda folder: _unpack(file, folder))
+
+
+def _unpack(file: Path, folder: Path) -> None:
+    transformers_logging.disable_progress_bar()
+    try:
+        model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name, local_files_only=True)
+    except BROKEN as error:
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise InputError(
+            f"model {file}: its GGUF content cannot be used ({reason}); convert or copy it again"
+        ) from error
+    model.hf_quantizer.remove_quantization_config(model)  # the weights are plain now
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
