@@ -1,1 +1,1 @@
-"""One command for each claim that the README makes: `python -m benchmarks.NAME --help`."""
+"""Benchmarks behind the claims of the README. Each is one command: `python -m benchmarks.FOLDER.NAME --help`."""

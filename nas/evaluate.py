@@ -1,4 +1,4 @@
-"""The command: ``python -m nas.evaluate MODEL``, any causal language model by the figures that others publish."""
+"""The command ``python -m nas.evaluate MODEL``: evaluates causal language models by the metrics of published tables."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ from search_spaces.errors import InputError
 from trials.evaluate.reading import Reading
 from trials.text.evaluation_text import EFFICIENCY, KNOWN, TextTask, text_task
 
-if TYPE_CHECKING:  # torch and transformers take seconds to import: not before the arguments are right
+if TYPE_CHECKING:  # torch and transformers take seconds to import, so the arguments are checked first
     from transformers import PreTrainedModel
 
 DONE, WRONG_INPUT, INTERRUPTED = 0, 2, 130
 DEFAULT_TASKS = f"wikitext-2,ptb,lambada,{EFFICIENCY}"
 EPILOG = f"""\
 Tasks, separated by commas: {", ".join(KNOWN)} (from the hub), any of them from a file
-(wikitext-2=./wiki.test.raw), any text of yours (name=path, .jsonl rows or plain text), and {EFFICIENCY}.
-docs/evaluation.md says what each figure is, and who publishes it.
+(wikitext-2=./wiki.test.raw), your own text (name=path, .jsonl rows or plain text), and {EFFICIENCY}.
+docs/evaluation.md explains each figure and who publishes it.
 Exit codes: 0 done, 2 wrong input, 130 interrupted."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """What was asked for. ``tasks`` are in the order of the table; None among them stands for efficiency."""
+    """The parsed command line. ``tasks`` are in the order of the table, and None among them means efficiency."""
 
     model: str
     tasks: tuple[TextTask | None, ...]
@@ -59,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return WRONG_INPUT
     except KeyboardInterrupt:
-        print("interrupted; nothing was kept", file=sys.stderr)
+        print("interrupted; no results", file=sys.stderr)
         return INTERRUPTED
     if request.as_json:
         print(json.dumps(document.to_dict(), indent=2, allow_nan=False))
@@ -70,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 @dataclass(frozen=True)
 class Document:
-    """The result: what the model is, where it ran, and every reading."""
+    """The result: facts about the model and the run, and every reading."""
 
     about: dict[str, Any]
     readings: list[Reading]
@@ -81,10 +81,10 @@ class Document:
 
 
 def parse_arguments(arguments: Sequence[str]) -> Request:
-    """The request. Raises InputError for whatever can be known to be wrong before anything is loaded."""
+    """The request. Raises InputError for every mistake that can be found without loading anything."""
     parser = _Parser(
         prog="python -m nas.evaluate",
-        description="Measure a causal language model: perplexities by the conventions of published tables, and costs.",
+        description="Evaluate a causal language model: perplexities by the conventions of published tables, and costs.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -93,11 +93,11 @@ def parse_arguments(arguments: Sequence[str]) -> Request:
     parser.add_argument(
         "--tasks", default=DEFAULT_TASKS, metavar="A,B=PATH,...", help=f"what to measure [{DEFAULT_TASKS}]"
     )
-    parser.add_argument("--length", type=int, metavar="N", help="tokens of a window [the positions, at most 2,048]")
+    parser.add_argument("--length", type=int, metavar="N", help="tokens in a window [model's positions, at most 2,048]")
     parser.add_argument(
-        "--stride", type=int, metavar="N", help="tokens from window to window [512, or half the length]"
+        "--stride", type=int, metavar="N", help="tokens from one window to the next [512, or half the length]"
     )
-    parser.add_argument("--batch", type=int, default=8, metavar="N", help="sequences at a time for throughput [8]")
+    parser.add_argument("--batch", type=int, default=8, metavar="N", help="sequences in a batch for throughput [8]")
     parser.add_argument(
         "--dtype", choices=("float32", "bfloat16", "float16"), help="number format [float32; bfloat16 on a GPU]"
     )
@@ -119,12 +119,12 @@ def _tasks(argument: str) -> tuple[TextTask | None, ...]:
     tasks = tuple(None if name == EFFICIENCY else text_task(name) for name in names)
     labels = [task.name if task else EFFICIENCY for task in tasks]
     if not tasks or len(set(labels)) < len(labels) or any(task and task.name == EFFICIENCY for task in tasks):
-        raise InputError(f"--tasks {argument!r}: give at least one task, each once, and {EFFICIENCY} without a file")
+        raise InputError(f"--tasks {argument!r}: give at least one task, each once, and {EFFICIENCY} without =PATH")
     return tasks
 
 
 def evaluate(request: Request, console: Console) -> Document:
-    """Load and measure; progress goes to ``console``. Raises InputError."""
+    """Load the model and evaluate it. Progress goes to ``console``. Raises InputError."""
     started = time.perf_counter()
     import torch
 
@@ -141,7 +141,7 @@ def evaluate(request: Request, console: Console) -> Document:
     length = checked_length(model, request.length)
     checked_stride(length, request.stride)
     readings: list[Reading] = []
-    if None in request.tasks:  # before the texts, so that its memory is its own
+    if None in request.tasks:  # before the texts, so that the peak memory does not include theirs
         with console.status("timing"):
             readings += efficiency(model, path, Workload.within(length, request.batch))
     with _progress(console) as progress:
@@ -165,7 +165,7 @@ def _device(device: str) -> str:
 
 @contextmanager
 def _progress(console: Console) -> Iterator[Callable[[int, int], None]]:
-    """A bar with the tokens read and the time that is left; nothing where there is no terminal."""
+    """A progress bar with the tokens read and the time left; nothing without a terminal."""
     columns = TextColumn("reading"), BarColumn(), TextColumn("{task.completed:,.0f} of {task.total:,.0f} tokens")
     with Progress(
         *columns, TimeRemainingColumn(), console=console, transient=True, disable=not console.is_terminal
@@ -179,7 +179,7 @@ def _print(document: Document, console: Console) -> None:
     what = f"{about['class']}, {about['parameters']:,} parameters, {about['dtype']} on {about['device']}"
     console.print(f"[bold]{about['model']}[/bold]: {what}\n", soft_wrap=True)
     console.print(readings_table(document.readings))
-    console.print(f"\n{about['seconds']} s; figures of different conventions cannot be compared: docs/evaluation.md")
+    console.print(f"\n{about['seconds']} s; figures of different conventions are not comparable: docs/evaluation.md")
 
 
 if __name__ == "__main__":

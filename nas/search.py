@@ -7,23 +7,23 @@ import os
 import shlex
 import sys
 from collections.abc import Sequence
-from functools import partial
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 from rich.console import Console
-from rich.table import Table
 
 from nas.display.console import console_for
 from nas.planning.errors import NothingFeasibleError
 from nas.planning.settings import SearchSettings, parse_arguments
 from search_spaces.errors import InputError
 
-if TYPE_CHECKING:  # torch, Ray and transformers take seconds to import: not before the settings are right
+if TYPE_CHECKING:  # torch, Ray and transformers take seconds to import: only when the settings are right
     from nas.choosing.outcome import Outcome
-    from nas.planning.plan import Plan
+    from nas.stages.events import Announcer
+    from nas.tracking.listener import MlflowListener
 
 DONE, WRONG_INPUT, NOTHING_FEASIBLE, INTERRUPTED = 0, 2, 3, 130
 
@@ -54,109 +54,62 @@ def command(arguments: Sequence[str]) -> str:
 
 
 def _search(settings: SearchSettings, console: Console, as_json: bool, started_by: str) -> int:
+    from nas.display.plan_table import plan_table
     from nas.planning.plan import make_plan, resolve_target
-    from nas.running.session import ray_session
-    from nas.running.workers import open_workers
 
     target = resolve_target(settings)
-    with ray_session(settings) as machine:
-        plan = make_plan(settings, target, machine)
-        _print_plan(plan, console)
-        with open_workers(plan.resources) as workers:
-            from nas.choosing.outcome import document  # takes as long as what the workers import meanwhile
-            from nas.pipeline import conduct
 
-            outcomes = conduct(plan, workers, console, started_by)
-    for outcome in outcomes:
-        _print_outcome(outcome, console)
-    _print_whole(outcomes, console)
+    from nas.running.session import ray_session  # takes seconds to import: only when the settings are right
+    from nas.running.workers import open_workers
+
+    with ray_session(settings) as machine:
+        plan = replace(make_plan(settings, target, machine), command=started_by)
+        console.print(plan_table(plan))
+        with open_workers(plan.resources) as workers:
+            from nas.pipeline import run_search  # takes as long as the imports of the workers, which run meanwhile
+
+            announce, mlflow = listeners(console)
+            outcomes = run_search(plan, workers, announce)
+    _print_result(outcomes, console, mlflow)
     if as_json:
+        from nas.report.document import document
+
         print(json.dumps(document(outcomes), indent=2))
     return DONE
 
 
+def listeners(console: Console) -> tuple[Announcer, MlflowListener]:
+    """Everybody who hears what happens in a search: the terminal, the report and MLflow, in this order."""
+    from nas.display.display import Display
+    from nas.report.writer import ReportWriter
+    from nas.stages.events import Announcer
+    from nas.tracking.listener import MlflowListener
+
+    announce, mlflow = Announcer(), MlflowListener(console)
+    announce.listeners += [Display(console), ReportWriter(announce), mlflow]
+    return announce, mlflow
+
+
+def _print_result(outcomes: Sequence[Outcome], console: Console, mlflow: MlflowListener) -> None:
+    from nas.report.terminal import print_result
+    from nas.tracking.tracker import tracking_uri, ui_lines
+
+    output = outcomes[0].plan.output
+    print_result(outcomes, console, ui_lines(tracking_uri(output), mlflow.experiment_id))
+
+
 def _dry_run(settings: SearchSettings, console: Console) -> int:
-    from nas.display.trial_progress import clock
+    from nas.display.console import clock
+    from nas.display.plan_table import plan_table
     from nas.planning.forecast import estimated_seconds
     from nas.planning.machine import Machine
     from nas.planning.plan import make_plan, resolve_target
 
     plan = make_plan(settings, resolve_target(settings), Machine.local())
-    _print_plan(plan, console)
-    time = clock(estimated_seconds(plan)) + (", and what reading the test text takes" if plan.tests else "")
-    console.print(f"estimated time on this machine: {time}; nothing was started (--dry-run)")
+    console.print(plan_table(plan))
+    tests = ", without the evaluation on test text" if plan.tests else ""
+    console.print(f"estimated time on this machine: {clock(estimated_seconds(plan))}{tests}; nothing was started")
     return DONE
-
-
-def _print_plan(plan: Plan, console: Console) -> None:
-    from nas.planning.forecast import summary
-
-    table = Table(box=None, show_header=False, pad_edge=False)
-    for what, value in summary(plan):
-        table.add_row(f"[bold]{what}[/bold]", value)
-    console.print(table)
-
-
-def _print_outcome(outcome: Outcome, console: Console) -> None:
-    from nas.report.front_report import front_table
-    from nas.report.report_folder import teacher_parameters
-    from nas.report.trial_report import terminal_table
-
-    winner, teacher = outcome.winner, teacher_parameters(outcome)
-    rows = outcome.comparison.rows if outcome.comparison else ()
-    roles = {row.architecture: row.roles[0] for row in rows} if rows else None
-    console.print()
-    title = f"study {outcome.plan.study}, budget {outcome.plan.target.budget.text}"
-    console.print(terminal_table(outcome.records, teacher, title, roles))
-    console.print()
-    if len(outcome.plan.objectives) > 1:
-        console.print(front_table(outcome.records, outcome.plan.objectives))
-        console.print()
-    _print_comparison(outcome, console)
-    share = f"{winner.record.parameters:,} parameters, {winner.record.parameters / teacher:.1%} of the teacher"
-    losses = f"validation loss {winner.val_loss:.4f}, the teacher's {outcome.preparation.teacher_loss:.4f}"
-    say = partial(console.print, soft_wrap=True)  # a path or a command is not to be broken
-    say(f"[bold]best[/bold]        {winner.key}: {share}; {losses}")
-    say(f"            {outcome.winner_path}")
-    for note in outcome.comparison.notes if outcome.comparison else ():
-        say(f"            {note}")
-    if outcome.stock and outcome.stock.key != winner.key:
-        key, loss = outcome.stock.key, outcome.stock.val_loss
-        say(f"[bold]best stock[/bold]  {key}: loads without code of ours; validation loss {loss:.4f}")
-        say(f"            {outcome.stock_path}")
-    trust = "" if winner.record.stock else ", trust_remote_code=True"
-    say(f'load it:    AutoModelForCausalLM.from_pretrained("{outcome.winner_path}"{trust})')
-
-
-def _print_whole(outcomes: Sequence[Outcome], console: Console) -> None:
-    from nas.report.overview import overview_table
-    from nas.tracking.tracker import tracking_uri, ui_lines
-
-    if len(outcomes) > 1:
-        console.print()
-        console.print(overview_table(outcomes))
-        console.print()
-    plan, say = outcomes[0].plan, partial(console.print, soft_wrap=True)
-    command, *address = ui_lines(tracking_uri(plan.output), outcomes[0].experiment_id)
-    say(f"see it:     {command}")
-    for line in address:
-        say(f"            {line}")
-    say(f"report:     {plan.folder / 'report'}")
-
-
-def _print_comparison(outcome: Outcome, console: Console) -> None:
-    from nas.choosing.agreement import lines
-    from nas.report.final_report import comparison_table, on_test_table
-
-    console.print("could the cheap comparison be trusted?")
-    for line in lines(outcome.agreements, any(one.state == "PRUNED" for one in outcome.records)):
-        console.print(line, style="dim", soft_wrap=True)
-    console.print()
-    if outcome.comparison:
-        for table in (comparison_table(outcome.comparison), on_test_table(outcome.comparison)):
-            if table is not None:
-                console.print(table)
-                console.print()
 
 
 if __name__ == "__main__":

@@ -1,1 +1,1 @@
-"""What can be built: architectures, budgets and spaces as pure values, without torch, Ray or a network."""
+"""Architectures, budgets and search spaces as pure values, without torch, Ray or network access."""

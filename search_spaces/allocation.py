@@ -1,4 +1,4 @@
-"""Neurons given to the layers where they are worth most, with the parameters of a uniform architecture."""
+"""Spreads MLP neurons over layers by their value, at the parameter count of a uniform architecture."""
 
 from __future__ import annotations
 
@@ -10,15 +10,16 @@ from math import gcd
 from search_spaces.architecture import Architecture
 from search_spaces.errors import InputError
 
-LEAST = 0.25  # of the teacher's neurons stay in every layer, or as many as uniform layers would have
-PIECES = 16  # of a layer's neurons are given away at a time, or fewer where that does not go up
+LEAST = 0.25  # every layer keeps this share of the teacher's neurons, or the uniform number if that is smaller
+PIECES = 16  # neurons are given out in pieces of 1/16 of a teacher's layer, or smaller ones where that does not divide
 
 
 @dataclass(frozen=True)
 class NeuronValues:
-    """What the MLP neurons of a teacher are worth; higher is more, also between layers.
+    """The values of a teacher's layers and MLP neurons; higher is better.
 
-    ``layers`` (L,) decide which layers stay. ``mlp`` (L, neurons) are descending in each layer.
+    ``layers`` (L,) decides which layers stay. ``mlp`` (L, neurons) descends within each layer. Its values can be
+    compared between layers.
     """
 
     layers: tuple[float, ...]
@@ -26,20 +27,22 @@ class NeuronValues:
 
     @classmethod
     def of(cls, layers: Sequence[float], mlp: Sequence[Sequence[float]]) -> NeuronValues:
-        """From values in any order within a layer."""
+        """Values from ``mlp`` (L, neurons) in any order within a layer."""
         ordered = tuple(tuple(sorted(map(float, row), reverse=True)) for row in mlp)
         return cls(tuple(map(float, layers)), ordered)
 
     def kept(self, depth: int) -> list[int]:
-        """The ``depth`` layers that stay, ascending; of equal ones the earlier."""
+        """The numbers of the ``depth`` layers that stay, ascending. Of layers with equal values, the earlier stays."""
         return sorted(sorted(range(len(self.layers)), key=lambda layer: -self.layers[layer])[:depth])
 
 
 def allocated(uniform: Architecture, values: NeuronValues) -> Architecture:
-    """``uniform`` with its neurons, as many in all, in the layers where they are worth most.
+    """``uniform`` with the same total number of neurons, moved to the layers where they are worth most.
 
-    Each layer keeps at least `LEAST` of the teacher's, and as many heads as in ``uniform``: spread like neurons, they
-    leave worse students (docs/results.md, "Sizes by layer"). Raises InputError when ``uniform`` is not uniform.
+    Each layer keeps at least `LEAST` of the teacher's neurons, and the heads of ``uniform``. Heads are not spread,
+    because students with spread heads were worse (docs/lab/sizes-by-layer.md).
+
+    Raises InputError when ``uniform`` is not uniform.
     """
     if not uniform.is_uniform:
         raise InputError(f"architecture {uniform.key}: its layers differ already; give one with equal layers")
@@ -50,10 +53,11 @@ def allocated(uniform: Architecture, values: NeuronValues) -> Architecture:
 
 
 def spread(rows: Sequence[Sequence[float]], each: int, size: int) -> tuple[int, ...]:
-    """How many units of each of ``rows`` (descending) stay, in pieces of ``size``, ``each`` on average.
+    """How many units each layer keeps, so that the total value is highest.
 
-    The most that can be kept in all: pieces are given one after the other to the layer whose next best piece is worth
-    most, which is exact, for no later piece of a layer is worth more.
+    ``rows`` holds the descending unit values of each layer. Layers keep ``each`` units on average, in pieces of
+    ``size`` units. Each piece goes to the layer whose next piece is worth most. This greedy choice is exact, because
+    the values within a layer descend.
     """
     least = min(each, max(size, round(LEAST * len(rows[0])))) // size
     counts = [least] * len(rows)

@@ -9,21 +9,21 @@ from itertools import groupby
 
 from search_spaces.errors import InputError
 
-MAX_KEY_LENGTH = 64  # a key is a folder, a column of tables and the label of a point
+MAX_KEY_LENGTH = 64  # a key names a folder and labels table columns and plotted points
 
 
 @dataclass(frozen=True, order=True)
 class Architecture:
     """The sizes of a pruned decoder.
 
-    ``hidden`` is the width of the residual stream, one number for the whole network. ``heads`` and ``mlp`` hold
-    one entry for each kept layer, first layer first: attention heads, and neurons of the MLP. ``kv_heads`` are the
-    key/value heads, each shared by an equal group of a layer's heads (grouped-query attention, arXiv 2305.13245);
-    left out, every head has its own. Which layers, channels, heads and neurons are kept is not part of the value:
-    it follows from the importance scores.
+    ``hidden`` is the width of the residual stream, one number for the whole network. ``heads`` and ``mlp`` hold the
+    attention heads and the MLP neurons of each kept layer, first layer first. ``kv_heads`` holds the key/value heads.
+    Each is shared by an equal group of the layer's heads (grouped-query attention, arXiv 2305.13245). Left out, every
+    head has its own. An architecture does not say which layers, channels, heads and neurons are kept: the importance
+    scores decide that.
 
-    Raises InputError when a size is not a positive integer, the per-layer sizes do not match the depth, or heads
-    cannot be shared out evenly.
+    Raises InputError when a size is not a positive integer, the per-layer sizes do not match the depth, or heads is
+    not a multiple of kv_heads.
     """
 
     depth: int
@@ -40,7 +40,7 @@ class Architecture:
 
     @classmethod
     def uniform(cls, depth: int, hidden: int, heads: int, mlp: int, kv_heads: int | None = None) -> Architecture:
-        """An architecture whose layers are all alike."""
+        """An architecture whose layers all have the same sizes."""
         layers = max(depth, 0)
         return cls(depth, hidden, (heads,) * layers, (mlp,) * layers, (kv_heads or heads,) * layers)
 
@@ -51,11 +51,11 @@ class Architecture:
 
     @property
     def key(self) -> str:
-        """The canonical name, the same for equal architectures only; safe as a file name.
+        """The canonical name, safe as a file name. Two architectures have the same key only if they are equal.
 
-        Uniform: ``d12-h768-a12-m3072``. Nine heads on three key/value heads: ``d30-h576-a9k3-m1536``. Per layer,
-        runs of equal sizes: ``d3-h64-a4x2.2-m256x3``; where those are many, what an average layer has and a digest:
-        ``d24-h576-a7k3-m912-varied-0f3a51c2b6d4``.
+        Uniform: ``d12-h768-a12-m3072``. Nine heads on three key/value heads: ``d30-h576-a9k3-m1536``. Sizes that
+        differ by layer are written as runs: ``d3-h64-a4x2.2-m256``. A name that would be too long holds the average
+        sizes and a digest: ``d24-h576-a7k3-m912-varied-0f3a51c2b6d4``.
         """
         shared = "" if self.kv_heads == self.heads else f"k{_runs(self.kv_heads)}"
         sizes = f"a{_runs(self.heads)}{shared}-m{_runs(self.mlp)}"
@@ -67,7 +67,7 @@ class Architecture:
         return f"d{self.depth}-h{self.hidden}-{average}-varied-{hashlib.sha256(sizes.encode()).hexdigest()[:12]}"
 
     def to_dict(self) -> dict[str, int | list[int]]:
-        """JSON form; a size that is the same in every layer is written once, kv_heads where they are not the heads."""
+        """JSON form. A size that all layers share is written once; ``kv_heads`` only if it differs from ``heads``."""
         shared = {} if self.kv_heads == self.heads else {"kv_heads": _collapsed(self.kv_heads)}
         return {
             "depth": self.depth,
@@ -79,11 +79,11 @@ class Architecture:
 
     @classmethod
     def from_dict(cls, value: Mapping[str, object]) -> Architecture:
-        """The inverse of `to_dict`. Raises InputError naming the key that is missing, unknown or of a wrong type."""
+        """The inverse of `to_dict`. Raises InputError naming a key that is missing, unknown or of a wrong type."""
         names = {"depth", "hidden", "heads", "mlp"}
         if set(value) - {"kv_heads"} != names:
             odd = sorted(names ^ (set(value) - {"kv_heads"}))
-            raise InputError(f"architecture {dict(value)}: {odd} missing or unknown; it has {sorted(names)}")
+            raise InputError(f"architecture {dict(value)}: missing or unknown keys {odd}; give {sorted(names)}")
         depth, hidden = _integer(value, "depth"), _integer(value, "hidden")
         shared = _expanded(value, "kv_heads", depth) if "kv_heads" in value else ()
         return cls(depth, hidden, _expanded(value, "heads", depth), _expanded(value, "mlp", depth), shared)

@@ -1,4 +1,4 @@
-"""Budgets as people write them ("260M", "70%") and the band of parameter counts that they mean."""
+"""Budgets as a user writes them ("260M", "70%"), and the band of parameter counts that each allows."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PATTERN = re.compile(r"(?P<number>\d[\d_]*(\.\d+)?)\s*(?P<unit>[KMBG%]?)", re.IG
 
 @dataclass(frozen=True)
 class Budget:
-    """A closed band of parameter counts, ``[minimum, maximum]``; ``text`` is what the user wrote."""
+    """A closed band of parameter counts, ``[minimum, maximum]``. ``text`` is what the user wrote."""
 
     minimum: int
     maximum: int
@@ -30,7 +30,7 @@ class Budget:
 
     @property
     def label(self) -> str:
-        """What the user wrote, as part of a name: letters, digits and points."""
+        """What the user wrote, made safe for names: letters, digits and points."""
         return re.sub(r"[_\s]", "", self.text).replace("%", "pct")
 
     def __str__(self) -> str:
@@ -38,33 +38,40 @@ class Budget:
 
 
 def parse_budgets(text: str, teacher: int, counts: Sequence[int], tolerance: float) -> tuple[Budget, ...]:
-    """The bands of one or several budgets, comma-separated, largest first; see `parse_budget`.
+    """The bands of one or several comma-separated budgets, largest first; see `parse_budget`.
 
-    Raises InputError where two of them overlap: an architecture is to be a candidate of one budget.
+    Raises InputError when two bands overlap, because an architecture must belong to one budget only.
     """
     found = [parse_budget(one, teacher, counts, tolerance) for one in text.split(",")]
     found.sort(key=lambda one: -one.maximum)
     for larger, smaller in itertools.pairwise(found):
         if smaller.maximum >= larger.minimum:
             raise InputError(
-                f"budget {text!r}: the bands of {larger} and of {smaller} overlap; "
+                f"budget {text!r}: the bands {larger} and {smaller} overlap; "
                 f"leave one out, or give a --tolerance below {tolerance}"
             )
     return tuple(found)
 
 
+def check_budgets(text: str) -> None:
+    """Check the syntax of comma-separated budgets, without a teacher. Raises InputError for the first wrong one."""
+    for one in text.split(","):
+        _parsed(one)
+
+
 def parse_budget(text: str, teacher: int, counts: Sequence[int], tolerance: float = DEFAULT_TOLERANCE) -> Budget:
-    """The band ``[(1 - tolerance) * budget, budget]`` that ``text`` means.
+    """The band ``[(1 - tolerance) * budget, budget]`` of the budget ``text``.
 
     ``text`` is a number of parameters with an optional unit (``260M``, ``0.26B``, ``260_000_000``) or a share of
     the ``teacher``'s parameters (``70%``). ``counts`` are the parameter counts of the search space, ascending.
 
-    Raises InputError naming the smallest and largest possible budget and the nearest feasible one.
+    Raises InputError when no architecture lies in the band. The message gives the range of the space and the nearest
+    feasible budget.
     """
     if not 0 <= tolerance < 1:
         raise InputError(f"tolerance {tolerance}: must be at least 0 and below 1; the default is {DEFAULT_TOLERANCE}")
-    span = f"this space holds {counts[0]:,} to {counts[-1]:,} parameters"
-    maximum = _parameters(text, teacher, span)
+    span = f"the architectures of this space have {counts[0]:,} to {counts[-1]:,}"
+    maximum = _parameters(text, teacher)
     budget = Budget(ceil(maximum * (1 - Decimal(str(tolerance)))), int(maximum), text.strip())
     if bisect_left(counts, budget.minimum) < bisect_right(counts, budget.maximum):
         return budget
@@ -76,22 +83,26 @@ def parse_budget(text: str, teacher: int, counts: Sequence[int], tolerance: floa
 
 
 def nearest_feasible(budget: int, counts: Sequence[int], tolerance: float) -> int:
-    """The budget nearest to ``budget`` whose band holds at least one of ``counts`` (ascending)."""
+    """The budget nearest to ``budget`` whose band contains at least one of ``counts`` (ascending)."""
     above = bisect_left(counts, budget)
     options = list(counts[above : above + 1])
-    if above > 0:  # the widest band that still reaches down to the next smaller count
+    if above > 0:  # the largest budget whose band still reaches down to the next smaller count
         options.append(min(int(counts[above - 1] / (1 - tolerance)), counts[-1]))
     return min(options, key=lambda option: abs(option - budget))
 
 
-def _parameters(text: str, teacher: int, span: str) -> Decimal:
+def _parsed(text: str) -> tuple[Decimal, str]:
+    """The number in ``text`` and its unit in upper case."""
     match = PATTERN.fullmatch(text.strip())
     number = Decimal(match["number"].replace("_", "")) if match else Decimal(0)
     if match is None or number <= 0:
         raise InputError(
-            f"budget {text!r}: not a positive number of parameters; write 260M, 0.26B, 260_000_000, "
-            f"or a share of the teacher's {teacher:,} such as 70%; {span}"
+            f"budget {text!r}: not a positive number of parameters; write 260M, 0.26B, 260_000_000, or a share of "
+            "the teacher's parameters such as 70%"
         )
-    if match["unit"] == "%":
-        return number * teacher / 100
-    return number * UNITS[match["unit"].upper()]
+    return number, match["unit"].upper()
+
+
+def _parameters(text: str, teacher: int) -> Decimal:
+    number, unit = _parsed(text)
+    return number * teacher / 100 if unit == "%" else number * UNITS[unit]

@@ -1,4 +1,4 @@
-"""Spaces written as YAML: the shipped presets and a user's own files."""
+"""Search spaces in YAML: the shipped presets and users' own files."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class _Forbidding(BaseModel):
 
 
 class AxisRange(_Forbidding):
-    """Sizes from ``max`` down to ``min`` in steps; whole numbers, or shares of the teacher's size ("50%")."""
+    """Sizes from ``max`` down to ``min`` in steps. Each is a whole number or a share of the teacher's size ("50%")."""
 
     min: Size
     max: Size = "100%"
@@ -45,10 +45,10 @@ class AxisRange(_Forbidding):
 
 
 class SpaceFile(_Forbidding):
-    """The keys of a space file. An axis that is left out is as in the preset ``default``.
+    """The keys of a space file. An axis that is left out takes its values from the preset ``default``.
 
-    ``kv_heads`` is for teachers with grouped-query attention only. ``allocated`` says whether sizes by layer are tried:
-    [true] alone or [false, true] beside those with equal layers.
+    ``kv_heads`` is for teachers with grouped-query attention only. ``allocated`` chooses between uniform layers and
+    sizes by layer: [false] is uniform only, [true] is by layer only, [false, true] is both.
     """
 
     depth: AxisRange | list[Size] | None = None
@@ -61,17 +61,17 @@ class SpaceFile(_Forbidding):
 
 
 def load_space(source: str, shape: ModelShape) -> SearchSpace:
-    """The space named ``source``, a preset or the path of a YAML file, for a teacher of ``shape``.
+    """The space ``source``, a preset or the path of a YAML file, for a teacher of ``shape``.
 
-    Raises InputError naming the file and the key for an unknown key, a wrong type, a size that the teacher does
-    not have, or an axis without a value.
+    Raises InputError for an unknown key, a wrong type, a size above the teacher's, or an axis without a value. The
+    message names the file and the key.
     """
     name, text = _read(source)
     given = _parse(name, text)
     default = _parse("default", _read("default")[1])
     if shape.group == 1 and given.kv_heads is not None and name not in PRESETS:
         raise InputError(
-            f"space {name}: key 'kv_heads': every head of this teacher has its own key/value head; omit it"
+            f"space {name}: key 'kv_heads': every head of this teacher has its own key/value head; leave the key out"
         )
     axes = {
         axis: _sizes(
@@ -83,13 +83,20 @@ def load_space(source: str, shape: ModelShape) -> SearchSpace:
         axes["kv_heads"] = ()
     spread = tuple(sorted({int(one) for one in given.allocated})) if any(given.allocated) else ()
     if given.stock_only and spread:
-        raise InputError(f"space {name}: key 'allocated': stock shapes have equal layers; omit it, or stock_only")
+        raise InputError(
+            f"space {name}: key 'allocated': stock shapes have equal layers; leave out 'allocated' or 'stock_only'"
+        )
     space = SearchSpace(shape, stock_only=given.stock_only, allocated=spread, neuron_values=None, **axes)
     return _checked(name, _paired(space))
 
 
+def check_space(source: str) -> None:
+    """Check that the space ``source`` can be read, without a teacher. Raises InputError."""
+    _parse(*_read(source))
+
+
 def _paired(space: SearchSpace) -> SearchSpace:
-    """Without the heads and kv_heads that fit no other."""
+    """``space`` without the heads and kv_heads that occur in no legal pair."""
     if not space.kv_heads:
         return space
     heads, kv_heads = (tuple(sorted({pair[place] for pair in space.head_pairs})) for place in (0, 1))
@@ -100,13 +107,15 @@ def _checked(name: str, space: SearchSpace) -> SearchSpace:
     shape = space.shape
     if not space.heads:
         raise InputError(
-            f"space {name}: no number of heads is a multiple, at most {shape.group}-fold, of one of kv_heads; "
+            f"space {name}: no number of heads is a multiple of a number of kv_heads, at most {shape.group} times it; "
             f"the teacher has {shape.heads} heads on {shape.kv_heads} key/value heads"
         )
     if not space.counts:
         rules = {"square": "hidden == head_dim * heads", "divisible": "hidden to be a multiple of heads"}
         rule = rules.get(shape.stock, "one size for all layers")
-        raise InputError(f"space {name}: stock_only leaves no architecture; transformers' {shape.family} needs {rule}")
+        raise InputError(
+            f"space {name}: no architecture is left with stock_only; transformers' {shape.family} needs {rule}"
+        )
     return space
 
 
@@ -117,7 +126,7 @@ def _read(source: str) -> tuple[str, str]:
         return source, Path(source).read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(
-            f"space {source!r}: not a readable YAML file ({error}); presets are {', '.join(PRESETS)}"
+            f"space {source!r}: not a readable YAML file ({error}); the presets are {', '.join(PRESETS)}"
         ) from error
 
 
@@ -135,7 +144,7 @@ def _parse(name: str, text: str) -> SpaceFile:
 
 
 def describe(error: ValidationError, allowed: tuple[str, ...]) -> str:
-    """The most specific problem of a pydantic error as one line: the key, the value, the rule."""
+    """The most specific problem of a pydantic error in one line: the key, the rule and the value."""
     worst = max(error.errors(), key=lambda one: len(one["loc"]))
     key, value = str(worst["loc"][0]) if worst["loc"] else "the file", worst["input"]
     if worst["type"] == "extra_forbidden":
@@ -154,9 +163,9 @@ def _sizes(name: str, axis: str, value: AxisRange | list[int | str], teacher: in
     else:
         sizes = {_resolve(size, teacher) for size in value}
     if not sizes:
-        raise InputError(f"space {name}: key {axis!r} has no value: {value!r}; min must not exceed max")
+        raise InputError(f"space {name}: key {axis!r} has no values: {value!r}; min must not exceed max")
     if max(sizes) > teacher:
-        raise InputError(f"space {name}: key {axis!r} asks for {max(sizes)}; the teacher has {teacher}")
+        raise InputError(f"space {name}: key {axis!r}: {max(sizes)} exceeds the teacher's {teacher}")
     return tuple(sorted(sizes))
 
 

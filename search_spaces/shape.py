@@ -1,4 +1,4 @@
-"""A teacher's geometry, and what any architecture cut from it costs: parameters, FLOPs, cache - in closed form."""
+"""A teacher's sizes, and closed-form costs of architectures cut from it: parameters, FLOPs, key/value cache."""
 
 from __future__ import annotations
 
@@ -11,16 +11,18 @@ from search_spaces.errors import InputError
 
 @dataclass(frozen=True)
 class ModelShape:
-    """The sizes of a teacher, and what its layers are made of; the defaults are GPT-2's.
+    """The sizes of a teacher and the parts of its layers. The defaults are GPT-2's.
 
-    ``head_dim`` never changes under pruning: whole heads go. ``tied`` says whether the output projection is the
-    token embedding. ``positions`` is the longest sequence, in tokens; ``learned_positions``, whether each has an
-    embedding. ``group`` heads share one key/value head. An MLP has ``mlp_matrices``, two, or three with a gate. A
-    norm has ``norm_vectors``: weight and bias (LayerNorm) or weight (RMSNorm). ``head_norms`` vectors of head_dim
-    normalise queries and keys. The biases are those of query, key and value, of the attention's output, of the MLP.
-
-    ``stock`` is what transformers' own class asks of a uniform shape: "square" hidden == head_dim * heads,
-    "divisible" hidden % heads == 0, "any" nothing.
+    - ``head_dim`` never changes under pruning, because pruning removes whole heads.
+    - ``positions`` is the longest sequence in tokens; ``learned_positions`` says whether positions have embeddings.
+    - ``tied`` says whether the output projection is the token embedding.
+    - ``group`` heads share one key/value head.
+    - ``mlp_matrices`` is 2, or 3 for an MLP with a gate.
+    - ``norm_vectors`` is 2 for LayerNorm (weight and bias) and 1 for RMSNorm (weight).
+    - ``head_norms`` is the number of vectors of head_dim that normalise queries and keys.
+    - ``qkv_bias``, ``output_bias`` and ``mlp_bias`` say whether query/key/value, attention output and MLP have biases.
+    - ``stock`` is what transformers' own class requires of a uniform shape: "square" hidden == head_dim * heads,
+      "divisible" hidden % heads == 0, "any" nothing.
     """
 
     family: str
@@ -53,11 +55,11 @@ class ModelShape:
         return Architecture.uniform(self.layers, self.hidden, self.heads, self.mlp, self.kv_heads)
 
     def parameters(self, architecture: Architecture) -> int:
-        """Exact number of parameters of the built model; tied weights count once."""
+        """Exact number of parameters of the model. Tied weights count once."""
         return self.embedding_parameters(architecture) + self.non_embedding_parameters(architecture)
 
     def embedding_parameters(self, architecture: Architecture) -> int:
-        """Parameters of token embedding, position embedding and, when it is not tied, the output projection."""
+        """Parameters of the token embedding, the position embedding and an output projection that is not tied."""
         rows = self.vocab * (1 if self.tied else 2) + (self.positions if self.learned_positions else 0)
         return rows * architecture.hidden
 
@@ -76,10 +78,10 @@ class ModelShape:
         return attention + feed_forward + biases + 2 * self.norm_vectors * hidden
 
     def flops_per_token(self, architecture: Architecture, context: int) -> int:
-        """Forward FLOPs of one token in a sequence of ``context`` tokens (a multiply-add is two).
+        """Forward FLOPs of one token in a sequence of ``context`` tokens. A multiply-add counts as two.
 
-        Matrix products only: projections, the output projection, and attention over the whole context without
-        the causal half taken off - what ``torch.utils.flop_counter`` counts for one pass, divided by its tokens.
+        Counts matrix products only, as ``torch.utils.flop_counter`` does: all projections, the output projection, and
+        attention over the whole context, including the half that the causal mask hides.
         """
         hidden, total = architecture.hidden, 2 * self.vocab * architecture.hidden
         for heads, kv_heads, mlp in zip(architecture.heads, architecture.kv_heads, architecture.mlp, strict=True):
@@ -88,7 +90,7 @@ class ModelShape:
         return total
 
     def kv_cache_bytes(self, architecture: Architecture, dtype_bytes: int = 2) -> int:
-        """Bytes that one token adds to the key/value cache, all layers, at ``dtype_bytes`` a number."""
+        """Bytes that one token adds to the key/value cache of all layers, at ``dtype_bytes`` a number."""
         return 2 * sum(architecture.kv_heads) * self.head_dim * dtype_bytes
 
     def memory_bytes(self, architecture: Architecture, dtype_bytes: int = 2) -> int:
@@ -98,7 +100,7 @@ class ModelShape:
         )
 
     def is_stock(self, architecture: Architecture) -> bool:
-        """Whether a plain ``AutoModelForCausalLM.from_pretrained`` can hold it; it has one size for all layers."""
+        """Whether transformers' own class can load it. That class has the same sizes in all layers."""
         hidden, heads = architecture.hidden, architecture.heads[0]
         rules = {"square": hidden == self.head_dim * heads, "divisible": hidden % heads == 0, "any": True}
         return architecture.is_uniform and rules[self.stock]

@@ -1,4 +1,4 @@
-"""The axes of a search and the architectures that lie inside a budget band."""
+"""The axes of a search space and the architectures inside a budget band."""
 
 from __future__ import annotations
 
@@ -18,15 +18,16 @@ ALLOCATED = "allocated"
 
 @dataclass(frozen=True)
 class SearchSpace:
-    """All architectures of a grid: one tuple of sizes, ascending, for each axis.
+    """All architectures of a grid. Each axis is a tuple of ascending sizes.
 
-    ``kv_heads`` is empty for a teacher in which every head has its own key and value; for one with grouped-query
-    attention, heads and kv_heads combine where groups stay whole (see `head_pairs`). ``stock_only`` keeps the
-    architectures that load with a plain ``from_pretrained`` (see `ModelShape.is_stock`).
+    ``kv_heads`` is empty when every head of the teacher has its own key/value head. With grouped-query attention,
+    only the pairs of heads and kv_heads in `head_pairs` are used. ``stock_only`` keeps the architectures that load
+    with a plain ``from_pretrained`` (see `ModelShape.is_stock`).
 
-    Layers are alike, but where the axis ``allocated`` holds 1: then ``mlp`` is that of the average layer, and neurons
-    lie where they are worth most (`search_spaces.allocation`). That takes the ``neuron_values`` of the teacher's, known when it
-    has read calibration text; until then the space holds the uniform ones, which have the same parameters.
+    Layers have equal sizes, unless the axis ``allocated`` contains 1. Then ``mlp`` is the average over layers, and
+    neurons go to the layers where they are worth most (`search_spaces.allocation`). This needs ``neuron_values``,
+    which are computed from calibration text. Before they are known, iteration yields the uniform architectures
+    instead, which have the same parameter counts.
     """
 
     shape: ModelShape
@@ -41,26 +42,26 @@ class SearchSpace:
 
     @property
     def axes(self) -> dict[str, tuple[int, ...]]:
-        """The sizes of each axis by its name."""
+        """The sizes of each axis, by name."""
         return {name: getattr(self, name) for name in (*AXES, ALLOCATED) if getattr(self, name)}
 
     @property
     def head_pairs(self) -> tuple[tuple[int, int], ...]:
-        """The legal (heads, key/value heads): every key/value head keeps as many heads, at most the teacher's."""
+        """The legal pairs (heads, key/value heads): heads is a multiple, and a group is at most the teacher's."""
         if not self.kv_heads:
             return tuple((heads, heads) for heads in self.heads)
         pairs = product(self.heads, self.kv_heads)
         return tuple((heads, kv) for heads, kv in pairs if heads % kv == 0 and heads // kv <= self.shape.group)
 
     def sizes(self, architecture: Architecture) -> dict[str, int]:
-        """The sizes of an architecture of this space, by axis; ``mlp`` of the average layer."""
+        """The sizes of an architecture of this space, by axis. ``mlp`` is the average over layers."""
         values = {name: sum(getattr(architecture, name)) // architecture.depth for name in ("heads", "kv_heads", "mlp")}
         values |= {"depth": architecture.depth, "hidden": architecture.hidden}
         values[ALLOCATED] = self.allocated[0] if len(self.allocated) == 1 else int(not architecture.is_uniform)
         return {axis: values[axis] for axis in self.axes}
 
     def architecture(self, sizes: Mapping[str, int]) -> Architecture:
-        """The inverse of `sizes`. Raises ValueError where it takes neuron values that are not known."""
+        """The inverse of `sizes`. Raises ValueError when it needs neuron values that are not known yet."""
         values = {axis: int(size) for axis, size in sizes.items()}
         spread = values.pop(ALLOCATED, 0)
         uniform = Architecture.uniform(**values)
@@ -71,7 +72,7 @@ class SearchSpace:
         return allocated(uniform, self.neuron_values)
 
     def position(self, sizes: Mapping[str, int]) -> list[float]:
-        """Where ``sizes`` lie on the axes, each axis scaled to [0, 1]."""
+        """The coordinates of ``sizes``, each axis scaled to [0, 1]."""
         return [_scaled(sizes[axis], values[0], values[-1]) for axis, values in self.axes.items()]
 
     def __iter__(self) -> Iterator[Architecture]:
@@ -85,7 +86,7 @@ class SearchSpace:
                 yield uniform
 
     def _spread(self, uniform: Architecture) -> Iterator[Architecture]:
-        """What the space has of these average sizes, each once."""
+        """The architectures of the space with these average sizes, each once."""
         if self.neuron_values is None or 0 in (self.allocated or (0,)):
             yield uniform
         if self.neuron_values is not None and 1 in self.allocated:
@@ -94,14 +95,14 @@ class SearchSpace:
                 yield other
 
     def feasible(self, budget: Budget) -> Iterator[Architecture]:
-        """The architectures inside the band, lazily, in grid order."""
+        """Yields the architectures inside the band, in grid order."""
         for one in self._uniform():
             if self.shape.parameters(one) in budget:
                 yield from self._spread(one)
 
     @cached_property
     def counts(self) -> tuple[int, ...]:
-        """The distinct parameter counts of the whole space, ascending."""
+        """The distinct parameter counts in the whole space, ascending."""
         return tuple(sorted({self.shape.parameters(one) for one in self._uniform()}))
 
 

@@ -1,1 +1,1 @@
-"""How one candidate is made and judged: pruned from the teacher, distilled, evaluated, exported."""
+"""Makes and judges one candidate: prunes the teacher, distils, evaluates and exports the student."""

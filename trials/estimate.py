@@ -1,4 +1,4 @@
-"""How long a trial will take, from its FLOPs and a measurement of this machine that takes under a second."""
+"""Estimates how long a trial takes, from its FLOPs and a speed test of this machine that takes under a second."""
 
 from __future__ import annotations
 
@@ -10,21 +10,22 @@ import torch
 from search_spaces.architecture import Architecture
 from search_spaces.shape import ModelShape
 from trials.losses.precision import training_precision
-from trials.recipe import SCREEN_CALIBRATION, SCREEN_VALIDATION, Recipe, Way
+from trials.recipe import SCREEN_CALIBRATION, SCREEN_VALIDATION, Recipe
 from trials.teacher.second_moments import moments_count
 from trials.teacher.streams import most_windows
-from trials.teacher.targets import way_for
+from trials.teacher.targets import Way, way_for
 
 PROBE_SECONDS = 0.3
 PROBE_TOKENS = {"cpu": 1024, "cuda": 16384}
-# Share of a bare matrix product's speed that a trial reaches: softmax, norms, attention, the optimizer take the rest.
+# The share of a bare matrix product's speed that a trial reaches. Softmax, norms, attention and the optimizer take the
+# rest.
 EFFICIENCY = {"cpu": 0.55, "cuda": 0.35}
 
 
 def estimate_seconds(shape: ModelShape, architecture: Architecture, recipe: Recipe, device: str) -> float:
-    """Seconds for a full trial of ``architecture`` on this machine's ``device``, alone on it; right within about 2x.
+    """Seconds of a full trial of ``architecture`` that has this machine's ``device`` to itself, within about 2x.
 
-    Without what is done once for all trials: corpus, importance scores, the teacher's streams and targets.
+    Work that is shared by all trials is not counted: corpus, importance scores, the teacher's streams and targets.
     """
     work = training_flops(shape, architecture, recipe, device) + evaluation_flops(shape, architecture, recipe)
     work += refit_flops(shape, architecture, recipe, refit_windows(shape, recipe, device))
@@ -32,7 +33,7 @@ def estimate_seconds(shape: ModelShape, architecture: Architecture, recipe: Reci
 
 
 def estimate_screen_seconds(shape: ModelShape, architecture: Architecture, recipe: Recipe, device: str) -> float:
-    """Seconds for screening ``architecture``, as `estimate_seconds`."""
+    """Seconds of screening ``architecture``; otherwise as `estimate_seconds`."""
     return _seconds(screen_flops(shape, architecture, recipe, SCREEN_CALIBRATION, SCREEN_VALIDATION), shape, device)
 
 
@@ -41,9 +42,9 @@ def _seconds(work: int, shape: ModelShape, device: str) -> float:
 
 
 def training_flops(shape: ModelShape, architecture: Architecture, recipe: Recipe, device: str) -> int:
-    """FLOPs of all training steps: the student forward and backward (twice a forward), and the teacher.
+    """FLOPs of all training steps: the student's forward and backward pass (twice the forward), and the teacher's work.
 
-    Where the text has a share in the loss, the student's output projection is worked through for it once more.
+    With a ``text_share``, the student's output projection is computed once more for the text loss.
     """
     length, way = recipe.sequence_length, way_for(shape, recipe.tokens, device, recipe.teacher_targets)
     step = 3 * shape.flops_per_token(architecture, length) + teacher_flops(shape, length, way)
@@ -53,37 +54,37 @@ def training_flops(shape: ModelShape, architecture: Architecture, recipe: Recipe
 
 
 def teacher_flops(shape: ModelShape, length: int, way: Way) -> int:
-    """FLOPs of the teacher for a token of a step: all of it, its output projection, or nothing (`trials.teacher.targets`)."""
+    """FLOPs of the teacher for one token: a whole pass, its output projection, or none (`trials.teacher.targets`)."""
     ways = {"online": shape.flops_per_token(shape.full, length), "cached": 2 * shape.vocab * shape.hidden, "drawn": 0}
     return ways[way]
 
 
 def evaluation_flops(shape: ModelShape, architecture: Architecture, recipe: Recipe) -> int:
-    """FLOPs of reading all validation texts before training and at every rung."""
-    readings = (len(recipe.rungs) + 1) * (1 + len(recipe.validation))
-    return readings * recipe.validation_tokens * shape.flops_per_token(architecture, recipe.sequence_length)
+    """FLOPs of evaluating all validation texts before training and at every rung."""
+    evaluations = (len(recipe.rungs) + 1) * (1 + len(recipe.validation))
+    return evaluations * recipe.validation_tokens * shape.flops_per_token(architecture, recipe.sequence_length)
 
 
 def screen_flops(
     shape: ModelShape, architecture: Architecture, recipe: Recipe, calibration: int, validation: int
 ) -> int:
-    """FLOPs of screening a student (see `trials.screen.screen`) on so many tokens of each text."""
+    """FLOPs of `trials.screen.screen` with ``calibration`` tokens and ``validation`` tokens of each text."""
     length, texts = recipe.sequence_length, 1 + len(recipe.validation)
-    reading = texts * max(1, validation // length) * length * shape.flops_per_token(architecture, length)
-    return refit_flops(shape, architecture, recipe, max(1, calibration // length)) + reading
+    evaluation = texts * max(1, validation // length) * length * shape.flops_per_token(architecture, length)
+    return refit_flops(shape, architecture, recipe, max(1, calibration // length)) + evaluation
 
 
 def refit_windows(shape: ModelShape, recipe: Recipe, device: str) -> int:
-    """How many windows the student of a trial is refitted on."""
+    """The number of windows on which a trial refits its student."""
     return min(recipe.calibration_samples, most_windows(shape, recipe.sequence_length, device))
 
 
 def refit_flops(shape: ModelShape, architecture: Architecture, recipe: Recipe, windows: int) -> int:
-    """FLOPs of refitting a student: one pass without logits, and two products for each output projection.
+    """FLOPs of refitting a student on ``windows``: one pass without logits, and the sums for each output projection.
 
-    They are the second moments of its inputs, and those of inputs and what is wanted of it, which for a narrower stream
-    is the teacher's turned; once for all tokens, what the projection gives already is taken from those. Solving for the
-    change is left out.
+    For every token these are the second moments of the projection's inputs, and the products of inputs and wanted
+    outputs. For a narrower stream, the wanted outputs are first rotated. The projection's present outputs are
+    subtracted once for all tokens. The cost of solving the least-squares problems is not counted.
     """
     length, hidden = recipe.sequence_length, architecture.hidden
     widths = [*(heads * shape.head_dim for heads in architecture.heads), *architecture.mlp]
@@ -96,7 +97,7 @@ def refit_flops(shape: ModelShape, architecture: Architecture, recipe: Recipe, w
 
 @lru_cache(maxsize=8)
 def _flops_per_second(hidden: int, device: str) -> float:
-    """Speed of the matrix product of an MLP of this width, in the format of training, after a warm-up."""
+    """Measured FLOPs per second of an MLP's matrix product at this width, in the training dtype, after a warm-up."""
     dtype, _ = training_precision(device)
     tokens = torch.ones(PROBE_TOKENS[device], hidden, dtype=dtype, device=device)
     matrix = torch.ones(hidden, 4 * hidden, dtype=dtype, device=device)
@@ -109,9 +110,9 @@ def _flops_per_second(hidden: int, device: str) -> float:
 
 
 def _products(tokens: torch.Tensor, matrix: torch.Tensor, count: int) -> float:
-    """Seconds that ``count`` products take."""
+    """Seconds for ``count`` products."""
     started = time.perf_counter()
     for _ in range(count):
         product = tokens @ matrix
-    float(product[0, 0])  # on CUDA, wait until it is there
+    float(product[0, 0])  # waits for CUDA to finish
     return time.perf_counter() - started

@@ -1,4 +1,4 @@
-"""What a finished search reads on test text: a few figures of each model of its final table, and never before it."""
+"""Evaluates a model on test text. A search does this only at its end, for the models of its final table."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ from trials.text.evaluation_text import TextTask, open_text
 from trials.trial import TrialSpec
 from trials.trial import load_weights as load_student
 
-VERSION = 1  # of what is read and how: raise it, and readings of before are not taken up
+VERSION = 1  # part of the cache key: raise it whenever a metric or its computation changes
 READINGS = "readings.json"
 
 
 @dataclass(frozen=True)
-class ReadingSpec:
-    """The teacher of ``trial``, or its student in the folder ``weights``, to be read on ``tasks``.
+class EvaluationSpec:
+    """One model to evaluate on ``tasks``: the student in the folder ``weights``, or the teacher of ``trial`` if None.
 
-    ``tokens`` is how many of each text at most, from its start; None means all. ``dtype``, a key of `DTYPES`, is the
-    number format of the model; None means that of ``python -m nas.evaluate`` on the device.
+    ``tokens`` is the largest number of tokens taken from the start of each text; None means all. ``dtype``, a key of
+    `DTYPES`, is the model's number format; None means the default of ``python -m nas.evaluate`` on the device.
     """
 
     trial: TrialSpec
@@ -44,17 +44,17 @@ class ReadingSpec:
 
 
 def check_tests(model: str, tasks: Sequence[TextTask], tokens: int | None) -> None:
-    """Open and tokenise all of ``tasks`` for the teacher ``model``, so that no search of hours ends at a wrong one.
+    """Open and tokenise all ``tasks`` for the teacher ``model``, so that a wrong one fails before a long search starts.
 
     Raises InputError.
     """
     _measurements(resolve_model(model), tuple(tasks), tokens)
 
 
-def read_model(spec: ReadingSpec) -> list[Reading]:
-    """The `headline` readings of one model on its tasks, from the cache or taken now.
+def evaluate_on_tests(spec: EvaluationSpec) -> list[Reading]:
+    """The `headline` readings of one model on its tasks, from the cache or measured now.
 
-    They are those that ``python -m nas.evaluate`` gives by the same conventions in the same number format.
+    They equal those of ``python -m nas.evaluate`` with the same conventions and number format.
     """
     path, device = resolve_model(spec.trial.recipe.model), spec.trial.device
     dtype = spec.dtype or DEFAULT_DTYPES[device]
@@ -75,7 +75,7 @@ def read_model(spec: ReadingSpec) -> list[Reading]:
     return [replace(Reading(**one), dtype=dtype) for one in json.loads((folder / READINGS).read_text())]
 
 
-def _load(spec: ReadingSpec, teacher: Path) -> PreTrainedModel:
+def _load(spec: EvaluationSpec, teacher: Path) -> PreTrainedModel:
     if spec.weights is None:
         return load_weights(teacher, torch.float32)
     return load_student(spec.trial, Path(spec.weights))
@@ -83,7 +83,7 @@ def _load(spec: ReadingSpec, teacher: Path) -> PreTrainedModel:
 
 @lru_cache(maxsize=1)
 def _measurements(path: Path, tasks: tuple[TextTask, ...], tokens: int | None) -> tuple[tuple[str, Measurement], ...]:
-    """Of each task, a digest of what is read and the measurement, in the order of ``tasks``."""
+    """For each of ``tasks``, in order: a digest of the tokens to be read, and the measurement."""
     texts = [open_text(task) for task in tasks]
     measurements = headline(texts, load_tokenizer(path), default_length(read_config(path)), tokens)
     return tuple((_content(task.name, one), one) for task, one in zip(tasks, measurements, strict=True))

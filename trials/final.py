@@ -1,4 +1,4 @@
-"""The one door to a final: a finished trial goes on from its own student, on more tokens, and is measured closely."""
+"""Runs one final: trains the student of a finished trial on more tokens and records the loss of every window."""
 
 from __future__ import annotations
 
@@ -25,15 +25,18 @@ from trials.storage.cache import digest
 from trials.storage.durable import MANIFEST, file_sha256
 from trials.trial import TrialResult, TrialSpec, load_student, peak_memory, run_trial
 
-# Of the trials' peak learning rate. At the whole of it the best students of mini came back to where they had begun;
-# at a half all gained, those that were cut hard nearly as much as at the whole.
+# Share of the trials' peak learning rate. At the full rate, the best students of mini only returned to their starting
+# loss. At half of it all students improved, and heavily pruned ones improved nearly as much as at the full rate.
 PEAK_SHARE = 0.5
-VERSION = 5  # of what a final computes: raise it, and results and checkpoints of before are not taken up
+VERSION = 5  # raise it whenever a final computes something else: old results and checkpoints are then not used
 
 
 @dataclass(frozen=True)
 class FinalSpec:
-    """The trial ``trial`` and, after it, ``tokens`` more of the same recipe; ``directory`` is the final's own."""
+    """One final: after ``trial``, train on ``tokens`` more with the same recipe. ``directory`` is the final's own.
+
+    Raises InputError when ``tokens`` is not a multiple of the recipe's ``batch_tokens``.
+    """
 
     trial: TrialSpec
     tokens: int
@@ -46,7 +49,7 @@ class FinalSpec:
 
     @property
     def rungs(self) -> tuple[int, ...]:
-        """Where the loss is measured, in tokens beyond the trial's: half way and at the end."""
+        """The rungs in tokens beyond the trial's: half way and at the end. Validation loss is measured there."""
         batch = self.trial.recipe.batch_tokens
         return tuple(sorted({max(1, self.tokens // batch // share) * batch for share in (2, 1)}))
 
@@ -62,11 +65,12 @@ class FinalSpec:
 
 @dataclass(frozen=True)
 class FinalResult:
-    """A finished final. ``tokens`` counts the trial's too, as does ``curve``, (tokens, validation loss).
+    """The result of a final.
 
-    Losses are in nats per token on validation text: ``trial_loss`` at the end of the trial, ``val_loss`` now, and
-    ``losses`` on each text where there are several; ``windows`` holds that of every window, by the name of its text.
-    ``seconds`` and ``resumed_from`` (tokens) are of the final alone.
+    ``tokens`` and ``curve``, pairs (tokens, validation loss), include the trial. Losses are in nats per token on
+    validation text: ``trial_loss`` at the end of the trial, ``val_loss`` at the end of the final. ``losses`` holds the
+    loss on each text if there are several, and ``windows`` the loss of every window, by the name of its text.
+    ``seconds`` and ``resumed_from`` (tokens) count the final alone.
     """
 
     architecture: Architecture
@@ -83,7 +87,7 @@ class FinalResult:
 
     @property
     def windows_digest(self) -> str:
-        """By which `read_windows` knows the losses of the windows again."""
+        """A digest of ``windows``, which `read_windows` checks."""
         return _digest(self.windows)
 
     def to_dict(self) -> dict[str, Any]:
@@ -100,12 +104,12 @@ class FinalResult:
 
 
 def run_final(spec: FinalSpec, report: Report) -> FinalResult:
-    """Train the student of ``spec.trial`` on ``spec.tokens`` more, and leave it and its losses in ``spec.directory``.
+    """Train the student of ``spec.trial`` on ``spec.tokens`` more. The student and losses go to ``spec.directory``.
 
-    It has a warm-up and a cosine of its own, to `PEAK_SHARE` of the trial's peak, and fresh moments; its batches
-    follow on those of the trial, from text that no trial has seen as far as there is any. A trial that is not there
-    yet is run first, in its own directory. Everything else - reports, interruptions, repeated calls, errors - is as
-    in `run_trial`; ``report`` counts the trial's tokens too.
+    A trial that has not been run is run first, in its own directory. The final has its own warm-up and cosine
+    schedule, with `PEAK_SHARE` of the trial's peak learning rate, and fresh optimizer state. Its batches continue the
+    trial's sequence. They take text that no trial has seen, as far as there is any. ``report`` receives token counts
+    that include the trial's. Reports, interruptions, repeated calls and errors are otherwise as in `run_trial`.
     """
     trial = run_trial(spec.trial, report)
     directory, recipe = Path(spec.directory), spec.trial.recipe
@@ -116,7 +120,7 @@ def run_final(spec: FinalSpec, report: Report) -> FinalResult:
     identity = digest(VERSION, what, trial.architecture.key, start, common.fingerprint)
 
     def later(tokens: int, metrics: dict[str, float]) -> None:
-        if tokens:  # the reading before it is the trial's last
+        if tokens:  # the loss at 0 tokens is the trial's last, which was reported
             report(trial.tokens + tokens, metrics)
 
     finished = read_result(directory, identity, FinalResult.from_dict, later)
@@ -130,10 +134,10 @@ def run_final(spec: FinalSpec, report: Report) -> FinalResult:
 
 
 def read_windows(directory: Path, windows_digest: str) -> WindowLosses | None:
-    """The losses of all windows that a final left in ``directory``; None when they are not there as they were."""
+    """The window losses that a final left in ``directory``; None if they are missing or do not match the digest."""
     try:
         result = FinalResult.from_dict(json.loads((directory / RESULT).read_text())["result"])
-    except (OSError, ValueError, KeyError, TypeError):  # none, torn, or of another making: it is to be made again
+    except (OSError, ValueError, KeyError, TypeError):  # missing, truncated or of another version: run the final again
         return None
     if result.windows_digest != windows_digest:
         return None
@@ -150,7 +154,8 @@ def _train(spec: FinalSpec, trial: TrialResult, common: Shared, identity: str, r
         torch.cuda.reset_peak_memory_stats()
     student = load_student(spec.trial).to(spec.trial.device)
     if compiles(spec.trial.device)[0] and trial.architecture.is_uniform:
-        compile_layers(common.targets.family, student)  # seconds; trials are shorter and of many shapes
+        # Compiling takes seconds. That does not pay off in trials, which are shorter and have many shapes.
+        compile_layers(common.targets.family, student)
     settings = DistillSettings(
         spec.tokens,
         spec.rungs,

@@ -1,4 +1,4 @@
-"""What all trials of a study share: the recipe, and the teacher, text and importance scores that follow from it."""
+"""Loads or computes what all trials of a study share: teacher, text, importance scores, streams and targets."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from search_spaces.shape import ModelShape
 from trials.families.lookup import family_of
 from trials.losses.window_losses import WindowLosses, mean_loss, text_losses, window_losses
 from trials.prune.importance import ImportanceScores, load_importance
-from trials.recipe import Recipe, Way
+from trials.recipe import Recipe
 from trials.storage.cache import Cache, digest
 from trials.teacher.source import resolve_model
 from trials.teacher.streams import Streams, load_streams
-from trials.teacher.targets import Targets, compute_share, load_targets
+from trials.teacher.targets import Targets, Way, compute_share, load_targets
 from trials.teacher.teacher import Teacher, load_teacher
 from trials.text.corpus import Corpus, load_corpus, windows
 from trials.text.validation import add_validation
@@ -32,9 +32,11 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Preparation:
-    """What was found before the first trial. ``teacher_loss`` is on the validation text, in nats per token, and the
-    mean of ``teacher_losses`` where there are several;
-    ``importance_key`` is of the scores themselves; ``importance_cached`` says that they were not computed anew.
+    """Results of the preparation before the first trial.
+
+    ``teacher_loss`` is the teacher's validation loss in nats per token, averaged over ``teacher_losses`` if there are
+    several texts. ``importance_key`` is a digest of the importance scores; ``importance_cached`` says whether they
+    came from the cache. ``seconds`` is the time that the preparation took.
     """
 
     shape: ModelShape
@@ -59,9 +61,10 @@ class Preparation:
 
 @dataclass(frozen=True)
 class Shared:
-    """The loaded values themselves, and whether the scores came from the cache.
+    """What all trials of a study share, loaded in this process.
 
-    ``first`` windows of the training text are those that trials read; the others are for finals.
+    ``scores_cached`` says whether the scores came from the cache. Trials use the ``first`` windows of the training
+    text; the others are for finals.
     """
 
     teacher: Teacher
@@ -85,9 +88,9 @@ class Shared:
 
 
 def prepare(recipe: Recipe, cache: str, device: str) -> Preparation:
-    """Load or compute everything that trials of ``recipe`` share, and the teacher's own validation loss.
+    """Load or compute everything that the trials of ``recipe`` share, and the teacher's validation loss.
 
-    ``cache`` is the folder of the shared store. Raises InputError when the model or the corpus cannot be used.
+    ``cache`` is the folder of the shared cache. Raises InputError when the model or the corpus cannot be used.
     """
     started = time.perf_counter()
     common = shared(recipe, cache, device)
@@ -106,23 +109,23 @@ def prepare(recipe: Recipe, cache: str, device: str) -> Preparation:
 
 
 def prepare_targets(recipe: Recipe, cache: str, device: str, place: int, shares: int) -> None:
-    """Compute share number ``place`` of ``shares`` of the teacher's targets, for a `prepare` that runs elsewhere."""
+    """Compute share number ``place`` of ``shares`` of the teacher's targets, which a `prepare` elsewhere will use."""
     teacher, store, length = _teacher(resolve_model(recipe.model), device), Cache(Path(cache)), recipe.sequence_length
     corpus = _corpus(teacher, recipe.corpus, recipe.text_tokens, recipe.validation_tokens, length, store)
     compute_share(teacher, corpus, length, store, recipe.teacher_targets, place, shares)
 
 
 def teacher_windows(recipe: Recipe, cache: str, device: str) -> WindowLosses:
-    """The teacher's own loss on every validation window, from the cache or measured."""
+    """The teacher's loss on every validation window, by the name of the text; from the cache or measured now."""
     common = shared(recipe, cache, device)
     texts = {name: windows(tokens, recipe.sequence_length) for name, tokens in common.corpus.texts.items()}
     return {name: _teacher_losses(common.teacher, text, Cache(Path(cache))) for name, text in texts.items()}
 
 
 def shared(recipe: Recipe, cache: str, device: str, more: int = 0) -> Shared:
-    """Teacher, corpus, targets and scores of ``recipe``, kept in this process for the trials to come.
+    """Teacher, corpus, targets, scores and streams of ``recipe``. This process keeps them for later trials.
 
-    ``more`` tokens of training text follow those that a trial reads, as far as there are any.
+    The corpus has up to ``more`` further tokens of training text, behind those of the trials.
     """
     return _shared(
         resolve_model(recipe.model),
@@ -158,7 +161,10 @@ def _shared(
     corpus = add_validation(corpus, further, teacher.tokenizer, cache, validation_tokens)
     for name, tokens in corpus.texts.items():
         if len(tokens) < length:
-            raise InputError(f"--validation {name}: its text is shorter than one window of {length} tokens")
+            raise InputError(
+                f"--validation {name}: its text is shorter than one window of {length} tokens; give more text or a "
+                "smaller --sequence-length"
+            )
     calibration = windows(corpus.train, length)[:samples]
     scores, cached = load_importance(teacher, calibration, cache)
     streams = load_streams(teacher, calibration, cache)
@@ -171,11 +177,17 @@ def _corpus(
     teacher: Teacher, source: str, train_tokens: int, validation_tokens: int, length: int, cache: Cache
 ) -> Corpus:
     if length > teacher.shape.positions:
-        raise InputError(f"sequence length {length}: the teacher reads at most {teacher.shape.positions} tokens")
+        raise InputError(
+            f"sequence length {length}: the teacher reads at most {teacher.shape.positions} tokens; give a smaller "
+            "--sequence-length"
+        )
     corpus = load_corpus(source, teacher.tokenizer, cache, train_tokens, validation_tokens)
     for side in ("train", "validation"):
         if len(getattr(corpus, side)) < length:
-            raise InputError(f"corpus {source}: its {side} text is shorter than one window of {length} tokens")
+            raise InputError(
+                f"corpus {source}: its {side} text is shorter than one window of {length} tokens; give more text or a "
+                "smaller --sequence-length"
+            )
     return corpus
 
 
@@ -188,7 +200,7 @@ def _teacher_losses(teacher: Teacher, text: NDArray[np.integer], cache: Cache) -
     model = teacher.model
 
     def write(folder: Path) -> None:
-        log.info("reading the teacher's own loss on %s validation tokens", f"{text.size:,}")
+        log.info("measuring the teacher's loss on %s validation tokens", f"{text.size:,}")
         np.save(folder / "losses.npy", window_losses(model, family_of(model.config), text))
 
     key = digest(teacher.fingerprint, str(model.dtype), text.shape[1], _content(text))

@@ -1,34 +1,38 @@
-"""How the trials of a study are made, in numbers and names: what two of them must share to be compared."""
+"""The recipe of a study: all settings that trials must share so that their results can be compared."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from search_spaces.errors import InputError
 
-VERSION = 5  # of what a trial computes: raise it, and results and checkpoints of before are not taken up
-SCREEN_CALIBRATION, SCREEN_VALIDATION = 8_192, 8_192  # tokens that a student is screened on: docs/results.md
+if TYPE_CHECKING:  # the code of models takes seconds to import
+    from trials.teacher.targets import Way
 
-Way = Literal["cached", "drawn", "online"]
+VERSION = 5  # raise it whenever a trial computes something else: old results and checkpoints are then not used
+SCREEN_CALIBRATION, SCREEN_VALIDATION = 8_192, 8_192  # tokens of each text in a screening: docs/lab/search.md
 
-LATER = ("validation", "teacher_targets", "text_share")  # parts that recipes did not have from the start
+LATER = ("validation", "teacher_targets", "text_share")  # fields that were added later; see `Recipe.to_dict`
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How every trial of a study is made; results of one recipe can be compared.
+    """The settings of every trial of a study. Only results of the same recipe can be compared.
 
-    ``tokens`` are distilled in a full trial, ``batch_tokens`` of them in each optimizer step, in windows of
-    ``sequence_length``; ``rungs`` (tokens, ascending, the last is ``tokens``) say where validation loss is
-    measured, on ``validation_tokens`` of the corpus' own held-out text and of each of ``validation``, (name, source)
-    of further texts; the mean over texts decides. ``calibration_samples`` windows are read for the importance scores.
-    ``teacher_targets`` are as `trials.teacher.targets.way_for` says, None included; ``text_share`` of the loss is of the text.
+    - A full trial distils ``tokens`` tokens, ``batch_tokens`` in each optimizer step, in windows of
+      ``sequence_length`` tokens.
+    - Validation loss is measured at the ``rungs`` (tokens, ascending; the last is ``tokens``), on at most
+      ``validation_tokens`` tokens of the corpus' held-out text and of each further text in ``validation``, pairs (name,
+      source). The mean over texts decides.
+    - Importance scores are computed on ``calibration_samples`` windows.
+    - ``teacher_targets`` is as in `trials.teacher.targets.way_for`; None chooses automatically.
+    - ``text_share`` of the loss is cross-entropy with the text; the rest is the KL divergence from the teacher.
 
-    Raises InputError when the numbers do not fit together.
+    Raises InputError when the numbers are inconsistent.
     """
 
     model: str
@@ -51,11 +55,11 @@ class Recipe:
 
     @property
     def text_tokens(self) -> int:
-        """Tokens of training text that trials and calibration read."""
+        """Tokens of training text that trials and calibration need."""
         return max(self.tokens, self.calibration_samples * self.sequence_length)
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON form. What was not always a part of a recipe is left out where nothing is said of it."""
+        """JSON form. Fields of `LATER` are left out when empty, so that digests of older recipes stay the same."""
         value = {**asdict(self), "rungs": list(self.rungs), "validation": [list(one) for one in self.validation]}
         return {name: one for name, one in value.items() if name not in LATER or one}
 

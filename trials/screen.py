@@ -1,4 +1,4 @@
-"""What is measured of an architecture before any retraining: the loss of its student, and how fast it generates."""
+"""Measures an architecture before any retraining: its student's validation loss and its generation latency."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ from trials.trial import TrialSpec
 
 
 def screen(spec: TrialSpec, calibration: int = SCREEN_CALIBRATION, validation: int = SCREEN_VALIDATION) -> float:
-    """The validation loss in nats per token of the student of ``spec``, pruned and refitted, not retrained.
+    """The validation loss of the pruned and refitted student of ``spec`` without retraining, in nats per token.
 
-    As a trial measures it at 0 tokens, but on the first ``calibration`` tokens of the text for refits and the first
-    ``validation`` tokens of each validation text, whose mean it is; at least a window of each. Nothing is written.
+    A trial measures the same at 0 tokens, on more text. Here the refit uses the first ``calibration`` tokens, and the
+    loss is the mean over validation texts of their first ``validation`` tokens; at least one window each. Nothing is
+    written to disk.
     """
     recipe, common = spec.recipe, shared(spec.recipe, spec.cache, spec.device)
     common.teacher.shape.check(spec.architecture)
@@ -32,10 +33,10 @@ def screen(spec: TrialSpec, calibration: int = SCREEN_CALIBRATION, validation: i
 
 
 def latency(spec: TrialSpec) -> float:
-    """Median milliseconds of a generated token, one sequence, behind a prompt of half a training window.
+    """Median milliseconds per generated token, for one sequence after a prompt of half a training window.
 
-    Of the teacher's slices in the format that it is loaded in: float32 on a CPU, with as many threads as the process
-    has, bfloat16 on CUDA. Values of weights do not matter to it.
+    Times the pruned student without a refit, because the values of weights do not change the latency. Its dtype is the
+    teacher's: float32 on a CPU, with all threads of the process, and bfloat16 on CUDA.
     """
     common = shared(spec.recipe, spec.cache, spec.device)
     common.teacher.shape.check(spec.architecture)

@@ -1,4 +1,4 @@
-"""The one door to a trial: an architecture goes in, a trained student and its losses come out."""
+"""Runs one trial: prunes the teacher to an architecture, trains the student, and measures its losses."""
 
 from __future__ import annotations
 
@@ -41,7 +41,9 @@ __all__ = [
 
 @dataclass(frozen=True)
 class TrialSpec:
-    """One trial. ``directory`` is its own, ``cache`` is shared by all (both absolute); ``device`` "cpu" or "cuda"."""
+    """One trial. ``directory`` is its own, ``cache`` is shared by all; both are absolute paths. ``device`` is "cpu" or
+    "cuda".
+    """
 
     recipe: Recipe
     architecture: Architecture
@@ -62,13 +64,16 @@ class TrialSpec:
 
 @dataclass(frozen=True)
 class TrialResult:
-    """A finished trial. Losses are in nats per token: ``val_loss`` and ``zero_shot_loss`` (before retraining) on
-    validation text, ``kl`` to the teacher in training, over the last rung. ``curve`` is (tokens, validation loss).
-    ``losses`` are those on each validation text, by name, where there are several; ``val_loss`` is their mean.
+    """The result of a trial. Losses are in nats per token.
 
-    ``seconds`` and ``tokens_per_second`` are of distilling and measuring. ``peak_memory_bytes`` is of the
-    allocator on CUDA and of the whole process, so far, on a CPU. ``resumed_from`` is the tokens that were there
-    already. ``weights`` is the folder of the student, for `load_student`.
+    - ``val_loss`` and ``zero_shot_loss`` are validation losses after and before retraining.
+    - ``losses`` holds the validation loss on each text, by name, if there are several. ``val_loss`` is their mean.
+    - ``kl`` is the mean training KL divergence from the teacher, over the steps of the last rung.
+    - ``curve`` holds pairs (tokens, validation loss).
+    - ``seconds`` and ``tokens_per_second`` cover distillation and its evaluations.
+    - ``peak_memory_bytes`` is the allocator's peak on CUDA, and the peak of the whole process so far on a CPU.
+    - ``resumed_from`` is the number of tokens that were distilled before this call.
+    - ``weights`` is the folder of the student.
     """
 
     architecture: Architecture
@@ -98,11 +103,11 @@ class TrialResult:
 
 
 def run_trial(spec: TrialSpec, report: Report) -> TrialResult:
-    """Prune the teacher to ``spec.architecture``, distil, measure, and leave the student in ``spec.directory``.
+    """Prune the teacher to ``spec.architecture``, distil, evaluate, and save the student in ``spec.directory``.
 
-    ``report(tokens, {"val_loss", "seconds", "kl"})`` is called at 0 tokens (without "kl") and at every rung, when
-    what was reached there is durable. Called again with the same spec, a finished trial is returned as it was and
-    an interrupted one goes on from its checkpoint; readings made before are reported once more.
+    ``report(tokens, {"val_loss", "seconds", "kl"})`` is called at 0 tokens (without "kl") and at every rung, after the
+    rung's checkpoint is on disk. Another call with the same spec returns the result of a finished trial, or continues
+    an interrupted one from its checkpoint. It first repeats the reports made before.
 
     Raises InputError for a wrong input and NonFiniteLoss when training diverges.
     """
@@ -116,21 +121,21 @@ def run_trial(spec: TrialSpec, report: Report) -> TrialResult:
         return replace(finished, resumed_from=finished.tokens, weights=str(directory / STUDENT))
     try:
         return _train(spec, common, identity, report)
-    finally:  # the student is gone with the frame above; its memory goes back to the other trials on the device
+    finally:  # `_train` has returned and freed the student: give its memory back to other trials on the device
         if spec.device == "cuda":
             torch.cuda.empty_cache()
 
 
 def load_student(spec: TrialSpec) -> PreTrainedModel:
-    """The student that the finished trial ``spec`` left, in float32 on the CPU, in eval mode.
+    """The student of the finished trial ``spec``, in float32 on the CPU, in eval mode.
 
-    Raises FileNotFoundError when it is not there or damaged.
+    Raises FileNotFoundError when it is missing or damaged.
     """
     return load_weights(spec, Path(spec.directory) / STUDENT)
 
 
 def load_weights(spec: TrialSpec, folder: Path) -> PreTrainedModel:
-    """`load_student` for a ``folder`` that a later training of the same architecture left."""
+    """As `load_student`, from the ``folder`` of a later training of the same architecture."""
     if problem := damage(folder):
         raise FileNotFoundError(f"student {folder}: {problem}; run the trial again")
     config = read_config(resolve_model(spec.recipe.model))
@@ -184,7 +189,7 @@ def _result(spec: TrialSpec, shape: ModelShape, outcome: DistillResult) -> Trial
 
 
 def peak_memory(device: str) -> int:
-    """Bytes at the peak: of the allocator on CUDA, of this process so far on a CPU."""
+    """Peak memory in bytes: of the allocator on CUDA, of this process so far on a CPU."""
     if device == "cuda":
         return torch.cuda.max_memory_allocated()
     unit = 1 if sys.platform == "darwin" else 1024  # getrusage counts in KiB, except on macOS

@@ -1,1 +1,1 @@
-"""Benchmarks of distillation: the step, its loss, its targets, a GPU."""
+"""Benchmarks of distillation: the training step, its losses, its targets, and a GPU."""

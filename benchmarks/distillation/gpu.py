@@ -1,17 +1,21 @@
-"""Everything that is to be measured on a GPU, in one command and one JSON file; torch and transformers are enough.
+"""Measures training and preparation on a GPU, in one command and to one JSON file.
 
     python -m benchmarks.distillation.gpu --output gpu.json
-    python -m benchmarks.distillation.gpu --small --device cpu --output smoke.json    # does it run at all?
+    python -m benchmarks.distillation.gpu --small --device cpu --output smoke.json    # a quick test that it runs
 
-A teacher of gpt2-medium's shape with random weights is cut to 254M parameters; text is random tokens: what a step costs
-does not depend on either. Measured are optimizer steps of the distillation loop (`trials.distill.distill`) with the teacher
-online, with its stored states and with tokens that it has drawn, layers compiled or not, against a straightforward loop
-(all logits, in float32 and under autocast), with the peak memory of each; the loss alone, as the loop has it, not
-compiled, and Liger Kernel's if that is installed, with the errors of each against float64; and what comes before the
-first step: scores, streams, slices, refit, screening, latency. Model FLOP utilisation counts the forward and backward
-pass of the student, attention to all of the context included, and the teacher's forward pass, output projection or
-nothing, as `trials.estimate` does, over the peak of the device's bfloat16 tensor cores without sparsity; that of a bare
-matrix product is measured beside it. Every figure is a median of ``repeats`` after a warm-up.
+It needs only torch and transformers. A teacher of gpt2-medium's shape with random weights is pruned to 254M parameters,
+and the text is random tokens, because the cost of a step depends on neither. Measured are
+
+- optimizer steps of the distillation loop (`trials.distill.distill`) with the teacher online, with its stored states
+  and with drawn tokens, with and without compiled layers, and of a straightforward loop (all logits, in float32 and
+  under autocast): tokens per second, utilisation and peak memory;
+- the loss alone: ours, ours not compiled, and Liger Kernel's if it is installed, with errors against float64;
+- the work before the first step: scores, streams, slices, refit, screening and latency;
+- a bare matrix product.
+
+Model FLOP utilisation is FLOPs per second over the peak of the device's bfloat16 tensor cores without sparsity. As in
+`trials.estimate`, FLOPs are the student's forward and backward pass, with attention over the whole context, and the
+teacher's forward pass, output projection or nothing. Values are medians of ``repeats`` repetitions after a warm-up.
 """
 
 from __future__ import annotations
@@ -50,15 +54,15 @@ from trials.losses.precision import autocast, compiles, training_precision
 from trials.losses.window_losses import window_losses
 from trials.prune.importance import ImportanceScores, compute_importance
 from trials.prune.prune import prune
-from trials.recipe import Recipe, Way
+from trials.recipe import Recipe
 from trials.storage.cache import Cache
 from trials.teacher.streams import Streams, load_streams
-from trials.teacher.targets import load_targets
+from trials.teacher.targets import Way, load_targets
 from trials.teacher.teacher import Teacher
 from trials.text.corpus import Corpus, windows
 
 STEPS: dict[str, Way] = {"teacher online": "online", "stored states": "cached", "drawn tokens": "drawn"}
-# bfloat16 FLOP/s without sparsity, from NVIDIA's data sheets (SXM), by a part of the device's name.
+# Peak bfloat16 FLOP/s without sparsity, from NVIDIA's data sheets (SXM), by a part of the device's name.
 PEAKS = {"H200": 989e12, "H100": 989e12, "A100": 312e12}
 
 
@@ -67,7 +71,7 @@ MEDIUM_STUDENT = Architecture.uniform(24, 1024, 12, 2560)  # 254,104,576 paramet
 
 @dataclass(frozen=True)
 class Sizes:
-    """Of the teacher, of its student, and of what is timed; ``batch`` and ``calibration`` in tokens."""
+    """Sizes of the teacher, the student and the timed work. ``batch`` and ``calibration`` are in tokens."""
 
     layers: int = 24
     hidden: int = 1024
@@ -114,7 +118,7 @@ class Bench:
         return prune(self.teacher.model, self.scores, self.sizes.student, self.streams if refitted else None).float()
 
     def seconds(self, run: Callable[[], Any]) -> float:
-        """Median seconds of ``run``, after one that does not count."""
+        """Median seconds of ``run``, after one untimed call."""
         found = []
         for _ in range(self.sizes.repeats + 1):
             self.synchronize()
@@ -129,7 +133,7 @@ class Bench:
             torch.cuda.synchronize()
 
     def preparation(self) -> dict[str, float]:
-        """Seconds of what comes before the first step of a trial."""
+        """Seconds of the work before the first step of a trial."""
         sizes, model = self.sizes, self.teacher.model
         calibration = self.text[: sizes.calibration // sizes.length]
         tokens = torch.from_numpy(calibration.astype(np.int64))
@@ -153,7 +157,7 @@ class Bench:
         return found
 
     def step(self, way: Way, compiled: bool) -> dict[str, float]:
-        """Our loop: tokens in a second, share of the peak, peak memory."""
+        """Our loop: tokens per second, utilisation, peak memory, and seconds to the first step."""
         length, teacher = self.sizes.length, self.teacher
         student = self.student()
         if compiled:
@@ -174,15 +178,15 @@ class Bench:
                 tempfile.TemporaryDirectory() as folder,
                 mock.patch("trials.distill.distill.save_checkpoint", _nothing),
             ):
-                readings = distill(student, targets, self.corpus, one, Path(folder), lambda *_: None).rungs
-            validating, whole = (reading.metrics["seconds"] for reading in readings)
+                rungs = distill(student, targets, self.corpus, one, Path(folder), lambda *_: None).rungs
+            validating, whole = (rung.metrics["seconds"] for rung in rungs)
             if not speeds:
                 first = time.perf_counter() - started
             speeds.append(one.tokens / (whole - 2 * validating))
         return {**self._figures(statistics.median(speeds[1:]), way), "first_step_seconds": first}
 
     def losses(self) -> dict[str, float]:
-        """Tokens in a second of the loss and its gradients alone, by what computes it, and relative errors."""
+        """The loss and its gradients alone, by implementation: tokens per second, peak memory, relative errors."""
         states, few = self._states(min(self.sizes.batch, 16_384)), self._states(self.sizes.length)
         found: dict[str, float] = {}
         for name, loss in loss_ways(self.device).items():
@@ -199,7 +203,7 @@ class Bench:
         return found
 
     def _states(self, count: int) -> tuple[Tensor, ...]:
-        """Final states and output projection of a student, which want gradients, and of a teacher."""
+        """Random final states and output projections of a student (with gradients) and of a teacher."""
         generator, sizes = torch.Generator(self.device).manual_seed(0), self.sizes
         dtype = training_precision(self.device)[0]
 
@@ -212,7 +216,7 @@ class Bench:
         return *own, some(count, sizes.hidden, dtype), some(sizes.vocab, sizes.hidden, dtype)
 
     def _errors(self, loss: Loss, given: tuple[Tensor, ...]) -> dict[str, float]:
-        """Of the value and both gradients, against float64; |found - exact| / |exact|."""
+        """The errors of the loss and both gradients against float64: |found - exact| / |exact|."""
         exact = [one.detach().double().requires_grad_(one.requires_grad) for one in given]
         own, target = (F.log_softmax(states @ weight.T, -1) for states, weight in (exact[:2], exact[2:]))
         value = F.kl_div(own, target, log_target=True, reduction="batchmean")
@@ -224,13 +228,13 @@ class Bench:
         return {name: float((one.double() - two).norm() / two.norm()) for name, one, two in pairs}
 
     def product(self) -> dict[str, float]:
-        """FLOP/s of a bare matrix product."""
+        """FLOPs per second of a bare matrix product."""
         size = 8192 if self.device == "cuda" else 256
         one, other = (torch.randn(size, size, device=self.device).to(training_precision(self.device)[0]) for _ in "ab")
         return {"flops_per_second": 10 * 2 * size**3 / self.seconds(lambda: [one @ other for _ in range(10)])}
 
     def straightforward(self, mixed: bool) -> dict[str, float]:
-        """As one would first write it: the teacher reads every batch, all logits are kept; as small as memory asks."""
+        """A straightforward loop: the teacher runs on every batch and all logits are kept, in small micro-batches."""
         student, windows_left = self.student(), self.sizes.batch // self.sizes.length
         optimizer, teacher = make_optimizer(student, 1e-5), self.teacher.model
         micro = max(1, min(windows_left, 4))
@@ -269,15 +273,15 @@ class Bench:
 
 
 def _nothing(*_: object) -> None:
-    """Instead of a checkpoint; a mock would keep the student that it is called with."""
+    """Replaces the writing of checkpoints. A mock would keep a reference to the student."""
 
 
 Loss = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
-"""Of a student's states (N, H) and output projection (V, H), and of a teacher's."""
+"""Maps a student's states (N, H) and output projection (V, H), and a teacher's, to the loss."""
 
 
 def loss_ways(device: str) -> dict[str, Loss]:
-    """What is compared in `Bench.losses`."""
+    """The implementations of the loss that `Bench.losses` compares, by name."""
 
     def ours(states: Tensor, weight: Tensor, teacher_states: Tensor, teacher_weight: Tensor) -> Tensor:
         return chunked_kl(states, weight, teacher_states, teacher_weight, gradient_chunk_tokens(len(weight), device))
@@ -304,7 +308,7 @@ def loss_ways(device: str) -> dict[str, Loss]:
 
 
 def machine(device: str) -> dict[str, Any]:
-    """What it ran on."""
+    """The machine and its software."""
     found: dict[str, Any] = {"torch": torch.__version__, "transformers": transformers.__version__}
     found |= {"compiled": compiles(device)[1], "python": platform.python_version(), "cpus": torch.get_num_threads()}
     if device == "cuda":
@@ -313,7 +317,7 @@ def machine(device: str) -> dict[str, Any]:
 
 
 def measure(sizes: Sizes, device: str, folder: Path) -> dict[str, Any]:
-    """All of it; every part is printed when it is there."""
+    """Measure all parts. Each part is printed when it is done."""
     bench, found = Bench(sizes, device, folder), dict[str, Any]()
     found["machine"] = machine(device)
     found["sizes"] = {**asdict(sizes), "student": sizes.student.key, "micro": MICRO_TOKENS[device]}
@@ -339,13 +343,13 @@ def measure(sizes: Sizes, device: str, folder: Path) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
-    parser.add_argument("--small", action="store_true", help="a model of nothing, to see that it runs")
-    parser.add_argument("--batch-tokens", type=int, metavar="N", help="of an optimizer step (32,768)")
-    parser.add_argument("--micro-tokens", type=int, metavar="N", help="of a forward pass (those of the loop)")
+    parser.add_argument("--small", action="store_true", help="a tiny model, to test that it runs")
+    parser.add_argument("--batch-tokens", type=int, metavar="N", help="tokens of an optimizer step (32,768)")
+    parser.add_argument("--micro-tokens", type=int, metavar="N", help="tokens of a forward pass (as in the loop)")
     parser.add_argument("--output", type=Path, required=True, metavar="FILE.json")
     flags = parser.parse_args()
     if flags.device == "cuda" and not torch.cuda.is_available():
-        parser.error("--device cuda: torch sees no GPU; give --device cpu --small to try it")
+        parser.error("--device cuda: torch finds no GPU; give --device cpu --small to try it")
     sizes = SMALL if flags.small else Sizes()
     sizes = replace(sizes, batch=flags.batch_tokens or sizes.batch)
     MICRO_TOKENS[flags.device] = flags.micro_tokens or MICRO_TOKENS[flags.device]

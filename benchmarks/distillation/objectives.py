@@ -1,20 +1,21 @@
-"""At which rate and on which loss students learn most from the same tokens.
+r"""Compares learning rates and losses of distillation on the same tokens.
 
     python -m benchmarks.distillation.objectives
-    python -m benchmarks.distillation.objectives --model teachers/SmolLM2-135M-Instruct.Q4_1.gguf --corpus ./wikitext-2 \
-      --budget 100M --tokens-per-trial 8192
+    python -m benchmarks.distillation.objectives --model teachers/SmolLM2-135M-Instruct.Q4_1.gguf \
+      --corpus ./wikitext-2 --budget 100M --tokens-per-trial 8192
 
-Students of the informed first candidates - the teacher cut in depth alone, in width alone, and in all alike - are
-refitted once and trained from there on the same batches: on the KL divergence of their logits at each rate, then at
-the rate of the recipe on
+The informed first candidates (the teacher reduced in depth only, in width only, and in all axes) are pruned and
+refitted once. Copies are then trained on the same batches, first on the KL divergence of logits at each rate, then at
+the recipe's rate on these losses:
 
     T = 2        the KL of logits divided by 2, times 4 (Hinton et al., arXiv 1503.02531)
-    KL + CE      the mean of the KL and of the cross-entropy with the text itself
-    KL + stream  the KL and as much again for the residual stream behind every layer: its squared distance from the
-                 teacher's at the same place, as a share of that one's square, mean over layers (Minitron, arXiv
-                 2407.14679, section 3, has cosines or squares of such states, weighted alike)
+    KL + CE      the mean of the KL and the cross-entropy with the text
+    KL + stream  the KL plus an equally large term for the residual stream after every layer: its squared distance from
+                 the teacher's stream at the same place, relative to the square of that, averaged over layers
+                 (Minitron, arXiv 2407.14679, section 3, uses cosine or squared distances of such states, with the
+                 same weighting)
 
-Printed are validation losses in nats per token, on held-out text of the corpus and on that of ``--validation``.
+Printed are validation losses in nats per token, on the held-out text of the corpus and on the ``--validation`` texts.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ TEMPERATURE = 2.0
 
 
 def states(layers: Sequence[nn.Module]) -> list[Tensor]:
-    """A list that a pass of their model fills with the stream (N, H) behind each of ``layers``."""
+    """A list that the next forward pass fills with the stream (N, H) after each of ``layers``."""
     found: list[Tensor] = []
 
     def keep(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor | tuple[Tensor, ...]) -> None:
@@ -52,7 +53,7 @@ def states(layers: Sequence[nn.Module]) -> list[Tensor]:
 
 
 class Objectives:
-    """The losses that are compared, of students of one architecture; the KL of the trials is not among them."""
+    """The compared losses for students of one architecture, except the KL of the trials."""
 
     NAMES = ("T = 2", "KL + CE", "KL + stream")
 
@@ -65,7 +66,7 @@ class Objectives:
             self.rotation = rotation_to(self.teacher, self.family, common.streams.directions, architecture.hidden)
 
     def named(self, name: str) -> Loss:
-        """The one of `NAMES`."""
+        """The loss ``name``, one of `NAMES`."""
         return dict(zip(self.NAMES, (self.tempered, self.with_text, self.with_stream), strict=True))[name]
 
     def tempered(self, student: PreTrainedModel, places: NDArray[np.int64], tokens: Tensor) -> Tensor:
@@ -83,7 +84,7 @@ class Objectives:
         return (divergence + text_loss(hidden, weight, tokens)) / 2
 
     def with_stream(self, student: PreTrainedModel, places: NDArray[np.int64], tokens: Tensor) -> Tensor:
-        """Behind a layer whose successors were dropped, the place is the one behind those."""
+        """KL + stream. If the layers that followed were removed, the teacher's stream is the one after those."""
         layers = self.family.layers(self.teacher)
         wanted = states([layers[after - 1] for after in [*self.layers[1:], len(layers)]])
         own = states(self.family.layers(student))
@@ -97,7 +98,7 @@ class Objectives:
         return divergence + apart * (divergence.detach() / apart.detach())
 
     def _turned(self, streams: list[Tensor]) -> list[Tensor]:
-        """As the student is to have them, the last one as its final norm is to read it."""
+        """The teacher's streams, rotated as the student's; the last one as its final norm should read it."""
         *before, last = (one.float() for one in streams)
         if self.rotation is None:
             return [*before, last]
@@ -108,7 +109,7 @@ def main() -> None:
     parser = flags_of(__doc__, validation=None, learning_rate=None)
     parser.add_argument("--rates", type=float, nargs="*", default=RATES)
     parser.add_argument("--losses", nargs="*", default=Objectives.NAMES, choices=Objectives.NAMES)
-    parser.add_argument("--students", nargs="+", help="which of the first candidates (all)")
+    parser.add_argument("--students", nargs="+", help="names of first candidates (all)")
     flags = parser.parse_args()
     trainings = Trainings(plan_of(flags))
     rate = trainings.settings.learning_rate

@@ -1,13 +1,16 @@
-"""A step of distillation against the straightforward one: tokens in a second, and the loss that both arrive at.
+r"""Compares the training step with a straightforward one: tokens per second, and the final validation loss.
 
-    python -m benchmarks.distillation.step --model teachers/SmolLM2-135M-Instruct.Q4_1.gguf --corpus ./wikitext-2 --budget 100M
+    python -m benchmarks.distillation.step --model teachers/SmolLM2-135M-Instruct.Q4_1.gguf \
+      --corpus ./wikitext-2 --budget 100M
 
-Straightforward: the teacher reads every batch, all logits are kept, everything is in float32, the allocator as it is.
-Ours: the loop of the trials, as a worker runs it - stored teacher states, the loss by chunks of the vocabulary with its
-gradient, bfloat16 products where the hardware has them, the allocator of `nas.running.tune_run.WORKER_ENVIRONMENT`. Both train
-the same student on the same batches at the same rates. Each repetition is a process of its own, one after the other in
-turns; the teacher's states, which all trials share, are computed before. With ``--teacher-targets drawn`` they are
-tokens that are drawn from its distributions, and the teacher has no part in a step.
+Straightforward: the teacher runs on every batch, all logits are kept, everything is in float32, and the allocator has
+its default settings. Ours: the loop of the trials as a worker runs it, with stored teacher states, loss and gradient by
+chunks of tokens, bfloat16 products where the hardware has them, and the allocator settings of
+`nas.running.session.WORKER_ENVIRONMENT`.
+
+Both train the same student on the same batches at the same rates. Each repetition is a process of its own; the two
+loops take turns. The teacher's states, which all trials share, are computed before. With ``--teacher-targets drawn``
+they are replaced by tokens drawn from its distributions, and a step does not need the teacher.
 """
 
 from __future__ import annotations
@@ -41,7 +44,7 @@ STRAIGHTFORWARD, OURS = "straightforward", "ours"
 
 
 def straightforward(student: PreTrainedModel, common: Shared, settings: DistillSettings) -> float:
-    """Seconds of all steps of ``settings``, written down as one would first write them."""
+    """Seconds of all steps of ``settings`` in a straightforward loop."""
     teacher, train = common.teacher.model, windows(common.corpus.train, settings.sequence_length)
     order = BatchOrder(len(train), settings.batch_windows, settings.seed, settings.first_windows)
     optimizer = make_optimizer(student, settings.learning_rate)
@@ -61,7 +64,7 @@ def straightforward(student: PreTrainedModel, common: Shared, settings: DistillS
 
 
 def ours(student: PreTrainedModel, common: Shared, settings: DistillSettings) -> float:
-    """Seconds of all steps of ``settings`` by `distill`, which also validates twice: on one window here."""
+    """Seconds of all steps of ``settings`` in `distill`. Its two evaluations use one window and are subtracted."""
     corpus = replace(common.corpus, validation=common.corpus.validation[: settings.sequence_length], further=())
     seconds: list[float] = []
     with tempfile.TemporaryDirectory() as folder:
@@ -85,7 +88,7 @@ def repetition(plan: Plan, way: str) -> dict[str, float]:
 
 
 def in_a_process(arguments: list[str], way: str) -> dict[str, float]:
-    """`repetition` in a process of its own, with the allocator of ``way``."""
+    """`repetition` in a process of its own, with the allocator settings of ``way``."""
     environment = {**os.environ, **(WORKER_ENVIRONMENT if way == OURS else {})}
     command = [sys.executable, "-m", "benchmarks.distillation.step", *arguments, "--way", way]
     done = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True)
@@ -103,7 +106,7 @@ def main() -> None:
     if flags.way:
         print(json.dumps(repetition(plan, flags.way)))
         return
-    shared(plan.recipe, str(plan.cache), "cpu")  # what all trials share is there before the first one
+    shared(plan.recipe, str(plan.cache), "cpu")  # computes what all trials share before the first repetition
     ways = [STRAIGHTFORWARD, OURS] * flags.repetitions
     found = [(one, in_a_process(sys.argv[1:], one)) for one in ways]
     speeds = {one: statistics.median(run["speed"] for way, run in found if way == one) for one in ways}

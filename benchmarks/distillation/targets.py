@@ -1,14 +1,18 @@
-"""What a student loses when it sees a part of its teacher's distribution: sparse targets against exact ones.
+r"""Compares sparse targets, which hold a part of the teacher's distribution, with exact ones.
 
     python -m benchmarks.distillation.targets
-    python -m benchmarks.distillation.targets --model teachers/SmolLM2-135M-Instruct.Q4_1.gguf --corpus ./wikitext-2 --budget 100M
+    python -m benchmarks.distillation.targets --model teachers/SmolLM2-135M-Instruct.Q4_1.gguf \
+      --corpus ./wikitext-2 --budget 100M
 
-The same student is trained on the same batches, once on the exact distribution (from the teacher's hidden states, as
-trials are) and once on each kind of sparse target: the ``top`` k tokens with the mass of all others as one more
-outcome, and k tokens ``drawn`` from the distribution with replacement, which is unbiased (random sampling knowledge
-distillation, arXiv 2503.16870), by the code of the trials. Printed are the KL to the teacher on validation text, the
-validation loss, what is kept of a token, and steps in a second; 2 bytes an id, 2 a probability, 4 for all that was
-drawn, 2 a hidden channel.
+The same student is trained on the same batches, once for each kind of targets:
+
+    exact    the whole distribution, from the teacher's hidden states, as in trials
+    top k    the k likeliest tokens, and the mass of all others as one more outcome
+    drawn k  k tokens drawn from the distribution with replacement, by the code of the trials; unbiased (random sampling
+             knowledge distillation, arXiv 2503.16870)
+
+Printed are the KL to the teacher on validation text, the validation loss, the stored bytes per token, and steps per
+second. An id takes 2 bytes, a probability 2, a hidden channel 2, and the likelihood of all drawn tokens 4.
 """
 
 from __future__ import annotations
@@ -31,33 +35,33 @@ EXACT, TOP, DRAWN = "exact", "top", "drawn"
 
 
 class SparseTargets:
-    """A part of the teacher's distributions on the windows that the batches take, of ``kind`` TOP or DRAWN."""
+    """Sparse targets of ``kind`` TOP or DRAWN for the windows in the batches."""
 
     def __init__(self, trainings: Trainings, kind: str, size: int, seed: int = 0) -> None:
         self.trainings, self.kind = trainings, kind
         self.ids, self.shares = _sparse(trainings, kind, size, seed)
 
     def loss(self, student: PreTrainedModel, places: NDArray[np.int64], tokens: Tensor) -> Tensor:
-        """See `Loss`; of drawn tokens, by the code of the trials."""
+        """The loss of a batch, see `Loss`. For drawn tokens it is computed by the code of the trials."""
         family, length = self.trainings.family, tokens.shape[1]
         hidden, weight = family.backbone(student, tokens).flatten(0, 1), family.output_weight(student)
         rows = torch.from_numpy(places[:, None] * length + np.arange(length)).flatten().to(tokens.device)
         ids = self.ids[rows].long()
         if self.kind == TOP:
             return _top_loss(F.linear(hidden, weight).float(), ids, self.shares[rows].float())
-        unknown = torch.zeros(len(ids), device=hidden.device)  # likelihoods, which have no part in the gradient
+        unknown = torch.zeros(len(ids), device=hidden.device)  # likelihoods, which do not affect the gradient
         return chunked_drawn_kl(hidden, weight, ids, unknown, chunk_tokens(len(weight), hidden.device.type))
 
 
 def _top_loss(logits: Tensor, ids: Tensor, shares: Tensor) -> Tensor:
-    """Mean cross-entropy of ``logits`` (N, V) with the ``shares`` (N, k) of tokens ``ids``; others are one outcome."""
+    """Mean cross-entropy of ``logits`` (N, V) with the ``shares`` (N, k) of tokens ``ids`` and of all others as one."""
     own = logits.gather(1, ids) - logits.logsumexp(dim=1, keepdim=True)
     rest = torch.log1p(-own.exp().sum(dim=1).clamp(max=1 - 1e-6))
     return -((shares * own).sum(dim=1) + (1 - shares.sum(dim=1)).clamp(min=0) * rest).mean()
 
 
 def _sparse(trainings: Trainings, kind: str, size: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Token ids (windows * length, size), and for TOP their probabilities, of every place that is trained on."""
+    """Token ids (windows * length, size), and for TOP their probabilities, filled for all windows in the batches."""
     device, length = trainings.device, trainings.settings.sequence_length
     generator = torch.Generator(device).manual_seed(seed)
     train, targets = trainings.train, trainings.common.targets
@@ -78,7 +82,7 @@ def _sparse(trainings: Trainings, kind: str, size: int, seed: int) -> tuple[Tens
 
 
 def line(trainings: Trainings, start: PreTrainedModel, kind: str, size: int, seed: int = 0) -> str:
-    """A row of the table: a copy of ``start`` trained on targets of ``kind``."""
+    """A row of the table: the results of a copy of ``start``, trained on targets of ``kind``."""
     loss = trainings.exact if kind == EXACT else SparseTargets(trainings, kind, size, seed).loss
     student = copy.deepcopy(start)
     speed = trainings.trained(student, loss, trainings.settings.learning_rate)
@@ -91,7 +95,7 @@ def line(trainings: Trainings, start: PreTrainedModel, kind: str, size: int, see
 def main() -> None:
     parser = flags_of(__doc__, tokens_per_trial=32_768)
     parser.add_argument("--sizes", type=int, nargs="+", default=SIZES)
-    parser.add_argument("--draws", type=int, default=1, help="rows of each size with draws of their own")
+    parser.add_argument("--draws", type=int, default=1, help="repetitions of each size with other draws")
     flags = parser.parse_args()
     trainings = Trainings(plan_of(flags))
     architecture = trainings.ideas["balanced"]

@@ -1,4 +1,4 @@
-"""Students trained from one start on the same batches, each its own way: for `targets` and `objectives`."""
+"""Trains students from one start on the same batches with different losses, for `targets` and `objectives`."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from trials.prune.prune import choose, prune
 from trials.teacher.targets import Targets
 from trials.text.corpus import BatchOrder, windows
 
-PART = 1_024  # tokens that both models read at a time when they are compared
+PART = 1_024  # tokens in one forward pass of the two compared models
 
 Loss = Callable[[PreTrainedModel, NDArray[np.int64], Tensor], Tensor]
-"""Of a student on the windows number (n,) with token ids (n, T); in nats per token."""
+"""Maps a student, window numbers (n,) and their token ids (n, T) to a loss in nats per token."""
 
 
 class Trainings:
-    """A teacher, its text and its batches; students of it, ready to be trained again and again."""
+    """A teacher with its text and batches; prunes, trains and evaluates students of it."""
 
     def __init__(self, plan: Plan) -> None:
         self.plan, recipe = plan, plan.recipe
@@ -52,12 +52,12 @@ class Trainings:
         return numbers
 
     def student(self, architecture: Architecture) -> PreTrainedModel:
-        """The teacher cut to ``architecture`` and refitted, in float32."""
+        """The teacher pruned to ``architecture`` and refitted, in float32."""
         common = self.common
         return prune(common.teacher.model, common.scores, architecture, common.streams).float()
 
     def trained(self, student: PreTrainedModel, loss: Loss, rate: float) -> float:
-        """Train ``student`` for all steps at the peak ``rate``; returns steps in a second."""
+        """Train ``student`` in place for all steps at the peak ``rate``. Returns steps per second."""
         settings = replace(self.settings, learning_rate=rate)
         optimizer, started = make_optimizer(student, rate), time.perf_counter()
         for step in range(settings.steps):
@@ -74,21 +74,21 @@ class Trainings:
         return settings.steps / (time.perf_counter() - started)
 
     def exact(self, student: PreTrainedModel, places: NDArray[np.int64], tokens: Tensor) -> Tensor:
-        """KL to the teacher's distribution, as trials take it."""
+        """The KL to the teacher's distribution, as in trials."""
         hidden, weight = self.family.backbone(student, tokens).flatten(0, 1), self.family.output_weight(student)
         return self.common.targets.divergence(hidden, weight, places, tokens)
 
     def loss(self, student: PreTrainedModel) -> float:
-        """On validation text, in nats per token."""
+        """The loss on the corpus's validation text, in nats per token."""
         return validation_loss(student, self.family, self.text)
 
     def losses(self, student: PreTrainedModel) -> list[float]:
-        """On each of the validation texts, in nats per token."""
+        """The loss on each validation text, in nats per token."""
         return [validation_loss(student, self.family, text) for text in self.texts.values()]
 
     @torch.no_grad()
     def divergence(self, student: PreTrainedModel) -> float:
-        """Mean KL to the teacher on validation text, in nats per token."""
+        """The mean KL to the teacher on the corpus's validation text, in nats per token."""
         found, batch, online = [], max(1, PART // self.text.shape[1]), Targets(self.common.teacher)
         for start in range(0, len(self.text), batch):
             tokens = torch.from_numpy(self.text[start : start + batch].astype(np.int64)).to(self.device)

@@ -1,1 +1,1 @@
-"""How the embedded teacher `mini` is made."""
+"""Trains and evaluates the embedded teacher `mini`."""

@@ -1,4 +1,4 @@
-"""What a model of the standard library's text has learnt: bits per byte on text that it has not seen."""
+"""Evaluates a model of the standard library's text: bits per byte on held-out text."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ BATCH = 16
 
 
 def held_out_report(folder: Path) -> dict[str, Any]:
-    """Bits per UTF-8 byte of the held-out documents: the model's, and what simpler means reach on the same bytes.
+    """Bits per UTF-8 byte of the held-out documents, for the model and for simpler compressors.
 
-    gzip and xz get all of it as one file; the unigram figures are entropies of the held-out text itself, so they
-    are less than any unigram model fitted on other text would need.
+    gzip and xz get the whole text as one file. The unigram values are entropies of the held-out text itself, so they
+    are lower bounds for unigram models fitted on other text.
     """
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -50,16 +50,16 @@ def held_out_report(folder: Path) -> dict[str, Any]:
 
 
 def held_out_bits(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> float:
-    """Bits that the model needs for all of the texts."""
+    """Bits that the model needs for all ``texts``."""
     documents = encode(tokenizer, texts)
     return total_nats(model, documents, model.config.n_positions, tokenizer.eos_token_id) / math.log(2)
 
 
 @torch.no_grad()
 def layer_damage(model: PreTrainedModel, tokens: list[int], windows: int = 32) -> list[float]:
-    """How much the mean loss grows, in nats per token, when one layer after another is left out.
+    """For each layer, the increase of the mean loss in nats per token when this layer alone is removed.
 
-    On the first ``windows`` windows of the model's positions, each read on its own.
+    The loss is measured on the first ``windows`` windows of ``tokens``, each as long as the model's positions.
     """
     length = model.config.n_positions
     text = torch.tensor(tokens[: windows * length]).view(-1, length)
@@ -77,10 +77,10 @@ def layer_damage(model: PreTrainedModel, tokens: list[int], windows: int = 32) -
 
 @torch.no_grad()
 def total_nats(model: torch.nn.Module, documents: Sequence[list[int]], length: int, end: int) -> float:
-    """Summed negative log likelihood of every token of every document.
+    """The negative log likelihood of all tokens of all documents, in nats.
 
-    A document is cut into pieces of ``length`` tokens that do not overlap, each behind one end-of-text token in the
-    place of what came before: every token is predicted once, the first of a piece from no context at all.
+    A document is cut into consecutive pieces of ``length`` tokens. Each piece follows one end-of-text token instead of
+    its true context. So every token is predicted once, and the first of a piece has no context.
     """
     pieces = [document[start : start + length] for document in documents for start in range(0, len(document), length)]
     pieces.sort(key=len)
@@ -96,7 +96,7 @@ def _batch_nats(model: torch.nn.Module, pieces: Sequence[list[int]], end: int) -
 
 
 def entropy_bits(symbols: Iterable[int]) -> float:
-    """Bits that an ideal code of the symbols' own frequencies needs for all of them."""
+    """Bits that an ideal code for the symbols' own frequencies needs for all ``symbols``."""
     counts = Counter(symbols)
     total = counts.total()
     return -sum(count * math.log2(count / total) for count in counts.values())

@@ -1,4 +1,4 @@
-"""What `mini` is before it is trained: its shape, its first weights, its tokenizer and its checkpoint's form."""
+"""The model `mini` without its training: shape, initial weights, optimizers, tokenizer and checkpoint format."""
 
 from __future__ import annotations
 
@@ -33,17 +33,17 @@ def new_optimizers(model: GPT2LMHeadModel) -> list[torch.optim.Optimizer]:
 
 
 def mini_config() -> GPT2Config:
-    """7.4M parameters: in half precision the folder stays below 16 MB."""
+    """The configuration, with 7.4M parameters, so that the folder stays below 16 MB in half precision."""
     shape = {"n_layer": 8, "n_embd": 256, "n_head": 8, "n_inner": 1024}
     text = {"n_positions": CONTEXT, "vocab_size": VOCABULARY, "bos_token_id": 0, "eos_token_id": 0}
     dropout = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
-    # GPT-2's own activation as one kernel: "gelu_new", the same function in eight, makes a step a seventh longer.
+    # GPT-2's own activation as one kernel. "gelu_new" is the same in eight kernels and makes a step a seventh longer.
     activation = {"activation_function": "gelu_pytorch_tanh"}
     return GPT2Config(**shape, **dropout, **activation, **text, tie_word_embeddings=True)
 
 
 def train_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
-    """A byte-level BPE of 4096 entries: the 256 bytes, the end-of-text token, and what is frequent in ``texts``."""
+    """A byte-level BPE of 4096 entries: the 256 bytes, the end-of-text token, and merges trained on ``texts``."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -61,7 +61,7 @@ def wrapped(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
 
 
 def write_checkpoint(model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
-    """Weights in float16 to halve the file; the configuration asks for float32, so they are widened at loading."""
+    """Write the checkpoint folder. Weights are in float16 to halve the file; the config makes them load as float32."""
     half = GPT2LMHeadModel(model.config).half()
     half.load_state_dict(model.state_dict())
     half.save_pretrained(folder)

@@ -1,7 +1,8 @@
-"""Muon for training `mini`: on two CPU cores tokens are dear, and it learns more from each than AdamW.
+"""The optimizer Muon, which trains `mini`. It learns more per token than AdamW, and tokens are expensive on a CPU.
 
-Two layers of `mini` after 200,000 tokens, mean training loss of 25 steps: 5.28 nats per token against AdamW's 5.76.
-torch.optim.Muon orthogonalises in bfloat16, which a CPU without such an instruction emulates, some 70 times slower.
+With two layers of `mini` after 200,000 tokens, the mean training loss of 25 steps is 5.28 nats per token, against 5.76
+with AdamW. torch.optim.Muon is not used, because it orthogonalises in bfloat16. A CPU without bfloat16 instructions
+emulates that about 70 times slower.
 """
 
 from __future__ import annotations
@@ -17,10 +18,11 @@ QUINTIC = (3.4445, -4.7750, 2.0315)
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum whose update is made orthogonal, for matrices (rows, columns) only (Jordan et al., 2024).
+    """Momentum with orthogonalised updates, for matrices (rows, columns) only (Jordan et al., 2024).
 
-    The update's size is 0.2 * sqrt(max(rows, columns)), about that of AdamW's, so both take one learning rate
-    (Moonlight, arXiv 2502.16982). GPT-2's query, key and value, one matrix three times as wide as high, are three.
+    The scale of updates, 0.2 * sqrt(max(rows, columns)), is about that of AdamW, so that both use one learning rate
+    (Moonlight, arXiv 2502.16982). A matrix three times as wide as high, GPT-2's query, key and value, is treated as
+    three matrices.
     """
 
     def __init__(self, parameters: Iterable[torch.nn.Parameter], lr: float) -> None:
@@ -28,7 +30,7 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """Matrices of one shape are orthogonalised together; those without a gradient are left as they are."""
+        """Update all matrices that have a gradient. Matrices of equal shape are orthogonalised together."""
         for group in self.param_groups:
             alike: dict[torch.Size, list[torch.nn.Parameter]] = defaultdict(list)
             for parameter in group["params"]:
@@ -43,7 +45,7 @@ class Muon(torch.optim.Optimizer):
                     parameter.mul_(1 - group["lr"] * WEIGHT_DECAY).sub_(update, alpha=group["lr"] * size)
 
     def _direction(self, parameter: torch.nn.Parameter) -> torch.Tensor:
-        """Nesterov's momentum."""
+        """The gradient with Nesterov momentum."""
         assert parameter.grad is not None
         state = self.state[parameter]
         momentum: torch.Tensor = state.setdefault("momentum", torch.zeros_like(parameter))
@@ -53,7 +55,7 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonal(matrices: torch.Tensor, iterations: int = 5) -> torch.Tensor:
-    """Matrices (n, rows, columns) with their singular values brought to about one, by Newton-Schulz steps."""
+    """Matrices (n, rows, columns) with all singular values changed to about one, by Newton-Schulz iterations."""
     a, b, c = QUINTIC
     high = matrices.size(1) > matrices.size(2)
     x: torch.Tensor = matrices.mT if high else matrices

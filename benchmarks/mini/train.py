@@ -1,10 +1,10 @@
-"""Train `mini`, the embedded teacher, from the text of the Python standard library; or evaluate a trained one.
+"""Trains `mini`, the embedded teacher, on the text of the Python standard library, or evaluates a trained one.
 
     python -m benchmarks.mini.train --output DIR [--steps N]
     python -m benchmarks.mini.train --evaluate DIR
 
-DIR is a complete checkpoint folder from the first `SAVE_EVERY` steps on. A run that was stopped continues from the
-state beside it, `DIR.state.pt`. The tokenizer and the model see the training side of the split alone.
+DIR becomes a complete checkpoint folder every 200 steps. An interrupted run continues from the state beside it,
+`DIR.state.pt`. The tokenizer and the model see only the training side of the split.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ REPLICAS = 2  # on the CPU, one thread each
 
 @dataclass
 class Progress:
-    """What a run needs to continue: the model in float32, its optimizers and how many steps it has behind it."""
+    """The state from which a run continues: the model in float32, its optimizers, and the steps and seconds so far."""
 
     model: GPT2LMHeadModel
     optimizers: list[torch.optim.Optimizer]
@@ -69,15 +69,15 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--output", type=Path, help="train, and write the checkpoint to this folder")
-    what.add_argument("--evaluate", type=Path, help="print the held-out figures of this checkpoint folder")
-    parser.add_argument("--steps", type=int, default=2200, help="optimizer steps in all (default: 2200)")
+    what.add_argument("--evaluate", type=Path, help="print the held-out metrics of this checkpoint folder")
+    parser.add_argument("--steps", type=int, default=2200, help="total optimizer steps (default: 2200)")
     parser.add_argument("--batch", type=int, default=16, help=f"windows of {CONTEXT} tokens a step (default: 16)")
     parser.add_argument("--seed", type=int, default=0)
     return parser.parse_args()
 
 
 def train(output: Path, steps: int, batch: int, seed: int) -> None:
-    """Train for `steps` steps of `batch` windows, or what is left of them after an interruption."""
+    """Train for ``steps`` steps of ``batch`` windows. An interrupted run continues with the remaining steps."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     texts = [document.text for document in training_documents()]
     known = output / "tokenizer.json"
@@ -105,10 +105,10 @@ def train(output: Path, steps: int, batch: int, seed: int) -> None:
 
 
 def train_step(progress: Progress, replicas: list[GPT2LMHeadModel], batch: torch.Tensor) -> float:
-    """One step on token windows (batch, CONTEXT); returns the mean loss in nats per token.
+    """One step on token windows (batch, CONTEXT). Returns the mean loss in nats per token.
 
-    Each replica takes an equal part in a thread of its own. On a shared machine this loses far less than threads
-    inside of each operation, which wait for one another hundreds of times a step.
+    Each replica processes an equal part in its own thread. On a shared machine this is much faster than threads within
+    each operation, which wait for each other hundreds of times per step.
     """
     parts = batch.chunk(len(replicas))
     with ThreadPoolExecutor(len(parts)) as threads:
@@ -125,7 +125,7 @@ def train_step(progress: Progress, replicas: list[GPT2LMHeadModel], batch: torch
 
 
 def backward(model: GPT2LMHeadModel, windows_of_tokens: torch.Tensor) -> float:
-    torch.set_num_threads(1)  # of this thread; the optimizers' step has them all
+    torch.set_num_threads(1)  # in this thread only; the optimizer step uses all threads
     with autocast(windows_of_tokens.device):
         loss = model(input_ids=windows_of_tokens, labels=windows_of_tokens).loss
     loss.backward()
@@ -133,7 +133,7 @@ def backward(model: GPT2LMHeadModel, windows_of_tokens: torch.Tensor) -> float:
 
 
 def replicate(model: GPT2LMHeadModel) -> list[GPT2LMHeadModel]:
-    """Copies which share the model's weights and have gradients of their own."""
+    """Copies of the model that share its weights and have their own gradients."""
     replicas = [copy.deepcopy(model) for _ in range(REPLICAS if model.device.type == "cpu" else 1)]
     for replica in replicas:
         for parameter, own in zip(replica.parameters(), model.parameters(), strict=True):
@@ -148,16 +148,16 @@ def set_rate(progress: Progress, rate: float) -> None:
 
 
 def autocast(device: torch.device) -> torch.autocast:
-    """bf16 where the hardware multiplies it; elsewhere it is emulated, and several times slower than float32."""
+    """bfloat16 if the hardware multiplies it natively. Emulated bfloat16 is several times slower than float32."""
     fast = device.type == "cuda" or torch.cpu._is_avx512_bf16_supported()
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=fast)
 
 
 def learning_rate(step: int, steps: int) -> float:
-    """Linear warm-up, PEAK_RATE, and a linear way down to LAST_RATE over the last DECAY_SHARE of the steps.
+    """Linear warm-up to PEAK_RATE, then constant, then a linear decay to LAST_RATE over the last DECAY_SHARE of steps.
 
-    Until the way down begins nothing depends on `steps`: a run may be stopped and continued with another number of
-    them, and is the run that it would have been with that number from the start.
+    Before the decay begins, the rate does not depend on ``steps``. A run can therefore be stopped and continued with
+    another number of steps, with the same result as if it had had that number from the start.
     """
     if step < WARMUP_STEPS:
         return PEAK_RATE * (step + 1) / WARMUP_STEPS
@@ -167,7 +167,7 @@ def learning_rate(step: int, steps: int) -> float:
 
 @torch.no_grad()
 def probe_loss(model: GPT2LMHeadModel, probe: torch.Tensor) -> float:
-    """Mean nats per token on a fixed few held-out windows: a reading on the way, not the published figure."""
+    """Mean nats per token on a few fixed held-out windows, for the log. It is not the published value."""
     parts = torch.split(probe, 8)
     return float(np.mean([float(model(input_ids=part, labels=part).loss) for part in parts]))
 
@@ -187,13 +187,13 @@ def resume(output: Path, device: torch.device, seed: int) -> Progress:
 
 
 def pack(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> npt.NDArray[np.int64]:
-    """Documents, each closed by the end-of-text token, as int64 windows (n, CONTEXT)."""
+    """Documents, each followed by the end-of-text token, as int64 windows (n, CONTEXT)."""
     tokens = [token for ids in encode(tokenizer, texts) for token in [*ids, tokenizer.eos_token_id]]
     return windows(np.asarray(tokens, dtype=np.int64), CONTEXT)
 
 
 def save(progress: Progress, tokenizer: PreTrainedTokenizerFast, output: Path) -> None:
-    """Write the checkpoint folder and the state to continue from, each whole or not at all."""
+    """Write the checkpoint folder and the state to continue from, each atomically."""
     temporary = output.with_name(output.name + ".partial")
     shutil.rmtree(temporary, ignore_errors=True)
     write_checkpoint(progress.model, tokenizer, temporary)

@@ -1,1 +1,1 @@
-"""Benchmarks of pruning: scores, refit, width, depth."""
+"""Benchmarks of pruning: scores, refit, width, depth, allocation, folding."""

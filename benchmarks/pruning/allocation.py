@@ -1,14 +1,19 @@
-"""Neurons spread over the layers by what they are worth, against as many in every layer; heads too.
+r"""Compares neurons (and heads) spread over layers by value with the same number in every layer.
 
     python -m benchmarks.pruning.allocation
-    python -m benchmarks.pruning.allocation --model teachers/SmolLM2-135M-Instruct.Q4_1.gguf --corpus ./wikitext-2 --budget 100M
+    python -m benchmarks.pruning.allocation --model teachers/SmolLM2-135M-Instruct.Q4_1.gguf \
+      --corpus ./wikitext-2 --budget 100M
 
-Of the informed first candidates, those with fewer neurons than the teacher are compared with their twins by layer
-(`search_spaces.allocation`), of the same depth, width and parameters. Neurons are worth what a layer loses more when
-they go (`trials.prune.neuron_value`, as in a search whose space has such twins), or what they add to the stream, as a share of it,
-or Fisher's scores (both of `benchmarks.pruning.scores`); the last way is the first with heads spread as well, by what they add.
-The refitted students are compared before and after the same short distillation; excess loss over the teacher's on
-validation text, nats per token. Which heads and neurons stay within a layer is decided by the scores of a search.
+Each informed first candidate with fewer neurons than the teacher is compared with its twins: architectures of the same
+depth, width and parameters whose neurons are spread over layers (`search_spaces.allocation`) by one of these values:
+
+    elimination  the loss that the neuron's removal adds to its layer (`trials.prune.neuron_value`), as in a search
+    output       the neuron's part of the output, as a share of the stream (`benchmarks.pruning.scores`)
+    Fisher       Fisher's score (`benchmarks.pruning.scores`)
+    heads too    as elimination, with heads spread as well, by output
+
+The scores of a search choose the heads and neurons within a layer. Printed are the excess losses of the refitted
+students over the teacher's on validation text in nats per token, before and after the same short distillation.
 """
 
 from __future__ import annotations
@@ -35,7 +40,7 @@ Twin = Callable[[Architecture], Architecture]
 
 
 def twins(bench: Bench, names: Sequence[str], score_windows: int) -> dict[str, Twin]:
-    """The ways ``names``, each from a uniform architecture to its twin."""
+    """For each of ``names``, the function from a uniform architecture to its twin."""
     common, shape = bench.common, bench.common.teacher.shape
     text = common.streams.windows[:score_windows]
     values = {"elimination": neuron_values(common.scores, common.streams)}
@@ -61,7 +66,7 @@ def twins(bench: Bench, names: Sequence[str], score_windows: int) -> dict[str, T
 
 
 def values_of(bench: Bench, neurons: Values) -> NeuronValues:
-    """Of scores (L, M) for neurons; the layers that stay are those of a search."""
+    """Neuron values from scores (L, M). The layers that stay are those of a search."""
     return NeuronValues.of(bench.common.scores.layers.tolist(), neurons.tolist())
 
 
@@ -86,7 +91,7 @@ def compare(bench: Bench, uniform: Architecture, ways: Mapping[str, Twin]) -> No
 def main() -> None:
     parser = flags_of(__doc__)
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
-    parser.add_argument("--score-windows", type=int, default=64, help="of calibration text, for output and Fisher")
+    parser.add_argument("--score-windows", type=int, default=64, help="calibration windows for output and Fisher")
     flags = parser.parse_args()
     plan = plan_of(flags)
     bench = Bench(plan)

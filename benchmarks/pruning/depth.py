@@ -1,16 +1,21 @@
-"""Which layers to drop: Block Importance, the loss without each, one after another, or a block, before and after.
+r"""Compares methods to choose the layers that are removed, before and after retraining.
 
     python -m benchmarks.pruning.depth
     python -m benchmarks.pruning.depth --model teachers/SmolLM2-135M-Instruct.Q4_1.gguf --corpus ./wikitext-2 \
       --ways "Block Importance" "one after another"
 
-For each share of the layers, those that stay are chosen on calibration text: by Block Importance (Minitron, and
-ShortGPT, arXiv 2403.03853), as a search does it (`trials.prune.layer_order`: again and again the layer without which the loss
-rises least), by what the loss rises to without one layer alone, and as the block of neighbours without which it rises
-least (arXiv 2403.17887 drops blocks). Every choice is a slice and a refitted student; the excess of its loss over the
-teacher's is on validation text. The search's way is also taken without its shortcut, and with few layers all subsets
-are tried, as slices on calibration text. The first of the ``--ways`` and the best of the others are then distilled on
-the same tokens.
+For each share of the layers, the layers that stay are chosen on calibration text by
+
+    Block Importance   the score of Minitron and ShortGPT (arXiv 2403.03853)
+    one after another  as in a search (`trials.prune.layer_order`): greedily, by the loss after each removal
+    one at a time      the loss without each layer alone
+    block              the block of consecutive layers whose removal gives the lowest loss (as arXiv 2403.17887)
+    without shortcut   as a search, without its shortcuts
+    all subsets        the best of all subsets, if there are at most 100
+
+Choices are made with slices that are not refitted. Printed is the excess validation loss over the teacher's of each
+chosen student, as slices and refitted. The first of the ``--ways`` and the best of the others are then distilled on the
+same tokens.
 """
 
 from __future__ import annotations
@@ -41,7 +46,7 @@ Kept = tuple[int, ...]
 
 
 class Depths:
-    """A teacher whose layers can be left out."""
+    """A teacher, and the methods to choose the layers that stay."""
 
     def __init__(self, bench: Bench, tokens: int) -> None:
         self.bench, self.layers = bench, bench.common.teacher.shape.layers
@@ -50,7 +55,7 @@ class Depths:
         self.known: dict[Kept, float] = {}
 
     def chosen(self, kept: Kept) -> Bench:
-        """The bench with scores by which just the layers ``kept`` stay."""
+        """The bench with scores that keep exactly the layers ``kept``."""
         common = self.bench.common
         scores = replace(common.scores, layers=np.isin(np.arange(self.layers), kept).astype(np.float32))
         bench = copy.copy(self.bench)
@@ -63,7 +68,7 @@ class Depths:
         return Architecture.uniform(len(kept), shape.hidden, shape.heads, shape.mlp, shape.kv_heads)
 
     def loss(self, kept: Kept) -> float:
-        """On calibration text, of the teacher with the layers ``kept`` alone."""
+        """The loss on calibration text of the teacher with only the layers ``kept``."""
         if kept not in self.known:
             common = self.chosen(kept).common
             student = prune(common.teacher.model, common.scores, self.architecture(kept))
@@ -102,7 +107,7 @@ class Depths:
 
 
 def compare(depths: Depths, count: int, names: Sequence[str]) -> None:
-    """Print the table of one depth, of the ways ``names``."""
+    """Print the table of one depth for the methods ``names``."""
     bench = depths.bench
     print(f"\n{count} of {depths.layers} layers, teacher {bench.teacher_loss:.4f}; excess loss, nats a token")
     print(f"{'chosen by':<20}{'slices':>8}{'refit':>8}{'seconds':>9}  dropped")
@@ -143,9 +148,9 @@ def compare(depths: Depths, count: int, names: Sequence[str]) -> None:
 
 
 def main() -> None:
-    parser = flags_of(__doc__)  # the budget is not asked for anything
+    parser = flags_of(__doc__)  # the budget has no effect here
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS)
-    parser.add_argument("--choice-tokens", type=int, default=4_096, help="calibration tokens that layers are chosen on")
+    parser.add_argument("--choice-tokens", type=int, default=4_096, help="calibration tokens to choose layers on")
     flags = parser.parse_args()
     depths = Depths(Bench(plan_of(flags)), flags.choice_tokens)
     for share in SHARES:

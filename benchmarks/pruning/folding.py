@@ -1,12 +1,13 @@
-"""Whether heads that go should be folded into those that stay, as slices and beside the refit.
+"""Compares students whose removed heads were folded into kept ones with students without folding.
 
     python -m benchmarks.pruning.folding
     python -m benchmarks.pruning.folding --model teachers/SmolLM2-135M-Instruct.Q4_1.gguf --corpus ./wikitext-2
 
-Minitron (arXiv 2407.14679, section 2.3) adds to the weights of a head that stays what it has beside one that goes: with
-the heads ordered by importance, K of L kept, head i becomes head i + (head i - head 2K - i + 1) for the last L - K of
-the kept. Query, key and value weights are folded where every head has its own, the queries of a group where heads
-share keys and values, both as the paper has it. Excess of the validation loss over the teacher's, before retraining.
+Minitron (arXiv 2407.14679, section 2.3) adds to a kept head its difference from a removed one. With L heads ordered by
+importance and K of them kept, head i becomes head i + (head i - head (2K - i + 1)) for the last L - K of the kept
+heads. As in the paper, query, key and value weights are folded if every head has its own, and only the queries of a
+group if heads share keys and values. Printed is the excess validation loss over the teacher's before retraining, of
+slices and of refitted students.
 """
 
 from __future__ import annotations
@@ -36,13 +37,13 @@ def weights_of(layer: nn.Module, heads: int, alone: bool) -> Iterator[Tensor]:
     apart = hasattr(layer, "self_attn")
     for projection in map(layer.get_submodule, names if apart else ["attn.c_attn"]):
         for parameter in (matrix_of(projection), bias_of(projection)):
-            if parameter is not None:  # GPT-2 has query, key and value in one
+            if parameter is not None:  # GPT-2 has query, key and value in one matrix
                 yield from parameter.view(1 if apart else 3, heads, -1, *parameter.shape[1:])
 
 
 @torch.no_grad()
 def fold(weights: Tensor, scores: NDArray[np.float32], kept: int) -> None:
-    """Fold the heads of one pool (heads, ...), in place, when the best ``kept`` by ``scores`` (heads,) are to stay."""
+    """Fold the heads of one pool (heads, ...) in place. The best ``kept`` by ``scores`` (heads,) will stay."""
     order = np.argsort(-scores, kind="stable")
     before = weights.clone()
     for place in range(max(0, 2 * kept - len(scores)), kept):
@@ -50,14 +51,14 @@ def fold(weights: Tensor, scores: NDArray[np.float32], kept: int) -> None:
 
 
 class Folding:
-    """A teacher whose heads can be folded."""
+    """A teacher, and students of it with and without folded heads."""
 
     def __init__(self, bench: Bench) -> None:
         self.bench, self.common = bench, bench.common
         self.shape = self.common.teacher.shape
 
     def architecture(self, members: int) -> Architecture:
-        """All of the teacher but ``members`` heads of each pool: of a layer, or of a group that shares keys."""
+        """The teacher with ``members`` heads in each pool. A pool is a layer, or a group that shares keys."""
         shape = self.shape
         heads, kv_heads = (members, members) if shape.group == 1 else (members * shape.kv_heads, shape.kv_heads)
         return Architecture.uniform(shape.layers, shape.hidden, heads, shape.mlp, kv_heads)
@@ -75,7 +76,7 @@ class Folding:
 
     @property
     def pool(self) -> int:
-        """Heads that may be folded into each other."""
+        """The number of heads in a pool, which may be folded into each other."""
         return self.shape.heads if self.shape.group == 1 else self.shape.group
 
     @property
@@ -84,7 +85,7 @@ class Folding:
 
 
 def main() -> None:
-    flags = flags_of(__doc__).parse_args()  # the budget is not asked for anything
+    flags = flags_of(__doc__).parse_args()  # the budget has no effect here
     plan = plan_of(flags)
     folding = Folding(Bench(plan))
     print(f"teacher {folding.bench.teacher_loss:.4f}; excess loss before retraining, nats a token")

@@ -1,12 +1,14 @@
-"""What a refit is worth: plain Minitron students and refitted ones, before and after the same short distillation.
+r"""Compares refitted students with plain Minitron students, before and after the same short distillation.
 
     python -m benchmarks.pruning.minitron --model mini --corpus stdlib
-    python -m benchmarks.pruning.minitron --model teachers/SmolLM2-135M-Instruct.Q4_1.gguf --corpus ./wikitext-2 --candidates 8
+    python -m benchmarks.pruning.minitron --model teachers/SmolLM2-135M-Instruct.Q4_1.gguf \
+      --corpus ./wikitext-2 --candidates 8
 
-For each share of the teacher's non-embedding parameters, candidates of the space (at most 3 % below the share) are cut
-twice: as slices by Minitron's scores - mean over the sequence, L2 over the batch, Block Importance; arXiv 2407.14679 -,
-which is the plain recipe, and as a search does it (`trials.prune.prune`). The best of either by its loss on validation text
-goes on: both are distilled on the same batches, each at a learning rate that suits it, and compared window by window.
+For each share of the teacher's non-embedding parameters, the candidates of the space at most 3 % below the share are
+pruned in two ways. The plain way takes slices by Minitron's scores (arXiv 2407.14679: mean over the sequence, L2 over
+the batch, Block Importance). The other way is that of a search (`trials.prune.prune`). The student with the lowest
+validation loss of each way is then distilled. Both see the same batches, each at its best learning rate, and their
+losses are compared window by window.
 """
 
 from __future__ import annotations
@@ -34,12 +36,12 @@ from trials.text.corpus import windows
 
 SHARES, SLACK = (0.75, 0.60), 0.03
 SLICES, REFIT = "slices", "refit"
-RATES = {SLICES: 4e-4, REFIT: 2e-4}  # at the peak: the best of mini, docs/results.md
+RATES = {SLICES: 4e-4, REFIT: 2e-4}  # the best peak rates for mini: docs/lab/refit.md
 
 
 @dataclass(frozen=True)
 class Student:
-    """One candidate cut one way; ``excess`` is its loss above the teacher's before retraining, nats per token."""
+    """One candidate, pruned in one way. ``excess`` is its loss over the teacher's before retraining, nats per token."""
 
     architecture: Architecture
     way: str
@@ -47,7 +49,7 @@ class Student:
 
 
 def candidates(space: SearchSpace, share: float, count: int | None) -> list[Architecture]:
-    """Those of ``space`` within `SLACK` below ``share`` of the non-embedding parameters, evenly thinned."""
+    """``count`` evenly spaced architectures of ``space`` within `SLACK` below ``share`` of non-embedding parameters."""
     shape = space.shape
     whole = shape.non_embedding_parameters(shape.full)
     band = [one for one in space if 1 - SLACK <= shape.non_embedding_parameters(one) / (share * whole) <= 1]
@@ -57,7 +59,7 @@ def candidates(space: SearchSpace, share: float, count: int | None) -> list[Arch
 
 
 class Bench:
-    """A teacher with its text, and what its students are worth."""
+    """A teacher with its text; prunes, distils and evaluates its students."""
 
     def __init__(self, plan: Plan) -> None:
         self.recipe, self.space = plan.recipe, plan.target.space
@@ -68,16 +70,16 @@ class Bench:
         self.teacher_loss = mean_loss(self.losses(self.common.teacher.model))
 
     def losses(self, model: PreTrainedModel) -> WindowLosses:
-        """On every window of the validation text."""
+        """The losses on every window of the validation text."""
         return {"validation": window_losses(model, self.common.targets.family, self.text)}
 
     def student(self, architecture: Architecture, way: str) -> PreTrainedModel:
-        """The teacher cut to ``architecture``, in float32."""
+        """The teacher pruned to ``architecture``, in float32."""
         streams, scores = (self.common.streams, self.common.scores) if way == REFIT else (None, self.minitron)
         return prune(self.common.teacher.model, scores, architecture, streams).float()
 
     def zero_shot(self, architectures: Sequence[Architecture]) -> list[Student]:
-        """Every architecture both ways, a line printed for each."""
+        """Students of every architecture, pruned in both ways. Prints a line for each architecture."""
         found = []
         for architecture in architectures:
             pair = []
@@ -94,11 +96,11 @@ class Bench:
         return found
 
     def distilled(self, architecture: Architecture, way: str) -> WindowLosses:
-        """The losses of a student after the tokens of the recipe."""
+        """The losses of a student after distillation on the tokens of the recipe."""
         return self.trained(self.student(architecture, way), RATES[way])
 
     def trained(self, model: PreTrainedModel, rate: float) -> WindowLosses:
-        """The losses of ``model`` after the tokens of the recipe at ``rate`` at the peak; it is changed."""
+        """The losses of ``model`` after distillation in place, on the tokens of the recipe at the peak ``rate``."""
         recipe = self.recipe
         sizes = (recipe.tokens, recipe.rungs, recipe.sequence_length, recipe.batch_tokens, rate)
         settings = DistillSettings(*sizes, recipe.seed, identity="benchmark")
@@ -123,8 +125,8 @@ def compare(bench: Bench, share: float, count: int | None) -> None:
 
 
 def main() -> None:
-    parser = flags_of(__doc__, space="default")  # the budget is asked for nothing, but the space has to meet it
-    parser.add_argument("--candidates", type=int, default=None, metavar="N", help="of each share (all)")
+    parser = flags_of(__doc__, space="default")  # the budget has no effect, but the space must contain it
+    parser.add_argument("--candidates", type=int, default=None, metavar="N", help="candidates per share (all)")
     parser.add_argument("--shares", type=float, nargs="+", default=SHARES, help="of the non-embedding parameters")
     flags = parser.parse_args()
     bench = Bench(plan_of(flags))

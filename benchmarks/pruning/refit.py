@@ -1,15 +1,19 @@
-"""How to refit: one shot or layer after layer, on how much text, with which ridge; before and after retraining.
+r"""Compares refits: one shot or layer by layer, amounts of text, and ridges; before and after retraining.
 
     python -m benchmarks.pruning.refit
-    python -m benchmarks.pruning.refit --model teachers/SmolLM2-135M-Instruct.Q4_1.gguf --corpus ./wikitext-2 --students MLP
+    python -m benchmarks.pruning.refit --model teachers/SmolLM2-135M-Instruct.Q4_1.gguf \
+      --corpus ./wikitext-2 --students MLP
 
-Three students of the teacher's whole width: half of the neurons, these and three quarters of the heads, three quarters
-of the layers. "plain" is the baseline, slices by Minitron's scores, at its own rate. "one shot" fits each output
-projection to what it gives in the whole teacher, from the statistics of the teacher alone. "in turn" is the refit of a
-search (`trials.prune.refit`): layer after layer to the teacher's stream, with what the already pruned layers leave. Each is
-done on the first samples of the calibration text, 128 tokens each, in turn with each ridge too, a share of the mean
-variance of a projection's inputs; then distilled on the same batches. Excess of the validation loss over the teacher's
-in nats per token.
+Three students have the teacher's whole width: one with half of the neurons, one with half of the neurons and three
+quarters of the heads, and one with three quarters of the layers. They are made in three ways:
+
+    plain     the baseline: slices by Minitron's scores, distilled at a rate of their own
+    one shot  each output projection is fitted to its output in the whole teacher, with the teacher's inputs only
+    in turn   the refit of a search (`trials.prune.refit`): layer by layer, to the teacher's stream, with the inputs of
+              the layers that are already pruned; for each ridge, as a share of the mean variance of the inputs
+
+The refits use the first samples of the calibration text, 128 tokens each. All students are distilled on the same
+batches. Printed is the excess validation loss over the teacher's in nats per token.
 """
 
 from __future__ import annotations
@@ -33,7 +37,7 @@ IN_TURN, ONE_SHOT = "in turn", "one shot"
 
 
 def students(shape: ModelShape) -> dict[str, Architecture]:
-    """By what is cut."""
+    """The students by the name of the pruned parts."""
     groups, neurons, depth = max(1, round(0.75 * shape.kv_heads)), shape.mlp // 2, round(0.75 * shape.layers)
     return {
         "MLP": Architecture.uniform(shape.layers, shape.hidden, shape.heads, neurons, shape.kv_heads),
@@ -44,7 +48,7 @@ def students(shape: ModelShape) -> dict[str, Architecture]:
 
 @torch.no_grad()
 def student(bench: Bench, architecture: Architecture, way: str, samples: int, ridge: float) -> PreTrainedModel:
-    """Refitted in ``way`` on ``samples`` windows, in float32."""
+    """The student of ``architecture``, refitted in ``way`` on ``samples`` windows, in float32."""
     common, family = bench.common, bench.common.targets.family
     teacher, streams = common.teacher.model, common.streams.first(samples)
     kept = choose(common.scores, architecture, common.teacher.shape.group)
@@ -66,25 +70,25 @@ def student(bench: Bench, architecture: Architecture, way: str, samples: int, ri
 
 
 def fitting(projection: nn.Module, units: Tensor, ridge: float) -> Callable[..., None]:
-    """A hook of the teacher's projection: fits the student's, which reads ``units`` alone, to what that gives."""
+    """A hook of a teacher's projection that fits the student's, which reads only ``units``, to its output."""
 
     def fit(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        read = inputs[0].flatten(0, 1)[:, units].float()
+        own = inputs[0].flatten(0, 1)[:, units].float()
         with torch.autocast("cpu", enabled=False):
-            fit_projection(projection, read, output.flatten(0, 1).float(), ridge)
+            fit_projection(projection, own, output.flatten(0, 1).float(), ridge)
 
     return fit
 
 
 def excess(bench: Bench, model: PreTrainedModel, way: str) -> str:
-    """Before and after training at the rate for ``way``, a column of the table."""
+    """A column of the table: the excess loss before and after training at the rate for ``way``."""
     losses = bench.losses(model), bench.trained(model, RATES[way])
     before, after = (mean_loss(one) - bench.teacher_loss for one in losses)
     return f"{f'{before:.3f} {after:.3f}':>17}"
 
 
 def main() -> None:
-    parser = flags_of(__doc__, sequence_length=128, calibration_samples=512)  # the budget is not asked for anything
+    parser = flags_of(__doc__, sequence_length=128, calibration_samples=512)  # the budget has no effect here
     parser.add_argument("--students", nargs="+", choices=("MLP", "heads and MLP", "layers"), default=None)
     parser.add_argument("--samples", type=int, nargs="+", default=[32, 128, 512])
     parser.add_argument("--ridges", type=float, nargs="+", default=[0.01, RIDGE, 1.0])

@@ -1,11 +1,13 @@
-"""Where the seconds of a refit go: reading the student, sums over what its projections read, the closed form.
+r"""Measures the time of a refit by part: closed form, sums over tokens, and the rest.
 
     python -m benchmarks.pruning.refit_time
-    python -m benchmarks.pruning.refit_time --model teachers/SmolLM2-135M-Instruct.Q4_1.gguf --corpus ./wikitext-2 --budget 100M
+    python -m benchmarks.pruning.refit_time --model teachers/SmolLM2-135M-Instruct.Q4_1.gguf \
+      --corpus ./wikitext-2 --budget 100M
 
-The balanced one of the informed first candidates is cut and refitted as in a search (`trials.prune.refit`). Seconds are of a
-layer, medians over repetitions: of the closed form, a Cholesky factor in float64 and its solution for both projections;
-of the sums over tokens that it takes; and of the rest, the forward pass of the student and reading its targets.
+The balanced candidate of the informed first candidates is pruned and refitted as in a search (`trials.prune.refit`).
+Printed are seconds per layer, medians over repetitions. The closed form is the Cholesky factor in float64 and its
+solution, for both projections. The sums are the moments over tokens. The rest is the student's forward pass and loading
+its targets.
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ CLOSED, FITTED, WHOLE = "closed form", "fitted", "whole"
 
 
 def seconds_of(common: Shared, architecture: Architecture) -> dict[str, float]:
-    """Seconds for a layer, by what they are spent on."""
+    """Seconds per layer, by part."""
     spent = defaultdict[str, float](float)
 
     def now() -> float:

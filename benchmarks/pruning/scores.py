@@ -1,22 +1,23 @@
-"""By which scores to choose the heads and neurons that stay, before and after the same short distillation.
+"""Compares scores that choose the heads and neurons that stay, before and after the same short distillation.
 
     python -m benchmarks.pruning.scores
     python -m benchmarks.pruning.scores --model teachers/SmolLM2-135M-Instruct.Q4_1.gguf --corpus ./wikitext-2
 
-Neurons are cut to half of the teacher's, or heads to three quarters, chosen by each score on the same calibration text,
-as slices and refitted (`trials.prune.refit`); the excess of its validation loss over the teacher's is in nats per token. With
-a the activations of a unit - a neuron, the outputs of a head -, x all of those that a projection W reads, C = E[x x^T]
-with a ridge, and i the place of the unit (a block, for a head):
+Half of the teacher's neurons, or three quarters of its heads, are kept by each score on the same calibration text.
+Printed is the excess validation loss over the teacher's in nats per token, of slices and of refitted students
+(`trials.prune.refit`). A unit is a neuron or a head. a are the activations of a unit (the outputs of a head), x all
+inputs of a projection W, C = E[x x^T] with a ridge, and i the index of the unit (a block for a head):
 
     Minitron       L2 over windows of the mean over tokens of |a| (arXiv 2407.14679, section 2.2); the norm for a head
     L2             the root of the mean square of a
-    variance       of a, summed over a head
-    output         E |W_i a|^2, what the unit adds to the stream (Wanda, arXiv 2306.11695, for a whole unit)
-    OBS            tr(W_i ((C^-1)_ii)^-1 W_i^T), what is lost when all others are refitted (Hassibi and Stork, 1993)
-    elimination    OBS again and again, all others refitted each time (ZipLM, arXiv 2302.04089), for neurons only
+    variance       the variance of a, summed over a head
+    output         E |W_i a|^2, the unit's part of the output (Wanda, arXiv 2306.11695, for a whole unit)
+    OBS            tr(W_i ((C^-1)_ii)^-1 W_i^T), the loss when all others are refitted (Hassibi and Stork, 1993)
+    elimination    OBS repeated, with all others refitted each time (ZipLM, arXiv 2302.04089); neurons only
     Fisher         E (dL / dg)^2 over windows, g a factor of the unit, L the loss on the text (arXiv 2204.09656)
 
-The best refitted choice of each axis is then taken for all axes at once and distilled beside Minitron's.
+Then the best score of each axis after the refit is used for all axes at once. That student is distilled beside one by
+Minitron's scores.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ from trials.losses.window_losses import mean_loss
 from trials.prune.neuron_order import eliminated
 from trials.teacher.second_moments import second_moments
 
-RIDGE = 0.01  # of the mean of C's diagonal
+RIDGE = 0.01  # as a share of the mean of C's diagonal
 BATCH = 4  # windows in a pass
 SHARES = {"mlp": 0.5, "heads": 0.75}
 MINITRON = "Minitron"
@@ -51,7 +52,7 @@ Values = NDArray[np.float32]
 
 
 class Moments:
-    """Of what is read by the projections to the stream, by layer and axis: E[x], E[x x^T] and W."""
+    """E[x], E[x x^T] and W of the inputs x of the output projections W, by layer and axis."""
 
     def __init__(self, bench: Bench, windows: Tensor) -> None:
         family, model = bench.common.targets.family, bench.common.teacher.model
@@ -80,7 +81,7 @@ class Moments:
         return add
 
     def scores(self, axis: str, score: Callable[[Tensor, Tensor, Tensor, int], Tensor]) -> Values:
-        """``score(E[x], E[x x^T], W, size of a unit)`` of every layer: (L, units)."""
+        """``score(E[x], E[x x^T], W, size of a unit)`` for every layer, (L, units)."""
         size = self.head_dim if axis == "heads" else 1
         rows = [
             score(sums.double() / self.count, products.double() / self.count, self.weights[place], size)
@@ -134,7 +135,7 @@ def elimination(mean: Tensor, second: Tensor, weight: Tensor, size: int) -> Tens
 
 @contextmanager
 def gated(bench: Bench, windows: int) -> Iterator[dict[str, list[Tensor]]]:
-    """While open, the teacher's units are multiplied by gates of 1, (windows, 1, units), for each layer of an axis."""
+    """While open, gates of 1 multiply the teacher's units. They are (windows, 1, units), by axis and layer."""
     family, model, shape = bench.common.targets.family, bench.common.teacher.model, bench.common.teacher.shape
 
     def gates(units: int) -> Tensor:
@@ -161,7 +162,7 @@ def gated(bench: Bench, windows: int) -> Iterator[dict[str, list[Tensor]]]:
 
 
 def fisher(bench: Bench, windows: Tensor) -> dict[str, Values]:
-    """By axis, (L, units)."""
+    """Fisher's scores (L, units) by axis."""
     family, model = bench.common.targets.family, bench.common.teacher.model
     sums: dict[str, Tensor] = {}
     for start in range(0, len(windows), BATCH):
@@ -179,7 +180,7 @@ def fisher(bench: Bench, windows: Tensor) -> dict[str, Values]:
 
 
 def all_scores(bench: Bench, windows: Tensor) -> dict[str, dict[str, Values]]:
-    """By axis and name, Minitron's first."""
+    """All scores by axis and name, Minitron's first."""
     moments, slopes = Moments(bench, windows), fisher(bench, windows)
     ways = {"L2": l2, "variance": variance, "output": output, "OBS": obs}
     found: dict[str, dict[str, Values]] = {}
@@ -192,7 +193,7 @@ def all_scores(bench: Bench, windows: Tensor) -> dict[str, dict[str, Values]]:
 
 
 def with_scores(bench: Bench, **scores: Values) -> Bench:
-    """The bench by other scores of some axes."""
+    """The bench with Minitron's scores, and with ``scores`` for some axes."""
     other = copy.copy(bench)
     other.minitron = replace(bench.minitron, **scores)
     other.common = replace(bench.common, scores=replace(bench.minitron, **scores))
@@ -200,7 +201,7 @@ def with_scores(bench: Bench, **scores: Values) -> Bench:
 
 
 def cut(bench: Bench, axis: str) -> Architecture:
-    """The teacher with one axis cut to its share."""
+    """The teacher's architecture with one axis reduced to its share."""
     shape, share = bench.common.teacher.shape, SHARES[axis]
     heads, kv_heads, mlp = shape.heads, shape.kv_heads, shape.mlp
     if axis == "heads":
@@ -212,7 +213,7 @@ def cut(bench: Bench, axis: str) -> Architecture:
 
 
 def compare(bench: Bench, axis: str, scores: dict[str, Values]) -> str:
-    """Print the table of one axis; returns the score whose refitted student is best."""
+    """Print the table of one axis. Returns the score whose refitted student is best."""
     architecture, excess = cut(bench, axis), {}
     print(f"\n{axis}: {architecture.key}\n{'score':<12}{'slices':>8}{'refit':>8}")
     for name, values in scores.items():
@@ -225,7 +226,7 @@ def compare(bench: Bench, axis: str, scores: dict[str, Values]) -> str:
 
 def main() -> None:
     parser = flags_of(__doc__)
-    parser.add_argument("--score-windows", type=int, default=64, help="of calibration text")
+    parser.add_argument("--score-windows", type=int, default=64, help="calibration windows for the scores")
     parser.add_argument("--axes", nargs="+", choices=sorted(SHARES), default=sorted(SHARES))
     flags = parser.parse_args()
     plan = plan_of(flags)

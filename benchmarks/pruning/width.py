@@ -1,12 +1,13 @@
-"""A narrower stream: the channels with the highest scores, or the principal components, before and after retraining.
+"""Compares two ways to narrow the stream, channels and principal components, before and after retraining.
 
     python -m benchmarks.pruning.width
     python -m benchmarks.pruning.width --model teachers/SmolLM2-135M-Instruct.Q4_1.gguf --corpus ./wikitext-2
 
-Students have all layers, heads and neurons of their teacher. Channels stay by Minitron's scores (arXiv 2407.14679),
-with the weights of the norms as they are; components are those of a search (`trials.prune.rotate`). Both are refitted to the
-teacher's stream, turned as theirs, and distilled on the same batches at the same peak rates. Excess of the validation
-loss over the teacher's in nats per token, and the difference after the better rate of each with its 95 % interval.
+Students have all layers, heads and neurons of their teacher. One way keeps the channels with the highest Minitron
+scores (arXiv 2407.14679) and the weights of the norms. The other way keeps principal components as in a search
+(`trials.prune.rotate`). Both students are refitted to the teacher's stream, narrowed in the same way, and distilled on
+the same batches at the same peak rates. Printed is the excess validation loss over the teacher's in nats per token, and
+the difference at the best rate of each way with its 95 % interval.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ CHANNELS, COMPONENTS = "channels", "components"
 
 @torch.no_grad()
 def student(bench: Bench, architecture: Architecture, way: str, refitted: bool) -> PreTrainedModel:
-    """The teacher narrowed to ``architecture``, in float32."""
+    """The teacher narrowed to ``architecture`` in one ``way``, in float32."""
     common, family = bench.common, bench.common.targets.family
     teacher, streams = common.teacher.model, common.streams
     if way == CHANNELS:
@@ -66,8 +67,8 @@ def compare(bench: Bench, width: int, rates: Sequence[float]) -> None:
 
 
 def main() -> None:
-    parser = flags_of(__doc__)  # the budget is not asked for anything
-    parser.add_argument("--rates", type=float, nargs="+", default=sorted(RATES.values()), help="at the peak")
+    parser = flags_of(__doc__)  # the budget has no effect here
+    parser.add_argument("--rates", type=float, nargs="+", default=sorted(RATES.values()), help="peak learning rates")
     flags = parser.parse_args()
     bench = Bench(plan_of(flags))
     shape, tokens = bench.common.teacher.shape, bench.recipe.tokens

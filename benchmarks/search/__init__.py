@@ -1,1 +1,1 @@
-"""Benchmarks of search strategies, replayed from tables of every architecture."""
+"""Benchmarks of search strategies, replayed from tables with the losses of every architecture."""

@@ -1,10 +1,10 @@
-"""Every architecture of a band trained in full, and screened at several costs: the table that strategies are judged by.
+"""Trains every architecture of a band in full and screens it at several costs. Strategies are replayed from the table.
 
     python -m benchmarks.search.ground_truth --model mini --budget 60%
 
-Runs `python -m nas.search --sampler exhaustive --scheduler none --finalists 0` with the settings that are given (it can
-be continued as any search), then screens all of its architectures (`trials.screen.screen`), and writes
-``benchmarks/truth_NAME.json``, which `python -m benchmarks.search.strategies` reads.
+Runs `python -m nas.search --sampler exhaustive --scheduler none --finalists 0` with the given settings. An interrupted
+run can be continued like any search. Then it screens all architectures (`trials.screen.screen`) and writes
+``benchmarks/search/truth_NAME.json``, which `python -m benchmarks.search.strategies` reads.
 """
 
 from __future__ import annotations
@@ -16,34 +16,34 @@ import time
 from pathlib import Path
 from typing import Any
 
-from nas.pipeline import open_study
 from nas.planning.machine import Machine
 from nas.planning.plan import Plan, make_plan, resolve_target
 from nas.planning.settings import parse_arguments
-from nas.running.tune_run import architecture_spec
+from nas.planning.specs import trial_spec
 from nas.search import main as search
+from nas.stages.prepare import open_study
 from nas.study.records import TrialRecord
 from trials.preparation import prepare
 from trials.screen import screen
 from trials.trial import Preparation
 
-SIZES = (2_048, 4_096, 8_192)  # calibration tokens of a screening, and as many of validation
+SIZES = (2_048, 4_096, 8_192)  # tokens of a screening: as many for calibration as for validation
 FLAGS = ("--sampler", "exhaustive", "--scheduler", "none", "--finalists", "0")
 
 
 def screened(plan: Plan, record: TrialRecord) -> dict[str, dict[str, float]]:
-    """Loss and seconds of screening the architecture of ``record``, by its tokens."""
+    """Loss and seconds of screening the architecture of ``record``, by tokens of the screening."""
     found = {}
     for tokens in SIZES:
         started = time.perf_counter()
-        loss = screen(architecture_spec(plan, record.architecture), tokens, tokens)
+        loss = screen(trial_spec(plan, record.architecture), tokens, tokens)
         found[str(tokens)] = {"loss": round(loss, 5), "seconds": round(time.perf_counter() - started, 3)}
     print(record.architecture.key, found, flush=True)
     return found
 
 
 def table(plan: Plan, preparation: Preparation, records: list[TrialRecord]) -> dict[str, Any]:
-    """The whole as JSON; losses are nats per token of validation text."""
+    """The table in JSON form. Losses are in nats per token on validation text."""
     return {
         "model": plan.settings.model,
         "budget": plan.settings.budget,
@@ -66,11 +66,11 @@ def table(plan: Plan, preparation: Preparation, records: list[TrialRecord]) -> d
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--name", default="mini", help="of the table")
+    parser.add_argument("--name", default="mini", help="name of the table")
     known, further = parser.parse_known_args()
     arguments = [*further, *FLAGS]
     if search(arguments):
-        raise SystemExit("the search did not end well")
+        raise SystemExit("the search failed")
     settings, _, _ = parse_arguments(arguments)
     plan = make_plan(settings, resolve_target(settings), Machine.local())
     preparation = prepare(plan.recipe, str(plan.cache), plan.resources.device)

@@ -1,14 +1,16 @@
-"""What a screening of a part of a band finds: by a draw alone, and by following the losses, replayed from the truth.
+"""Compares ways to screen a part of a band: random draws, and following the losses. Replayed from a table.
 
     python -m benchmarks.search.screening
     python -m benchmarks.search.screening --report outputs/STUDY/report/screening.csv --space fine.yaml
 
-The truth (`benchmarks.search.ground_truth`) has the loss before retraining of every architecture of mini's band, as has the
-report of a search that screened its whole band (``--screened`` as large as that). So many of them are screened, with
-another draw for every seed: all drawn, or half drawn and half by `nas.choosing.screening.follow`, at several strengths of its
-ridge. Printed are how often the best of the band by that loss is among them, how many of the eight best are, and by how
-much the best of them is above the best of all: in that loss, and after training as far as that is known, in nats per
-token.
+The table of `benchmarks.search.ground_truth` has the loss before retraining of every architecture of mini's band. So
+has the report of a search that screened its whole band (with a large enough ``--screened``). A given number of
+architectures is screened, with other draws for every seed: all drawn, or half drawn and half chosen by
+`nas.choosing.screening.follow`, with several strengths of its ridge.
+
+Printed are how often the screened ones contain the band's best architecture by that loss, how many of the band's eight
+best they contain, and by how much their best one is above the band's best in nats per token: in that loss, and after
+training if the table has it.
 """
 
 from __future__ import annotations
@@ -34,12 +36,12 @@ TOKENS, RIDGES, EIGHT = 8_192, (0.001, RIDGE, 0.1), 8
 
 @dataclass(frozen=True)
 class Screened:
-    """A band whose architectures were all measured before retraining; losses by key, in nats per token."""
+    """A band whose architectures were all screened. Losses are in nats per token, by key of the architecture."""
 
     space: SearchSpace
     architectures: tuple[Architecture, ...]
     before: Mapping[str, float]
-    after: Mapping[str, float]  # empty where they were not all trained
+    after: Mapping[str, float]  # empty if they were not all trained
 
 
 def of_truth(name: str) -> Screened:
@@ -49,7 +51,7 @@ def of_truth(name: str) -> Screened:
 
 
 def of_report(file: Path, model: str, space: str) -> Screened:
-    """From the ``screening.csv`` of a search of this ``model`` and ``space``."""
+    """The band from the ``screening.csv`` of a search with this ``model`` and ``space``."""
     with file.open(encoding="utf-8") as rows:
         before = {row["architecture"]: float(row["screen_loss"]) for row in csv.DictReader(rows)}
     all_of_it = load_space(space, read_shape(resolve_model(model)))
@@ -57,7 +59,7 @@ def of_report(file: Path, model: str, space: str) -> Screened:
 
 
 def followed(band: Screened, order: Sequence[Architecture], most: int, ridge: float) -> list[str]:
-    """Keys of what is screened when losses are followed."""
+    """The keys of the architectures that `nas.choosing.screening.follow` screens."""
     losses = dict[str, float | None]()
     with mock.patch("nas.choosing.screening.RIDGE", ridge):
         while new := [one.key for one in follow(band.space, order, most, losses) if one.key not in losses]:
@@ -66,7 +68,7 @@ def followed(band: Screened, order: Sequence[Architecture], most: int, ridge: fl
 
 
 def line(band: Screened, most: int, ridge: float | None, seeds: int) -> str:
-    """A row of the table; with no ``ridge`` all are drawn."""
+    """A row of the table. Without a ``ridge``, all architectures are drawn."""
     best = sorted(band.before, key=band.before.__getitem__)
     firsts, shares = [], []
     for seed in range(seeds):
@@ -81,14 +83,14 @@ def line(band: Screened, most: int, ridge: float | None, seeds: int) -> str:
 
 
 def _above(losses: Mapping[str, float], firsts: Sequence[str]) -> float:
-    """By how much these are above the least of all ``losses``, on average."""
+    """By how much the losses of ``firsts`` are above the lowest of ``losses``, on average."""
     return mean(losses[first] for first in firsts) - min(losses.values())
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--name", default="mini", help="of the table of the truth")
-    parser.add_argument("--report", type=Path, help="screening.csv of a search, instead of the truth")
+    parser.add_argument("--name", default="mini", help="name of the table")
+    parser.add_argument("--report", type=Path, help="screening.csv of a search, instead of the table")
     parser.add_argument("--model", default="mini", help="teacher of that search")
     parser.add_argument("--space", default="default", help="space of that search")
     parser.add_argument("--seeds", type=int, default=20)

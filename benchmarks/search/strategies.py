@@ -1,13 +1,15 @@
-"""How many tokens a strategy spends until it has found the best architecture, replayed from a table of the whole truth.
+"""Compares how much search strategies spend until they find the best architecture, replayed from a table.
 
     python -m benchmarks.search.strategies
 
-Reads ``benchmarks/truth_NAME.json`` (see `benchmarks.search.ground_truth`) and plays every strategy on it with the study, the
-samplers and the scheduler of a search, one trial at a time: a trial's losses are looked up instead of trained. What is
-chosen after each trial is the best of those that went their whole way. Printed is the median over seeds of what was
-spent when the choice was within 1 % of the lowest loss of all, and when it was the very best: distillation tokens,
-their share of training every architecture in full, and the share of all FLOPs (students refitted, read and trained;
-screened ones refitted and read); in brackets how many seeds lost it, since it was stopped early.
+Reads ``benchmarks/search/truth_NAME.json`` (see `benchmarks.search.ground_truth`). Every strategy runs on it with the
+study, the samplers and the scheduler of a search, one trial at a time. The losses of a trial come from the table, so
+nothing is trained. The choice after each trial is the best of the complete trials.
+
+Printed is what was spent until the choice was within 1 % of the lowest loss, and until it was the best architecture, as
+medians over seeds: trials, distillation tokens, their share of training every architecture in full, and the share of
+FLOPs (refit, evaluation and training of trials; refit and evaluation of screenings). The number in brackets counts the
+seeds that never reached the goal, because the scheduler had stopped the architecture early.
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from nas.choosing.agreement import Agreement, agreement
+from nas.choosing.promotion import Promotion
 from nas.planning.candidates import informed
 from nas.running.tune_search import StudyScheduler
 from nas.study.sampler import INNER, FeasibleSampler, distributions
@@ -79,19 +82,19 @@ class Truth:
         return {one["key"]: one["screens"][str(tokens)]["loss"] for one in self.table["architectures"]}
 
     def trial_flops(self, one: Architecture, tokens: int) -> float:
-        """Of a trial that ends at the rung ``tokens``: refitted once, read at 0 and at every rung, trained so far."""
+        """FLOPs of a trial that ends at the rung ``tokens``: refit, evaluations at 0 and every rung, and training."""
         recipe, rungs = self.recipe, sum(rung <= tokens for rung in self.recipe.rungs)
-        reading = evaluation_flops(self.shape, one, recipe) * (rungs + 1) / (len(recipe.rungs) + 1)
+        evaluation = evaluation_flops(self.shape, one, recipe) * (rungs + 1) / (len(recipe.rungs) + 1)
         training = training_flops(self.shape, one, recipe, "cpu") * tokens / recipe.tokens
-        return refit_flops(self.shape, one, recipe, refit_windows(self.shape, recipe, "cpu")) + reading + training
+        return refit_flops(self.shape, one, recipe, refit_windows(self.shape, recipe, "cpu")) + evaluation + training
 
     def screen_flops(self, one: Architecture, tokens: int) -> float:
-        """Of refitting on ``tokens`` and reading as many."""
+        """FLOPs of a refit on ``tokens`` tokens and an evaluation on as many."""
         return screen_flops(self.shape, one, self.recipe, tokens, tokens)
 
 
 class Guided(FeasibleSampler):
-    """TPE that knows of every screened architecture, as of a trial that was stopped before its first token."""
+    """TPE that knows every screened architecture, as a trial that was stopped before its first token."""
 
     def __init__(self, space: SearchSpace, feasible: tuple[Architecture, ...], seed: int) -> None:
         super().__init__("tpe", space, feasible, seed)
@@ -121,7 +124,11 @@ class Guided(FeasibleSampler):
 
 @dataclass(frozen=True)
 class Strategy:
-    """``sampler`` is one of `nas.study.sampler.INNER` or "guided"; ``screened``: tokens of a screening, or 0."""
+    """A search strategy.
+
+    ``sampler`` is one of `nas.study.sampler.INNER` or "guided". ``halving`` turns on successive halving (ASHA).
+    ``screened`` is the number of tokens of a screening, 0 for none.
+    """
 
     sampler: str
     halving: bool
@@ -135,7 +142,7 @@ class Strategy:
 
 @dataclass(frozen=True)
 class Spent:
-    """What was spent until a goal was reached: distillation tokens, trials, and FLOPs as a share of training all."""
+    """What was spent so far: distillation tokens, trials, and FLOPs as a share of training every architecture."""
 
     tokens: int
     trials: int
@@ -143,12 +150,14 @@ class Spent:
 
 
 def replay(truth: Truth, strategy: Strategy, seed: int) -> list[tuple[Spent, float]]:
-    """After each trial: what was spent so far, and the full loss of what would be chosen (inf while nothing is).
+    """For each trial: what was spent up to its end, and the final loss of the choice (inf if there is none yet).
 
-    Until the best of all is chosen, or has been stopped early.
+    The replay ends when the best architecture has been tried, even if its trial was stopped early.
     """
     study = _study(truth, strategy, seed)
-    scheduler = StudyScheduler(study, lambda _: None, last=truth.recipe.tokens, halving=strategy.halving)
+    scheduler = StudyScheduler(
+        study, lambda _: None, Promotion(study, last=truth.recipe.tokens, halving=strategy.halving)
+    )
     best = min(truth.curves, key=lambda key: truth.curves[key][truth.recipe.tokens])
     whole = sum(truth.trial_flops(one, truth.recipe.tokens) for one in truth.architectures.values())
     flops = sum(truth.screen_flops(one, strategy.screened) for one in truth.architectures.values() if strategy.screened)
@@ -193,12 +202,12 @@ def _study(truth: Truth, strategy: Strategy, seed: int) -> SearchStudy:
 
 
 def first(history: list[tuple[Spent, float]], goal: float) -> Spent | None:
-    """What was spent when the choice first was at ``goal`` or below."""
+    """What was spent when the choice first reached the loss ``goal``; None if it never did."""
     return next((spent for spent, chosen in history if chosen <= goal), None)
 
 
 def line(truth: Truth, strategy: Strategy, seeds: int) -> str:
-    """A row of the table: for either goal the median over seeds, and how many seeds never came there."""
+    """A row of the table: for both goals the medians over seeds, and the number of seeds that never reached it."""
     histories = [replay(truth, strategy, seed) for seed in range(seeds)]
     cells, whole = [f"{strategy.name:<30}"], len(truth.architectures) * truth.recipe.tokens
     for goal in (truth.best * NEAR, truth.best):
@@ -220,7 +229,7 @@ def line(truth: Truth, strategy: Strategy, seeds: int) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--name", default="mini", help="of the table")
+    parser.add_argument("--name", default="mini", help="name of the table")
     parser.add_argument("--seeds", type=int, default=SEEDS)
     parser.add_argument("--samplers", nargs="+", default=[*INNER, "guided"], help="gp and guided take minutes a seed")
     flags = parser.parse_args()
@@ -235,7 +244,7 @@ def main() -> None:
 
 
 def agreements(truth: Truth) -> list[Agreement]:
-    """Of screenings, and of readings at each rung, with the losses at the end."""
+    """Rank agreement of screenings, and of validation losses at each rung, with the final losses."""
     ends = {key: curve[truth.recipe.tokens] for key, curve in truth.curves.items()}
     rungs = [at for at in (0, *truth.recipe.rungs) if at < truth.recipe.tokens]
     early = {f"after {at:,} tokens": {key: curve[at] for key, curve in truth.curves.items()} for at in rungs}
@@ -244,12 +253,12 @@ def agreements(truth: Truth) -> list[Agreement]:
 
 
 def costs(truth: Truth) -> list[int]:
-    """Tokens of the screenings."""
+    """The tokens of the screenings in the table, ascending."""
     return sorted(int(tokens) for tokens in truth.table["architectures"][0]["screens"])
 
 
 def strategies(truth: Truth) -> list[Strategy]:
-    """All that are compared, the plain ones first."""
+    """All compared strategies, those without screening first."""
     plain = [Strategy(sampler, halving) for sampler in ("random", "tpe", "gp", "nsga2") for halving in (False, True)]
     ordered = [Strategy("screen", False, tokens) for tokens in costs(truth)]
     return [

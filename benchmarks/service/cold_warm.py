@@ -1,11 +1,14 @@
-"""The wall time of `make search`, cold and warm.
+"""Measures the wall time of `make search`, cold, warm and continued.
 
     python -m benchmarks.service.cold_warm [FOLDER]
 
-Cold: an empty output folder. Warm: another study in the same folder, so that tokens, importance scores and the
-teacher's own loss are found in the cache and every trial is run again. Continued: the warm command once more, which
-finds its study complete. Each is the real `make search`; the environment is installed before. FOLDER, which must not
-exist, keeps what the searches leave.
+- Cold: the output folder is empty.
+- Warm: another study in the same folder. Tokens, importance scores and the teacher's loss come from the cache, and
+  every trial runs again.
+- Continued: the warm command once more. Its study is already complete.
+
+Each is the real `make search`, with the environment already installed. FOLDER, which must not exist, keeps the results
+of the searches.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Peak memory of a search on a teacher of gpt2-medium's shape (random weights): the dry run, and one whole trial.
+"""Measures the peak memory of a search with a teacher of gpt2-medium's shape: a dry run, and one exported trial.
 
     python -m benchmarks.service.memory
 
-Runs the real command line and samples the resident memory of it and all its child processes, Ray's included. Shared
-pages are counted once for each process, so the figure is an upper bound.
+The teacher has random weights. The benchmark runs the real command line and samples the resident memory of it and all
+its child processes, including Ray's. Shared pages are counted once per process, so the result is an upper bound.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ SMALL_TRIAL = {
 
 
 def make_teacher(folder: Path) -> None:
-    """A checkpoint of gpt2-medium's shape with random weights and the tokenizer of ``mini``, whose ids all fit."""
+    """Write a checkpoint of gpt2-medium's shape with random weights and the tokenizer of ``mini``, which fits it."""
     torch.manual_seed(0)
     model = GPT2LMHeadModel(GPT2Config(n_layer=24, n_embd=1024, n_head=16))
     model.save_pretrained(folder)
@@ -42,7 +42,7 @@ def make_teacher(folder: Path) -> None:
 
 
 def tree_bytes(process: psutil.Process) -> int:
-    """Resident bytes of a process and its descendants; those that end meanwhile count nothing."""
+    """Resident bytes of a process and its descendants. Processes that end in the meantime are not counted."""
     total = 0
     for one in [process, *process.children(recursive=True)]:
         try:

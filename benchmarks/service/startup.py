@@ -1,12 +1,14 @@
-"""How long until training starts: of a search, cold and warm, and of the first and the second trial of a worker.
+"""Measures the time until training starts: of a search, cold and warm, and of a worker's first and second trial.
 
     python -m benchmarks.service.startup --model mini --budget 60%
 
-Runs `python -m nas.search` with the settings that are given, two trials on one worker, twice in one output folder:
-with nothing in the cache, and as another study that finds everything there. Students are refitted and read on little
-text, so that the time until a first loss is that of starting. Then a worker of its own, with the same cache, from its
-start: until its first trial has all that it cuts its student from, and a second one of the same architecture; and
-another worker, until their first losses.
+Runs `python -m nas.search` with the given settings and two trials on one worker, twice in one output folder: first with
+an empty cache, then as another study that finds everything in the cache. Refit and evaluation use little text, so that
+the time until the first loss is mostly start-up.
+
+Then it starts a worker with the same cache, and measures the time until its first trial has loaded everything from
+which it prunes its student, and the same for a second trial of the same architecture. With another worker it measures
+the times until the first losses of two such trials.
 """
 
 from __future__ import annotations
@@ -26,9 +28,9 @@ from ray import cloudpickle
 
 from nas.planning.plan import Plan, make_plan, resolve_target
 from nas.planning.settings import load_settings
+from nas.planning.specs import trial_spec
 from nas.running.session import ray_session
 from nas.running.tasks import trial_task
-from nas.running.tune_run import architecture_spec
 from nas.running.workers import Task, Workers, open_workers, work
 from trials.preparation import shared
 from trials.trial import TrialSpec
@@ -47,7 +49,7 @@ LINE = re.compile(r"trial \d+ .*(: started|val loss \S+ before retraining)")
 
 
 def search(flags: list[str], study: str) -> tuple[float, float]:
-    """Seconds from the start of a search to its first trial, and to the first loss of that."""
+    """Seconds from the start of a search to its first trial, and to the first loss of that trial."""
     command = [sys.executable, "-m", "nas.search", *flags, "--study", study]
     started, seconds = time.perf_counter(), []
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as running:
@@ -56,29 +58,31 @@ def search(flags: list[str], study: str) -> tuple[float, float]:
             if LINE.search(line):
                 seconds.append(time.perf_counter() - started)
     if running.returncode or len(seconds) != 4:
-        raise SystemExit(f"the search ended with {running.returncode} after {len(seconds)} of 4 readings")
+        raise SystemExit(f"the search ended with exit code {running.returncode} after {len(seconds)} of 4 log lines")
     return seconds[0], seconds[1]
 
 
 def ready(spec: dict[str, Any]) -> Iterator[str]:
-    """What a trial does before it cuts its student: all that is left of it in a worker that has trained before."""
+    """A task that loads what a trial needs before it prunes its student. A warm worker has it in memory already."""
     trial = TrialSpec.from_dict(spec)
     yield shared(trial.recipe, trial.cache, trial.device).fingerprint
 
 
-async def first_word(plan: Plan, workers: Workers, task: Task, folder: Path) -> float:
-    """Seconds until ``task``, with the specification of a trial in ``folder``, says something."""
-    spec = {**architecture_spec(plan, plan.target.feasible[0]).to_dict(), "directory": str(folder)}
+async def seconds_to_result(plan: Plan, workers: Workers, task: Task, folder: Path) -> float:
+    """Seconds until the first result of ``task``, for the specification of a trial in ``folder``."""
+    spec = {**trial_spec(plan, plan.target.feasible[0]).to_dict(), "directory": str(folder)}
     started = time.perf_counter()
     async for _ in work(workers.pool, folder.name, cloudpickle.dumps(task), spec):
         return time.perf_counter() - started
-    raise AssertionError("a task says something")
+    raise AssertionError("a task yields at least one result")
 
 
 def on_a_worker(plan: Plan, task: Task, folder: Path) -> tuple[float, float]:
-    """Seconds until the first word of ``task`` in a worker, the start of that included, and when it is done again."""
+    """Seconds to the first result of ``task`` in a new worker, including its start, and again in the same worker."""
     with open_workers(plan.resources) as workers:
-        first, second = (asyncio.run(first_word(plan, workers, task, folder / name)) for name in ("first", "second"))
+        first, second = (
+            asyncio.run(seconds_to_result(plan, workers, task, folder / name)) for name in ("first", "second")
+        )
     return first, second
 
 

@@ -1,4 +1,4 @@
-"""Could the cheap comparison be trusted? Whether early rankings agreed with late ones."""
+"""Whether early rankings of architectures agree with late ones. They show how far short trainings can be trusted."""
 
 from __future__ import annotations
 
@@ -12,17 +12,18 @@ from nas.choosing.bootstrap import COVERAGE
 from nas.study.records import SCREEN_LOSS, FinalRecord, TrialRecord
 
 RESAMPLES = 1_000
-FEWEST = 3  # pairs; with two, any ranking agrees or disagrees completely
-SURVIVORS = "Trials that were stopped early never reached the last rung: these are the survivors, a biased sample."
-BY = "Kendall's tau: 1 is the same order, 0 none in common, -1 the reverse; with a 95 % interval over architectures."
+FEWEST = 3  # pairs; two pairs can only agree or disagree completely
+SURVIVORS = "Trials that were stopped early have no final loss and are left out, so the sample is biased."
+BY = "Kendall's tau compares two orders: 1 is the same, 0 is unrelated, -1 is reversed; in brackets the 95 % interval."
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """Kendall's tau-b of two rankings of the same ``pairs`` architectures, the first read after ``tokens``.
+    """Kendall's tau-b of two rankings of the same ``pairs`` architectures, the first one after ``tokens``.
 
-    ``name`` is for metrics, ``what`` for readers. ``tau`` is None with fewer than `FEWEST` pairs, and where one side
-    holds equal losses only. ``low`` and ``high`` are a 95 % bootstrap interval over architectures.
+    ``name`` is part of metric names; ``what`` describes the two rankings to a reader. ``tau`` is None for fewer than
+    `FEWEST` pairs, and when all losses of one ranking are equal. ``low`` and ``high`` are the 95 % bootstrap interval
+    over architectures.
     """
 
     name: str
@@ -37,15 +38,15 @@ class Agreement:
         if self.pairs < FEWEST:
             return f"too few (n = {self.pairs})"
         if self.tau is None:
-            return f"not defined, all equal (n = {self.pairs})"
+            return f"undefined, equal losses (n = {self.pairs})"
         return f"{self.tau:+.2f} [{self.low:+.2f}, {self.high:+.2f}] (n = {self.pairs})"
 
 
 def agreement(name: str, what: str, tokens: int, pairs: Sequence[tuple[float, float]]) -> Agreement:
-    """The agreement of the (early loss, late loss) ``pairs``, one for each architecture.
+    """The agreement of ``pairs`` (early loss, late loss), one pair for each architecture.
 
-    The interval reaches from the 2.5th to the 97.5th percentile of tau over samples of the pairs, drawn with
-    replacement; a pair that was drawn twice is a tie on both sides, which tau-b leaves out.
+    The interval goes from the 2.5th to the 97.5th percentile of tau over `RESAMPLES` samples of the pairs, drawn with
+    replacement. A pair that is drawn twice is a tie in both rankings, and tau-b ignores such ties.
     """
     losses, count = np.array(pairs, dtype=float).reshape(-1, 2), len(pairs)
     tau = float(_taus(losses, np.ones((1, count)))[0]) if count >= FEWEST else np.nan
@@ -57,9 +58,9 @@ def agreement(name: str, what: str, tokens: int, pairs: Sequence[tuple[float, fl
 
 
 def _taus(losses: NDArray[np.float64], counts: NDArray[np.floating] | NDArray[np.integer]) -> NDArray[np.float64]:
-    """Kendall's tau-b of the two columns of ``losses`` (n, 2), each row taken ``counts`` (R, n) times; shape (R,).
+    """Kendall's tau-b (R,) of the two columns of ``losses`` (n, 2), with each row repeated ``counts`` (R, n) times.
 
-    nan where one side holds equal losses only.
+    It is nan where all losses of one column are equal.
     """
     first, second = (np.sign(column[:, None] - column) for column in losses.T)
     agreeing, *untied = (((counts @ signs) * counts).sum(axis=1) for signs in (first * second, first**2, second**2))
@@ -69,8 +70,10 @@ def _taus(losses: NDArray[np.float64], counts: NDArray[np.floating] | NDArray[np
 
 
 def agreements(records: Iterable[TrialRecord], finals: Iterable[FinalRecord] = ()) -> list[Agreement]:
-    """Of the ranking in the screening, before any retraining, and at each rung with that at the end of the trials, over
-    the trials that reached both; and of the end of the trials with the end of the finals.
+    """All agreements of a search, in the order of the early rankings.
+
+    The rankings in the screening, before retraining and at each rung are compared with the ranking at the end of the
+    trials, over COMPLETE trials. The end of the trials is compared with the end of the finals.
     """
     complete = [one for one in records if one.state == "COMPLETE" and one.curve]
     curves = [dict(one.curve) for one in complete]
@@ -93,6 +96,6 @@ def agreements(records: Iterable[TrialRecord], finals: Iterable[FinalRecord] = (
 
 
 def lines(found: Sequence[Agreement], stopped_early: bool) -> list[str]:
-    """What a reader is told, a line each."""
+    """The agreements and how to read them, one line each; nothing without agreements."""
     notes = [BY, *([SURVIVORS] if stopped_early else [])]
     return [*(f"{one.what}: {one}" for one in found), *notes] if found else []

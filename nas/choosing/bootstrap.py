@@ -1,4 +1,4 @@
-"""Whether two models can be told apart on the validation text that there is."""
+"""Whether the validation text is enough to distinguish two models."""
 
 from __future__ import annotations
 
@@ -12,12 +12,15 @@ from trials.losses.window_losses import WindowLosses
 
 RESAMPLES = 10_000
 COVERAGE = 0.95
-DRAWS_AT_ONCE = 2**22  # numbers in memory; it changes no draw
+DRAWS_AT_ONCE = 2**22  # bounds memory, changes no draw
 
 
 @dataclass(frozen=True)
 class Difference:
-    """By how much the loss of one model is above another's, in nats per token, and the interval ``low`` to ``high``."""
+    """The loss of one model minus that of another, in nats per token, with its interval ``low`` to ``high``.
+
+    ``windows`` is the number of validation windows.
+    """
 
     mean: float
     low: float
@@ -26,7 +29,7 @@ class Difference:
 
     @property
     def distinguishable(self) -> bool:
-        """Whether the interval leaves 0 out."""
+        """Whether the interval excludes 0."""
         return self.low > 0 or self.high < 0
 
     def __str__(self) -> str:
@@ -40,12 +43,12 @@ class Difference:
 def paired_difference(one: WindowLosses, other: WindowLosses, resamples: int = RESAMPLES, seed: int = 0) -> Difference:
     """The loss of ``one`` minus that of ``other`` on the same windows, with a 95 % bootstrap interval.
 
-    Windows are drawn with replacement, the same for both models, text by text; the statistic is the mean over texts
-    of their means; the interval reaches from the 2.5th to the 97.5th percentile (Efron & Tibshirani 1993, chapter
-    13; Koehn 2004 for paired comparisons). It is about the choice of text: what another seed of the training would
-    have changed is not in it, and windows of one document count as independent.
+    Windows are drawn with replacement within each text, the same windows for both models. The statistic is the mean
+    over texts of their mean differences. The interval goes from the 2.5th to the 97.5th percentile (Efron & Tibshirani
+    1993, chapter 13; Koehn 2004 for paired comparisons). It covers the choice of text only. It does not cover the
+    training seed, and it treats windows of one document as independent.
 
-    Raises ValueError when the two were not measured on the same windows.
+    Raises ValueError when the two models were not measured on the same windows.
     """
     if {name: len(losses) for name, losses in one.items()} != {name: len(losses) for name, losses in other.items()}:
         raise ValueError("losses of different windows cannot be paired")
@@ -60,7 +63,7 @@ def paired_difference(one: WindowLosses, other: WindowLosses, resamples: int = R
 def _resampled_means(
     values: NDArray[np.float64], resamples: int, generator: np.random.Generator
 ) -> NDArray[np.float64]:
-    """The means of ``resamples`` samples of as many of ``values`` (n,), shape (resamples,)."""
+    """The means (resamples,) of samples of n from ``values`` (n,), drawn with replacement."""
     at_once = max(1, DRAWS_AT_ONCE // len(values))
     parts = [min(at_once, resamples - done) for done in range(0, resamples, at_once)]
     draws = (generator.integers(len(values), size=(count, len(values))) for count in parts)

@@ -1,4 +1,4 @@
-"""The final comparison: who won, by how much, and what it was compared with. Pure functions of what finals left."""
+"""The final comparison: the winner, its lead, and the models it was compared with. Pure functions of the finals."""
 
 from __future__ import annotations
 
@@ -14,16 +14,17 @@ from trials.losses.window_losses import WindowLosses, mean_loss
 from trials.losses.window_losses import text_losses as losses_on_texts
 
 TEACHER, WINNER, RUNNER_UP, BEST_STOCK = "teacher", "winner", "runner-up", "best stock"
-UNEQUAL = "a difference whose interval holds 0 is not distinguishable from none"
+UNEQUAL = "if the interval contains 0, the two models are not distinguishable"
 
 
 @dataclass(frozen=True)
 class ComparisonRow:
     """One model of the final table.
 
-    ``tokens`` are those it was distilled on in all. Losses are on validation text, in nats per token; ``losses`` on
-    each text, where there are several. ``difference`` is its loss minus the winner's. ``test`` are readings on test
-    text: nothing that is chosen depends on them.
+    ``roles`` are its names in the table, such as "winner" or the name of a baseline. ``share`` is its share of the
+    teacher's parameters. ``tokens`` is the total number of tokens it was distilled on. Losses are on validation text,
+    in nats per token; ``losses`` holds the loss on each text if there are several. ``difference`` is its loss minus the
+    winner's. ``test`` are readings on test text. No choice depends on them.
     """
 
     roles: tuple[str, ...]
@@ -40,13 +41,19 @@ class ComparisonRow:
 
     @property
     def is_read(self) -> bool:
-        """Whether it is to be read on test text: all that is exported or compared with, not who lost to the winner."""
+        """Whether the model is evaluated on test text: exported models, the teacher and baselines.
+
+        Finalists that lost are not, unless they have another role as well.
+        """
         return self.val_loss is not None and any(role not in (*COMPETING, RUNNER_UP) for role in self.roles)
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """The final table, the ``winner``, the ``runner_up`` and the best ``stock`` one of those that compete."""
+    """The final table. ``winner``, ``runner_up`` and the best ``stock`` one are finals that compete, not baselines.
+
+    ``difference`` is the runner-up's loss minus the winner's.
+    """
 
     rows: tuple[ComparisonRow, ...]
     finals: tuple[FinalRecord, ...]
@@ -59,7 +66,7 @@ class Comparison:
     def verdict(self) -> str:
         """The winner against the runner-up in one line."""
         if self.runner_up is None or self.difference is None:
-            return "no runner-up: nothing else went on from the trials"
+            return "no runner-up: no other finalist was trained"
         key, found = self.runner_up.architecture.key, self.difference
         interval = f"95 % interval {found.low:+.4f} to {found.high:+.4f} over {found.windows} validation windows"
         if found.distinguishable:
@@ -68,30 +75,30 @@ class Comparison:
 
     @property
     def notes(self) -> list[str]:
-        """What a reader must not miss, a line each: the verdict, and every baseline that did better than the winner."""
+        """The verdict, and one line for every baseline with a smaller loss than the winner."""
         better = [row for row in self.rows if WINNER not in row.roles and TEACHER not in row.roles and _is_better(row)]
         names = (f"{', '.join(row.roles)} {row.architecture}: {row.difference}{_doubt(row)}" for row in better)
-        return [self.verdict, *(f"a baseline, which cannot win, did better: {name}" for name in names)]
+        return [self.verdict, *(f"a baseline has a smaller loss, but cannot win: {name}" for name in names)]
 
     def against_winner(self, record: FinalRecord) -> str:
-        """Another one of those that compete, against the winner, in a few words."""
+        """The loss of ``record``, a final that competes, compared with the winner's, in a few words."""
         row = next(one for one in self.rows if one.architecture == record.architecture.key)
-        return f"{row.difference} nats a token against the best of all, {self.winner.architecture.key}"
+        return f"{row.difference} nats a token compared with the winner, {self.winner.architecture.key}"
 
 
 def compare(
     finals: Sequence[FinalRecord], windows: Mapping[str, WindowLosses], teacher: WindowLosses, teacher_parameters: int
 ) -> Comparison:
-    """The comparison of ``finals``, the losses of whose ``windows`` are by their names, and of the teacher.
+    """The comparison of ``finals`` with each other and with the teacher.
 
-    The smallest loss among those that compete wins; baselines are there to be compared with. Raises
-    NothingFeasibleError when no final that competes is COMPLETE.
+    ``windows`` holds the losses per validation window of each COMPLETE final, by its name. The final with the smallest
+    loss wins; baselines cannot win. Raises NothingFeasibleError when no final that competes is COMPLETE.
     """
     competing = [one for one in final_ranking(finals) if competes(one)]
     if not competing:
         reasons = "; ".join(sorted({one.reason or one.state for one in finals if competes(one)}))
         raise NothingFeasibleError(
-            f"no finalist was trained to its end: {reasons}; --finalists 0 takes the best trial without a final stage"
+            f"no finalist is complete: {reasons}; give --finalists 0 to take the best trial without a final stage"
         )
     winner, runner_up = competing[0], competing[1] if len(competing) > 1 else None
     stock = next((one for one in competing if one.stock), None)
@@ -114,7 +121,7 @@ def _doubt(row: ComparisonRow) -> str:
 
 
 def _order(finals: Sequence[FinalRecord], named: Mapping[str, FinalRecord | None]) -> list[FinalRecord]:
-    """The winner, the best stock one, then the others that compete, then baselines, each by loss; then the failed."""
+    """The winner, the best stock final, the others that compete, the baselines, the failed; each group by loss."""
     ranked = final_ranking(finals)
     first = [one for one in (named[WINNER], named[BEST_STOCK]) if one is not None]
     rest = [one for one in ranked if competes(one)] + ranked + list(finals)
@@ -122,7 +129,7 @@ def _order(finals: Sequence[FinalRecord], named: Mapping[str, FinalRecord | None
 
 
 def _roles(record: FinalRecord, named: Mapping[str, FinalRecord | None]) -> tuple[str, ...]:
-    """The names that the final gave first, then why it was there, unless that says less."""
+    """The roles from the comparison, then those from before it. "finalist" says less than "winner" and is left out."""
     given = [name for name, one in named.items() if one == record]
     reasons = [role for role in record.roles if not (given and competes(record) and role in COMPETING)]
     return (*given, *reasons)

@@ -1,4 +1,4 @@
-"""Which architectures are measured before any retraining, where a band holds too many to measure all of them."""
+"""Which architectures are measured before any retraining, and which of them are tried first."""
 
 from __future__ import annotations
 
@@ -15,30 +15,49 @@ from search_spaces.shape import ModelShape
 from search_spaces.space import SearchSpace
 
 ROUNDS = 4  # in which the second half of a screening is chosen
-RIDGE = 0.01  # beside sizes that are scaled to [0, 1]; settled by `benchmarks.search.screening`
+RIDGE = 0.01  # for sizes that are scaled to [0, 1]; chosen by `benchmarks.search.screening`
 
 Losses = Mapping[str, float | None]
-"""Before retraining, by the architecture's key; None where there is none."""
+"""Losses before retraining, by the architecture's key; None for an architecture that could not be measured."""
 
 
 def to_screen(plan: Plan, losses: Losses) -> tuple[Architecture, ...]:
-    """What is to be measured of every band, as far as the ``losses`` that are known decide it.
+    """The architectures to measure in every band, as far as the known ``losses`` decide it.
 
-    All of a band that is small enough. Of a larger one the informed candidates and a draw, half of what is measured,
-    and then, by `follow`, what is expected to be best; where other objectives are weighed against the loss, the draw
-    alone, for all parts of a front are wanted.
+    A small band is measured as a whole. Of a larger band, the first half of the measurements is drawn: the informed
+    candidates, then random ones. The second half follows the losses, see `follow`. A search that weighs several
+    objectives draws all of them, because it wants every part of a Pareto front.
     """
     if plan.settings.sampler != "screen":
         return ()
     return tuple(one for part in plan.parts for one in _of_band(part, losses))
 
 
-def follow(space: SearchSpace, order: Sequence[Architecture], most: int, losses: Losses) -> tuple[Architecture, ...]:
-    """The first half of ``most`` in ``order``, then, in `ROUNDS` rounds, those of which the least loss is expected.
+def first_candidates(plan: Plan, losses: Losses) -> list[tuple[str, Architecture]]:
+    """The first candidates of a budget, each with the reason.
 
-    Expected is what a quadratic response surface says (Box and Wilson 1951), fitted to the losses of those before. A
-    round is decided once each of these is in ``losses``, and by nothing else: a search that was interrupted comes to
-    the same ones.
+    After a screening they are the best architecture and the best stock one. The stock one makes a comparison possible:
+    the sampler alone might never reach it. Other samplers start with the informed candidates.
+    """
+    if plan.settings.sampler == "exhaustive":
+        return []
+    if plan.settings.sampler != "screen":
+        return informed(plan.target.shape, plan.target.feasible)
+    known = {one: loss for one in plan.target.feasible if (loss := losses.get(one.key)) is not None}
+    order = sorted(known, key=known.__getitem__)
+    stock = [one for one in order if plan.target.shape.is_stock(one)]
+    chosen = dict.fromkeys(order[:1], "best before retraining")
+    for one in stock[:1]:
+        chosen.setdefault(one, "best stock before retraining")
+    return [(why, one) for one, why in chosen.items()]
+
+
+def follow(space: SearchSpace, order: Sequence[Architecture], most: int, losses: Losses) -> tuple[Architecture, ...]:
+    """The first half of ``most`` in ``order``, then, in `ROUNDS` rounds, those with the least expected loss.
+
+    The expected loss comes from a quadratic response surface (Box and Wilson 1951), fitted to the losses of the
+    architectures before. A round is decided when all of these have an entry in ``losses``, and by nothing else. So an
+    interrupted search chooses the same architectures.
     """
     found = list(order[: max(1, most // 2)])
     step = max(1, most // 2 // ROUNDS)
@@ -52,7 +71,7 @@ def follow(space: SearchSpace, order: Sequence[Architecture], most: int, losses:
 
 
 def drawn(shape: ModelShape, feasible: Sequence[Architecture], seed: int) -> tuple[Architecture, ...]:
-    """The informed candidates of a band, then all others in an order that ``seed`` draws."""
+    """The informed candidates of a band, then all others in a random order by ``seed``."""
     ideas = dict.fromkeys(one for _, one in informed(shape, feasible))
     others = [one for one in feasible if one not in ideas]
     return (*ideas, *Random(seed).sample(others, len(others)))
@@ -69,7 +88,7 @@ def _of_band(part: Plan, losses: Losses) -> tuple[Architecture, ...]:
 def _expected(
     space: SearchSpace, measured: Mapping[Architecture, float], others: Sequence[Architecture]
 ) -> NDArray[np.floating]:
-    """Losses (n,) of the n ``others``; alike when nothing is ``measured``."""
+    """The expected losses (n,) of the n ``others``; all equal when nothing is ``measured``."""
     if not measured:
         return np.zeros(len(others))
     known, losses = _terms(space, list(measured)), np.array(list(measured.values()))
@@ -80,7 +99,7 @@ def _expected(
 
 
 def _terms(space: SearchSpace, some: Sequence[Architecture]) -> NDArray[np.floating]:
-    """1, all sizes and all products of two of them (n, terms), sizes scaled to [0, 1]."""
+    """The regressors (n, terms): 1, all sizes and all products of two sizes, sizes scaled to [0, 1]."""
     sizes = np.array([(1.0, *space.position(space.sizes(one))) for one in some])
     pairs = np.triu_indices(sizes.shape[1])
     products: NDArray[np.floating] = sizes[:, pairs[0]] * sizes[:, pairs[1]]

@@ -1,7 +1,7 @@
-"""Which trial wins, and what it is compared with: pure functions of the records of one study.
+"""Rankings of trials and finals, and the Pareto front: pure functions of the records of one study.
 
-Every record is inside the budget band already (`nas.study.sampler` proposes nothing else), so the loss decides alone.
-Losses of trials that were stopped early were read at fewer tokens and are never compared with final ones.
+All trials of a budget are inside its band, because `nas.study.sampler` proposes nothing else. So the loss decides. A
+trial that was stopped early has a loss at fewer tokens. Such losses are never compared with final losses.
 """
 
 from __future__ import annotations
@@ -9,33 +9,42 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from typing import TypeVar
 
 from nas.study.objectives import LOSS, PARAMETERS, dominated_by, point_of
 from nas.study.records import FinalRecord, TrialRecord
+from search_spaces.budget import Budget
 
 STATES = ("COMPLETE", "PRUNED", "FAIL", "RUNNING")
 FINALIST, STOCK = "finalist", "stock finalist"
-SIZE = (LOSS, PARAMETERS)  # what `pareto_front` weighs
+SIZE = (LOSS, PARAMETERS)  # the objectives of `pareto_front`
 COMPETING = (FINALIST, STOCK)  # roles of finals that can win; all others are baselines
+
+Record = TypeVar("Record", TrialRecord, FinalRecord)
+
+
+def inside(budget: Budget, records: Iterable[Record]) -> list[Record]:
+    """The ``records`` with a parameter count inside the band of ``budget``."""
+    return [one for one in records if one.parameters in budget]
 
 
 def ranking(records: Iterable[TrialRecord]) -> list[TrialRecord]:
     """The COMPLETE trials, best first: smallest validation loss, then fewer parameters, then the key's order."""
-    return sorted((one for one in records if _judged(one)), key=_order)
+    return sorted((one for one in records if _has_final_loss(one)), key=_order)
 
 
 def best(records: Iterable[TrialRecord]) -> TrialRecord | None:
     """The winner, or None when no trial is COMPLETE."""
-    return min((one for one in records if _judged(one)), key=_order, default=None)
+    return min((one for one in records if _has_final_loss(one)), key=_order, default=None)
 
 
 def best_stock(records: Iterable[TrialRecord]) -> TrialRecord | None:
-    """The best of those that load with a plain ``from_pretrained``, or None when there is none."""
+    """The best trial whose model loads with a plain ``from_pretrained``, or None when there is none."""
     return best(one for one in records if one.stock)
 
 
 def competes(record: FinalRecord) -> bool:
-    """Whether a final can win: a candidate that the search found, whatever else it is."""
+    """Whether a final can win. A finalist of the search can, even if it is also a baseline. Other baselines cannot."""
     return any(role in COMPETING for role in record.roles)
 
 
@@ -46,40 +55,43 @@ def final_ranking(finals: Iterable[FinalRecord]) -> list[FinalRecord]:
 
 
 def weighed(records: Iterable[TrialRecord], objectives: Sequence[str]) -> list[TrialRecord]:
-    """The `ranking`, but those that fewer others beat in all ``objectives`` first: the Pareto front, then the rest."""
+    """The COMPLETE trials by how many others dominate them, the Pareto front first; equals stay in `ranking` order."""
     return [record for _, record in sorted(_placed(records, objectives), key=lambda one: one[0])]
 
 
 def front(records: Iterable[TrialRecord], objectives: Sequence[str]) -> list[TrialRecord]:
-    """The COMPLETE trials that no other one beats in all ``objectives``, smallest loss first.
+    """The COMPLETE trials on the Pareto front of ``objectives``, smallest loss first.
 
-    One beats another when it is no worse in all of them and better in one.
+    No other trial dominates them: none is at least as good in every objective and better in one.
     """
     return [record for place, record in _placed(records, objectives) if not place]
 
 
 def _placed(records: Iterable[TrialRecord], objectives: Sequence[str]) -> list[tuple[int, TrialRecord]]:
-    """The `ranking`, each with how many others beat it in all ``objectives``."""
+    """The `ranking`, each trial with the number of others that dominate it."""
     ranked = ranking(records)
     points = [point_of(one, objectives) for one in ranked]
     return [(dominated_by(point, points), one) for one, point in zip(ranked, points, strict=True)]
 
 
 def pareto_front(records: Iterable[TrialRecord]) -> list[TrialRecord]:
-    """The `front` of parameters and loss, fewest parameters first; of equals one. The winner is the last."""
+    """The `front` of loss and parameters, fewest parameters first, with one trial for each point.
+
+    The last one has the smallest loss.
+    """
     by_point = {point_of(one, SIZE): one for one in reversed(front(records, SIZE))}
     return sorted(by_point.values(), key=lambda one: one.parameters)
 
 
 def counts(records: Iterable[TrialRecord]) -> dict[str, int]:
-    """Trials by state, every state named, in a fixed order."""
+    """The number of trials in each of `STATES`, in that order."""
     counted = Counter(one.state for one in records)
     return {state: counted.get(state, 0) for state in STATES}
 
 
 def listing(records: Sequence[TrialRecord]) -> list[TrialRecord]:
-    """All trials in the order of a report: the ranking, then PRUNED by how far they came, FAIL, and RUNNING."""
-    rest = [one for one in records if not _judged(one)]
+    """All trials in the order of a report: the `ranking`, then PRUNED, FAIL and RUNNING, each by tokens reached."""
+    rest = [one for one in records if not _has_final_loss(one)]
     return ranking(records) + sorted(rest, key=_distance)
 
 
@@ -89,11 +101,11 @@ def last_reading(record: TrialRecord) -> tuple[int, float] | None:
 
 
 def perplexity(loss: float) -> float:
-    """Of a loss in nats per token; infinite where that is all a float can say."""
+    """exp of a ``loss`` in nats per token; infinite where a float overflows."""
     return math.exp(loss) if loss < 700 else math.inf
 
 
-def _judged(record: TrialRecord) -> bool:
+def _has_final_loss(record: TrialRecord) -> bool:
     return record.state == "COMPLETE" and record.val_loss is not None
 
 

@@ -1,4 +1,4 @@
-"""What the final stage shows while it runs: a live table on a terminal, plain lines elsewhere."""
+"""The progress of the final stage: a live table on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -9,37 +9,38 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from nas.display.trial_progress import Progress, clock
+from nas.display.console import clock
+from nas.display.trial_progress import LiveTable
 from nas.planning.plan import Plan
 from nas.study.records import FinalRecord
 
 STATES = {"WAITING": "waiting", "RUNNING": "running", "COMPLETE": "complete", "FAIL": "failed"}
 
 
-class FinalProgress(Progress):
-    """Follows the finals and shows them as they change."""
+class FinalProgress(LiveTable):
+    """Shows the finals of a search as they change. ``finals`` are all of them at the start."""
 
     def __init__(self, console: Console, plan: Plan, finals: Sequence[FinalRecord]) -> None:
-        super().__init__(console, plan)
-        self.finals = finals
+        self.plan, self.finals = plan, finals
         self.tokens_before = self._tokens()
+        super().__init__(console)
 
-    def update_finals(self, finals: Sequence[FinalRecord], changed: FinalRecord) -> None:
+    def update(self, finals: Sequence[FinalRecord], changed: FinalRecord) -> None:
         """``finals`` are all of them now; ``changed`` is the one that changed."""
         self.finals = finals
         if not self.live:
-            self.console.print(self._final_line(changed), highlight=False, soft_wrap=True)
+            self.console.print(self._line(changed), highlight=False, soft_wrap=True)
 
     def seconds_left(self) -> float | None:
-        """An estimate from the tokens trained so far, or None while nothing is known."""
-        spent = self._tokens() - (self.tokens_before or 0)
+        """An estimate from the tokens trained so far; None before the first rung."""
+        spent = self._tokens() - self.tokens_before
         left = sum(one.tokens - _trained(one) for one in self.finals if one.state in ("WAITING", "RUNNING"))
         return self.elapsed / spent * left if spent > 0 else None
 
     def _tokens(self) -> int:
         return sum(_trained(one) for one in self.finals)
 
-    def _final_line(self, record: FinalRecord) -> str:
+    def _line(self, record: FinalRecord) -> str:
         left = self.seconds_left()
         rest = f", about {clock(left)} left" if left else ""
         so_far = f"[{clock(self.elapsed)}, {self._ended()}/{len(self.finals)} done]"
@@ -48,9 +49,10 @@ class FinalProgress(Progress):
     def _ended(self) -> int:
         return sum(one.state in ("COMPLETE", "FAIL") for one in self.finals)
 
-    def _table(self) -> RenderableType:
+    def table(self) -> RenderableType:
+        """All finals, and a summary."""
         table = Table(box=None, pad_edge=False, header_style="bold")
-        for heading in ("final", "because", "tokens", "val loss", "state"):
+        for heading in ("final", "role", "tokens", "val loss", "state"):
             table.add_column(heading, justify="right" if heading in ("tokens", "val loss") else "left")
         for one in self.finals:
             loss = f"{one.curve[-1][1]:.4f}" if one.curve else "-"

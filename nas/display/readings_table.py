@@ -1,4 +1,4 @@
-"""Readings as a table: what each figure is stands beside it."""
+"""Readings as a table; each value has its convention and its counts beside it."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from trials.evaluate.reading import Reading
 
 
 def readings_table(readings: Sequence[Reading]) -> Table:
-    """One line for each reading, in the given order; a task is named in the first of its lines.
+    """One line for each reading, in the given order. The first line of a task has its name.
 
-    The last column says what was counted, or what a timing is at the 5th percentile ("p5").
+    The last column holds what was counted, or a timing at the 5th percentile ("p5").
     """
     table = Table(header_style="bold", box=None, pad_edge=False, collapse_padding=True)
     for heading in ("task", "metric", "value", "how", "counted"):

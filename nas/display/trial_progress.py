@@ -1,10 +1,9 @@
-"""What a search shows while it runs: a live table on a terminal, plain lines elsewhere."""
+"""The progress of the trials: a live table on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -12,53 +11,60 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from nas.display.console import clock
 from nas.planning.plan import Plan
 from nas.study.records import TrialRecord
 
-SHOWN = 8  # finished trials in the live table; the report has them all
+SHOWN = 8  # finished trials in the live table; the report has all of them
 
 
-class Progress:
-    """Follows the records of a search and shows them on ``console`` as they change."""
+class LiveTable:
+    """Keeps `table` on the screen of a terminal between `start` and `stop`. Without a terminal it shows nothing."""
 
-    def __init__(self, console: Console, plan: Plan) -> None:
-        self.console, self.plan = console, plan
+    def __init__(self, console: Console) -> None:
+        self.console = console
         self.live = console.is_terminal
         self.started = time.monotonic()
-        self.records: Sequence[TrialRecord] = ()
-        self.tokens_before: int | None = None
-        self._display: Live | None = None
+        self._display = Live(get_renderable=self.table, console=console, refresh_per_second=2) if self.live else None
 
-    @contextmanager
-    def shown(self) -> Iterator[None]:
-        """Keep the live table on the screen during the block; without a terminal, do nothing."""
-        if not self.live:
-            yield
-            return
-        with Live(get_renderable=self._table, console=self.console, refresh_per_second=2) as self._display:
-            yield
-        self._display = None
+    def start(self) -> None:
+        """Show the table."""
+        if self._display is not None:
+            self._display.start()
 
-    def update(self, records: Sequence[TrialRecord], number: int) -> None:
-        """``records`` are all trials now; ``number`` is the one that changed."""
-        self.records = records
-        if self.tokens_before is None:
-            self.tokens_before = self._tokens()
-        if self.live:
-            return
-        changed = next((one for one in records if one.number == number), None)
-        if changed is not None:
-            self.console.print(self._line(changed), highlight=False, soft_wrap=True)
+    def stop(self) -> None:
+        """Leave the table as it is."""
+        if self._display is not None:
+            self._display.stop()
+
+    def table(self) -> RenderableType:
+        """What is on the screen now."""
+        raise NotImplementedError
 
     @property
     def elapsed(self) -> float:
-        """Seconds since the beginning."""
+        """Seconds since the start."""
         return time.monotonic() - self.started
 
+
+class TrialProgress(LiveTable):
+    """Shows the trials of a search as they change. ``records`` are those that the study has at the start."""
+
+    def __init__(self, console: Console, plan: Plan, records: Sequence[TrialRecord]) -> None:
+        self.plan, self.records = plan, records
+        self.tokens_before = self._tokens()
+        super().__init__(console)
+
+    def update(self, records: Sequence[TrialRecord], changed: TrialRecord) -> None:
+        """``records`` are all trials now; ``changed`` is the one that changed."""
+        self.records = records
+        if not self.live:
+            self.console.print(self._line(changed), highlight=False, soft_wrap=True)
+
     def seconds_left(self) -> float | None:
-        """An estimate from the tokens trained so far, or None while nothing is known."""
+        """An estimate from the tokens trained so far; None before the first trial has ended."""
         done = self._tokens()
-        spent = done - (self.tokens_before or 0)
+        spent = done - self.tokens_before
         ended = [one for one in self.records if one.state in ("COMPLETE", "PRUNED")]
         if spent <= 0 or not ended:
             return None
@@ -81,7 +87,8 @@ class Progress:
         what = _what(record, self.plan.recipe.tokens)
         return f"{so_far} trial {record.number} {record.architecture.key}: {what}{rest}"
 
-    def _table(self) -> RenderableType:
+    def table(self) -> RenderableType:
+        """The last finished trials, the running ones, and a summary."""
         table = Table(box=None, pad_edge=False, header_style="bold")
         for heading in ("trial", "architecture", "tokens", "val loss", "state"):
             table.add_column(heading, justify="right" if heading in ("trial", "tokens", "val loss") else "left")
@@ -122,10 +129,3 @@ def _what(record: TrialRecord, total: int) -> str:
 def _state(record: TrialRecord) -> str:
     words = {"COMPLETE": "complete", "PRUNED": "stopped early", "FAIL": "failed", "RUNNING": "running"}
     return words[record.state]
-
-
-def clock(seconds: float) -> str:
-    """Seconds as m:ss or h:mm:ss."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

@@ -1,4 +1,4 @@
-"""The informed first candidates: what a careful engineer would try before any sampler knows anything."""
+"""The informed candidates and the baselines: architectures that follow a simple idea instead of a sampler."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ Score = Callable[[ModelShape, Architecture], tuple[float, ...]]
 
 
 def informed(shape: ModelShape, feasible: Sequence[Architecture]) -> list[tuple[str, Architecture]]:
-    """Up to three distinct candidates of the band, each with the name of the idea behind it, and twins by layer.
+    """The candidates that a careful engineer would try first, each with the name of its idea.
 
-    ``depth-only`` keeps the width and drops layers, ``width-only`` keeps the layers and narrows, ``balanced``
-    shrinks all axes alike. Where the band holds no pure one, the nearest to the idea stands in; among equals the
-    one with most parameters. Of two with the same sizes in all, that with equal layers is the idea; the one with its
-    neurons where they are worth most follows behind all ideas.
+    ``depth-only`` keeps the width and drops layers. ``width-only`` keeps all layers and makes them narrower.
+    ``balanced`` shrinks all axes by the same share. If the band has no architecture of an idea, the nearest one is
+    taken; among equally near ones, the one with most parameters. An idea takes equal layers if it can. Its twin with
+    the same total sizes, but with neurons moved to the layers where they are worth most, comes after all ideas.
     """
     chosen: dict[Architecture, str] = {}
     for name, score in IDEAS.items():
@@ -32,10 +32,10 @@ def informed(shape: ModelShape, feasible: Sequence[Architecture]) -> list[tuple[
 
 
 def baselines(shape: ModelShape, feasible: Sequence[Architecture], seed: int) -> dict[str, Architecture]:
-    """What a winner is to be compared with, by name: layers alone dropped, widths alone cut, one drawn by ``seed``.
+    """The architectures that a winner is compared with, by name: depth only, width only, and one drawn by ``seed``.
 
-    Which layers go, and which channels, heads and neurons, is decided by the scores as for any candidate. Where the
-    band holds no pure one, the nearest stands in and is called so.
+    They are pruned by the same scores as any candidate. If the band has no pure architecture of a kind, the nearest one
+    is taken, and its name says so.
     """
     plainest = _plainest(feasible)
     depth, width = (min(plainest, key=partial(_order, shape, IDEAS[name])) for name in ("depth-only", "width-only"))
@@ -53,7 +53,7 @@ def _order(shape: ModelShape, score: Score, one: Architecture) -> tuple[float | 
 
 
 def _plainest(feasible: Sequence[Architecture]) -> list[Architecture]:
-    """One architecture for each of the sizes in all; that with equal layers where there is one."""
+    """One architecture for each combination of total sizes, with equal layers if there is one."""
     found: dict[tuple[int, ...], Architecture] = {}
     for one in feasible:
         if one.is_uniform or _totals(one) not in found:
@@ -66,7 +66,7 @@ def _totals(one: Architecture) -> tuple[int, ...]:
 
 
 def _shares(shape: ModelShape, one: Architecture) -> tuple[float, ...]:
-    """Of the teacher's layers, and of the sizes of an average one."""
+    """The share of the teacher's layers, then the shares of its sizes, averaged over the layers of ``one``."""
     heads, kv_heads, mlp = (sum(sizes) / one.depth for sizes in (one.heads, one.kv_heads, one.mlp))
     shared = () if shape.group == 1 else (kv_heads / shape.kv_heads,)
     return one.depth / shape.layers, one.hidden / shape.hidden, heads / shape.heads, mlp / shape.mlp, *shared

@@ -1,4 +1,4 @@
-"""What went wrong in a trial, and whether trying again can help."""
+"""Failures of tasks, and whether a retry can help."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ from dataclasses import dataclass, field
 
 from filelock import Timeout
 
-# A full disk of another node, a share that was away, a lock held too long: the next attempt may find it mended.
+# Examples are a full disk of a node, a network share that is away, or a lock held too long. A retry may succeed.
 TRANSIENT = (OSError, Timeout)
 
 
 @dataclass(frozen=True)
 class Failure:
-    """Why a task failed, as one line, and whether a retry can help; ``memory`` if Ray ended its worker for want of it.
+    """A failed task: the ``reason`` in one line, and whether a ``retry`` can help.
 
-    ``error`` is what was raised.
+    ``memory`` is True when Ray ended the worker for lack of memory. ``error`` is the exception.
     """
 
     reason: str
@@ -24,14 +24,14 @@ class Failure:
 
 
 class NothingFeasibleError(RuntimeError):
-    """No candidate inside the budget finished. The message says why; the exit code is 3."""
+    """No candidate inside the budget is complete. The message gives the reasons. The exit code is 3."""
 
 
 def classify(error: Exception) -> Failure:
-    """What ``error``, raised by a trial, means for the search.
+    """The failure for an ``error`` that a trial has raised.
 
-    A trial is deterministic, so its own errors (a non-finite loss, too little memory, a bug) come again; only
-    errors of the surroundings are worth a retry.
+    A trial is deterministic, so its own errors (a non-finite loss, too little memory, a bug) would occur again. Only
+    errors of its surroundings (`TRANSIENT`) are retried.
     """
     text = " ".join(str(error).split())
     return Failure(f"{type(error).__name__}: {text}"[:500], isinstance(error, TRANSIENT), error=error)

@@ -1,4 +1,4 @@
-"""What a plan will do and what it will cost, before anything is started."""
+"""What a plan will do and what it will cost. Nothing is started here."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from trials.recipe import SCREEN_CALIBRATION
 
 
 def expected_tokens(plan: Plan) -> int:
-    """Distillation tokens of the whole search, the final stage included."""
+    """Training tokens of the whole search, the final stage included."""
     return sum(trial_tokens(part) + final_stage_tokens(part) for part in plan.parts)
 
 
 def final_stage_tokens(plan: Plan) -> int:
-    """Distillation tokens of the final stage of one budget at most: baselines may be finalists, or trials already."""
+    """An upper bound for the training tokens of the final stage of one budget: a baseline may also be a finalist."""
     if not plan.settings.finalists:
         return 0
     stock = [plan.target.shape.is_stock(one) for one in plan.target.feasible]
@@ -25,9 +25,9 @@ def final_stage_tokens(plan: Plan) -> int:
 
 
 def trial_tokens(plan: Plan) -> int:
-    """Distillation tokens of all trials of one budget: each rung halves them where ``asha`` schedules them.
+    """Training tokens of all trials of one budget. With ``asha`` half of them stop at each rung.
 
-    As many as there are to be finalists are never stopped.
+    As many trials as there will be finalists are never stopped.
     """
     starts = (0, *plan.recipe.rungs[:-1])
     halving = plan.settings.scheduler == "asha"
@@ -39,7 +39,7 @@ def trial_tokens(plan: Plan) -> int:
 
 
 def summary(plan: Plan) -> list[tuple[str, str]]:
-    """What the plan says, as (what, value) lines for a person."""
+    """The plan as (what, value) lines for a person."""
     target, recipe, resources = plan.target, plan.recipe, plan.resources
     teacher = target.shape.parameters(target.shape.full)
     axes = ", ".join(f"{name} {sizes[0]}..{sizes[-1]} ({len(sizes)})" for name, sizes in target.space.axes.items())
@@ -49,18 +49,21 @@ def summary(plan: Plan) -> list[tuple[str, str]]:
     by_layer = spread[target.space.allocated]
     bands = [f"{part.target.budget}: {len(part.target.feasible)} architectures{by_layer}" for part in plan.parts]
     trials = " + ".join(str(part.trials) for part in plan.parts)
-    steps = f"{recipe.batch_tokens:,} tokens each, sequences of {recipe.sequence_length}"
+    steps = f"{recipe.batch_tokens:,} tokens each, in sequences of {recipe.sequence_length}"
     return [
         ("teacher", f"{plan.settings.model}: {teacher:,} parameters, {target.shape.family}"),
         ("space", axes),
         *(("band", band) for band in bands),
         *_limits(plan),
         *_screening(plan),
-        ("trials", f"{trials} by {plan.settings.sampler}, {resources.workers} at a time with {each} each"),
-        ("tokens", f"{recipe.tokens:,} a trial from {recipe.corpus}; {plan.settings.scheduler} compares at {compared}"),
+        ("trials", f"{trials} from sampler {plan.settings.sampler}; {resources.workers} at a time, {each} each"),
+        (
+            "tokens",
+            f"{recipe.tokens:,} per trial from {recipe.corpus}; {plan.settings.scheduler} compares at {compared}",
+        ),
         *_final_stage(plan),
         *_tests(plan),
-        ("in all", f"about {expected_tokens(plan):,} tokens"),
+        ("total", f"about {expected_tokens(plan):,} training tokens"),
         ("steps", f"{steps}, learning rate {recipe.learning_rate:g}"),
         ("study", f"{plan.study} in {plan.storage}"),
         ("output", str(plan.folder)),
@@ -70,16 +73,16 @@ def summary(plan: Plan) -> list[tuple[str, str]]:
 def _limits(plan: Plan) -> list[tuple[str, str]]:
     memory, latency = plan.settings.max_memory, plan.settings.max_latency_ms
     limits = [f"{memory:,} bytes of bfloat16 weights and cache"] if memory is not None else []
-    limits += [f"{latency:g} ms a generated token, measured before the first trial"] if latency is not None else []
-    weighed = [("weighed", ", ".join(plan.objectives))] if len(plan.objectives) > 1 else []
+    limits += [f"{latency:g} ms for a generated token, measured before the first trial"] if latency is not None else []
+    weighed = [("objectives", ", ".join(plan.objectives))] if len(plan.objectives) > 1 else []
     return [*([("limits", "at most " + ", ".join(limits))] if limits else []), *weighed]
 
 
 def _screening(plan: Plan) -> list[tuple[str, str]]:
     if not plan.screenings:
         return []
-    what = f"{plan.screenings} architectures before retraining, refitted on {SCREEN_CALIBRATION:,} tokens"
-    return [("screen", f"{what}; the best of them are tried first")]
+    what = f"{plan.screenings} architectures are measured before retraining, refitted on {SCREEN_CALIBRATION:,} tokens"
+    return [("screen", f"{what}; the best are tried first")]
 
 
 def _final_stage(plan: Plan) -> list[tuple[str, str]]:
@@ -87,17 +90,19 @@ def _final_stage(plan: Plan) -> list[tuple[str, str]]:
         return [("finals", "none: the best trial wins")]
     count = min(plan.settings.finalists, plan.parts[0].trials)
     each = " of each budget" if len(plan.parts) > 1 else ""
-    who = f"the best {count} and the best stock one" if count > 1 else "the best one and the best stock one"
+    who = (
+        f"the best {count} trials and the best stock trial" if count > 1 else "the best trial and the best stock trial"
+    )
     baselines = dict.fromkeys(name for part in plan.parts for name in part.baselines)
     compared = f"; compared with {', '.join(baselines)}" if baselines else ""
-    return [("finals", f"{who}{each} go on for {plan.final_tokens:,} tokens{compared}")]
+    return [("finals", f"{who}{each} train on {plan.final_tokens:,} more tokens{compared}")]
 
 
 def _tests(plan: Plan) -> list[tuple[str, str]]:
     if not plan.tests:
         return []
     much = f"the first {plan.settings.test_tokens:,} tokens of each" if plan.settings.test_tokens else "whole"
-    return [("test", f"{', '.join(task.name for task in plan.tests)}, {much}: for the final table alone")]
+    return [("test", f"{', '.join(task.name for task in plan.tests)}, {much}: only for the final table")]
 
 
 def estimated_seconds(plan: Plan) -> float:

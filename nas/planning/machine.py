@@ -1,4 +1,4 @@
-"""What trials can run on, and what each of them gets of it."""
+"""The resources for all trials, and the resources of one trial."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ import psutil
 
 @dataclass(frozen=True)
 class Machine:
-    """What trials can run on: one machine or all nodes of a cluster. ``node_cpus`` is the smallest node's."""
+    """The resources for trials, of one machine or of all nodes of a cluster.
+
+    ``memory`` is in bytes. ``node_cpus`` is the number of CPUs of the smallest node.
+    """
 
     cpus: int
     gpus: float
@@ -27,7 +30,7 @@ class Machine:
 
 @dataclass(frozen=True)
 class Resources:
-    """How many trials run at a time, and what each of them gets."""
+    """The number of ``workers``, which is the number of trials at a time, and the ``cpus`` and ``gpus`` of each."""
 
     workers: int
     cpus: int
@@ -35,5 +38,5 @@ class Resources:
 
     @property
     def device(self) -> str:
-        """Torch's name of the device that trials run on."""
+        """The torch device type of trials: "cuda" or "cpu"."""
         return "cuda" if self.gpus else "cpu"

@@ -1,4 +1,4 @@
-"""From settings to a plan: what is searched, on what, at which cost. Nothing is started here."""
+"""From settings to a plan: what is searched, on which resources, with which recipe. Nothing is started here."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from nas.planning.settings import SearchSettings
 from nas.study.objectives import LATENCY_MS, parse_objectives
 from search_spaces.allocation import NeuronValues
 from search_spaces.architecture import Architecture
-from search_spaces.budget import Budget, parse_budgets
+from search_spaces.budget import Budget, check_budgets, parse_budgets
 from search_spaces.errors import InputError
-from search_spaces.files import load_space
+from search_spaces.files import check_space, load_space
 from search_spaces.shape import ModelShape
 from search_spaces.space import SearchSpace
 from trials.recipe import VERSION, Recipe
@@ -26,14 +26,14 @@ from trials.teacher.source import read_shape, resolve_model
 from trials.text.evaluation_text import TextTask, parse_tests
 from trials.text.validation import parse_validation
 
-PROCESS_BYTES = 2**30  # interpreter, torch, transformers and the activations of a micro-batch
+PROCESS_BYTES = 2**30  # of the interpreter, torch, transformers and the activations of a micro-batch
 
 
 @dataclass(frozen=True)
 class Defaults:
-    """What is derived from the device where the user says nothing; tokens, and sequences for ``calibration``.
+    """The values for a device that the user can override: numbers of tokens, and of sequences for ``calibration``.
 
-    ``rate`` is the peak learning rate, for batches of that size (docs/results.md).
+    ``rate`` is the peak learning rate for batches of that size (docs/lab/rate-and-loss.md).
     """
 
     tokens: int
@@ -52,7 +52,7 @@ DEFAULTS = {
 
 @dataclass(frozen=True)
 class Target:
-    """The question of a search: which teacher, which space, which bands, and the candidates inside them."""
+    """What is searched: the teacher in ``folder``, the space, the budgets, and the ``feasible`` architectures."""
 
     folder: Path
     shape: ModelShape
@@ -61,20 +61,24 @@ class Target:
     feasible: tuple[Architecture, ...]
 
     def inside(self, budget: Budget) -> Target:
-        """The same question for one of its budgets."""
+        """The same target for one of its budgets."""
         own = tuple(one for one in self.feasible if self.shape.parameters(one) in budget)
         return replace(self, budgets=(budget,), feasible=own)
 
     @property
     def budget(self) -> Budget:
-        """The only one that there is."""
+        """The budget of a target that has one."""
         (budget,) = self.budgets
         return budget
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A search ready to start. ``part`` names the budget of one of its `parts`."""
+    """A search ready to start.
+
+    A search for several budgets has one plan for each of them, see `parts`; ``part`` is the name of that budget.
+    ``command`` is the command line that starts or continues the search.
+    """
 
     settings: SearchSettings
     target: Target
@@ -84,10 +88,11 @@ class Plan:
     final_tokens: int
     tests: tuple[TextTask, ...]
     part: str = ""
+    command: str = ""
 
     @property
     def parts(self) -> tuple[Plan, ...]:
-        """What is decided on its own, budget by budget, largest first; of a single budget this plan itself."""
+        """One plan for each budget, the largest budget first. A plan with one budget is its own only part."""
         target = self.target
         if len(target.budgets) == 1:
             return (self,)
@@ -95,21 +100,21 @@ class Plan:
 
     @property
     def baselines(self) -> dict[str, Architecture]:
-        """What finalists are compared with, by name; nothing without a final stage."""
+        """The architectures that finalists are compared with, by name; none without a final stage."""
         if not (self.settings.baselines and self.settings.finalists):
             return {}
         return baselines(self.target.shape, self.target.feasible, self.settings.seed)
 
     @property
     def screenings(self) -> int:
-        """How many architectures are measured before any retraining."""
+        """How many architectures are screened, that is measured before any retraining."""
         if self.settings.sampler != "screen":
             return 0
         return sum(min(self.settings.screened, len(part.target.feasible)) for part in self.parts)
 
     @property
     def output(self) -> Path:
-        """The folder of all results, absolute."""
+        """The absolute path of the folder of all results."""
         return Path(self.settings.output).expanduser().resolve()
 
     @property
@@ -119,13 +124,21 @@ class Plan:
 
     @property
     def results(self) -> Path:
-        """Where the winner and the report of a single budget lie."""
+        """The folder of the winner and the report of this budget."""
         return self.folder / self.part
 
     @property
     def cache(self) -> Path:
-        """Where what all searches share is kept: packed tokens and importance scores."""
+        """The folder that all searches share: packed tokens, importance scores, the teacher's targets."""
         return self.output / "cache"
+
+    def trial_folder(self, architecture: Architecture) -> Path:
+        """The folder of the trial of ``architecture``."""
+        return self.folder / "trials" / architecture.key
+
+    def final_folder(self, name: str) -> Path:
+        """The folder of the final called ``name`` (`nas.study.records.FinalRecord`)."""
+        return self.folder / "finals" / name
 
     @property
     def storage(self) -> str:
@@ -134,7 +147,7 @@ class Plan:
 
     @property
     def trials(self) -> int:
-        """Candidates in all: what was asked for of each budget, but no more than its band holds."""
+        """The number of trials of all budgets; a budget has no more trials than its band has architectures."""
         if len(self.parts) > 1:
             return sum(part.trials for part in self.parts)
         wanted = len(self.target.feasible) if self.settings.sampler == "exhaustive" else self.settings.trials
@@ -142,7 +155,7 @@ class Plan:
 
     @property
     def objectives(self) -> tuple[str, ...]:
-        """What candidates are compared by, the loss first."""
+        """The objectives that candidates are compared by, the loss first."""
         return parse_objectives(self.settings.objectives)
 
     @property
@@ -152,19 +165,22 @@ class Plan:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What makes the losses of two trials comparable."""
+        """The settings that make the losses of two trials comparable."""
         return identity(self.settings, self.target, self.recipe)
 
 
 def resolve_target(settings: SearchSettings) -> Target:
-    """Teacher, space and band, from configuration files alone.
+    """The teacher, the space and the budgets, from configuration files alone.
 
-    Raises InputError for whatever is wrong with them, or can be seen to be wrong with the texts already.
+    Raises InputError for every setting that can be checked without starting anything. Whatever needs no teacher is
+    checked first: the code that reads a teacher's configuration takes seconds to import.
     """
     parse_validation(settings.validation)
     parse_objectives(settings.objectives)
     if parse_tests(settings.test) and not settings.finalists:
-        raise InputError("--test: is for the final table, which --finalists 0 does without; give --finalists 1 or more")
+        raise InputError("--test: needs a final stage, and --finalists 0 has none; give --finalists 1 or more")
+    check_budgets(settings.budget)
+    check_space(settings.space)
     folder = resolve_model(settings.model)
     shape = read_shape(folder)
     space = load_space(settings.space, shape)
@@ -173,7 +189,7 @@ def resolve_target(settings: SearchSettings) -> Target:
 
 
 def with_neuron_values(plan: Plan, neuron_values: NeuronValues) -> Plan:
-    """``plan`` with those architectures too whose sizes differ by layer, where its space has them."""
+    """``plan`` with the architectures whose sizes differ by layer added, if its space has such architectures."""
     space = replace(plan.target.space, neuron_values=neuron_values)
     inside = _inside(plan.settings, space, plan.target.budgets)
     return replace(plan, target=replace(plan.target, space=space, feasible=inside))
@@ -186,7 +202,7 @@ def _inside(settings: SearchSettings, space: SearchSpace, budgets: tuple[Budget,
 def _small_enough(
     settings: SearchSettings, shape: ModelShape, space: SearchSpace, budget: Budget
 ) -> list[Architecture]:
-    """The architectures of a band within ``--max-memory``. Raises InputError where there is none."""
+    """The architectures of a band that meet ``--max-memory``. Raises InputError when none does."""
     band, most = list(space.feasible(budget)), settings.max_memory
     found = [one for one in band if most is None or shape.memory_bytes(one) <= most]
     if not found and most is not None:
@@ -199,7 +215,7 @@ def _small_enough(
 
 
 def make_plan(settings: SearchSettings, target: Target, machine: Machine) -> Plan:
-    """The plan for ``target`` on ``machine``. Raises InputError when the machine cannot run a single trial."""
+    """The plan for ``target`` on ``machine``. Raises InputError when the machine cannot run one trial."""
     resources = _resources(settings, target, machine)
     recipe = _recipe(settings, target.shape, DEFAULTS[resources.device])
     name = settings.study or _study_name(settings, target.budgets, identity(settings, target, recipe))
@@ -209,7 +225,7 @@ def make_plan(settings: SearchSettings, target: Target, machine: Machine) -> Pla
 
 
 def identity(settings: SearchSettings, target: Target, recipe: Recipe) -> dict[str, Any]:
-    """What makes the losses of two trials comparable, as JSON: recipe, band and space, and what code makes of them."""
+    """The settings that make the losses of two trials comparable, as JSON: code version, recipe, band and space."""
     bands: dict[str, Any] = {"budgets": [[one.minimum, one.maximum] for one in target.budgets]}
     if len(target.budgets) == 1:
         bands = {"minimum": target.budget.minimum, "maximum": target.budget.maximum}
@@ -223,7 +239,7 @@ def identity(settings: SearchSettings, target: Target, recipe: Recipe) -> dict[s
 
 
 def trial_bytes(target: Target) -> int:
-    """An upper estimate of the memory of one trial in bytes: fp32 teacher, student, gradients and Adam's moments."""
+    """An upper bound for the memory of one trial in bytes: float32 teacher, student, gradients and Adam's moments."""
     teacher = target.shape.parameters(target.shape.full)
     return PROCESS_BYTES + 4 * teacher + 16 * min(target.budgets[0].maximum, teacher)
 
@@ -231,7 +247,9 @@ def trial_bytes(target: Target) -> int:
 def _resources(settings: SearchSettings, target: Target, machine: Machine) -> Resources:
     gpus = (1.0 if machine.gpus else 0.0) if settings.gpus_per_trial is None else settings.gpus_per_trial
     if gpus > machine.gpus:
-        raise InputError(f"--gpus-per-trial {gpus:g}: there are {machine.gpus:g}; give at most that, or 0 for the CPU")
+        raise InputError(
+            f"--gpus-per-trial {gpus:g}: the machine has {machine.gpus:g} GPUs; give at most that, or 0 to use the CPU"
+        )
     fit = machine.gpus / gpus if gpus else machine.memory * 0.9 / trial_bytes(target)
     workers = settings.workers or max(1, min(int(fit), machine.cpus, settings.trials))
     cpus = settings.cpus_per_trial or max(1, min(machine.cpus // workers, machine.node_cpus))
@@ -265,7 +283,7 @@ def _recipe(settings: SearchSettings, shape: ModelShape, defaults: Defaults) -> 
 
 
 def _absolute(source: str) -> str:
-    """A path for workers, whose current folder is another; names of the hub and of what we ship are left alone."""
+    """The absolute path of a local ``source``: workers have another current folder. Other names stay as they are."""
     if source in ("mini", "stdlib"):
         return source
     path = Path(source).expanduser()

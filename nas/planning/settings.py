@@ -20,104 +20,120 @@ ENVIRONMENT_PREFIX = "NAS_"
 
 
 class SearchSettings(BaseModel):
-    """Everything a user can set. A field that is None is derived from the teacher and the machine, and printed."""
+    """Everything that a user can set. A field that is None is derived from the teacher and the machine, and printed."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     budget: str = Field(
-        description="parameters of the student: 260M, 0.26B, 260_000_000, or 70%% of the teacher; several in one study "
-        "with commas"
+        description="parameters of the student: 260M, 0.26B, 260_000_000, or 70%% of the teacher; give several, "
+        "separated by commas, to search for all of them in one study"
     )
-    model: str = Field("openai-community/gpt2-medium", description="teacher: hub name, folder, .gguf file, or mini")
+    model: str = Field(
+        "openai-community/gpt2-medium", description="the teacher: a hub name, a folder, a .gguf file, or mini"
+    )
     corpus: str | None = Field(
-        None, description="text: hub name, .txt or .jsonl file, folder, or stdlib (stdlib for mini, else wikitext-103)"
+        None,
+        description="text: hub name, .txt or .jsonl file, folder, or stdlib (stdlib for mini, else wikitext-103)",
     )
-    tolerance: float = Field(DEFAULT_TOLERANCE, ge=0, lt=1, description="width of the budget band, share of the budget")
+    tolerance: float = Field(
+        DEFAULT_TOLERANCE, ge=0, lt=1, description="how far below the budget a student may be, as a share of it"
+    )
     max_memory: ByteSize | None = Field(
-        None, description="bytes of bfloat16 weights and of the cache of a full context at most: 300MB, 1.5GiB"
+        None, description="the most bytes for bfloat16 weights and the key/value cache of a full context: 300MB, 1.5GiB"
     )
     max_latency_ms: float | None = Field(
-        None, gt=0, description="milliseconds of a generated token at most, measured where trials run, one sequence"
+        None,
+        gt=0,
+        description="the most milliseconds for a generated token, measured where trials run, with one sequence",
     )
-    objectives: str = Field(
-        "loss", description="what is weighed: loss alone, or with any of params, memory, latency for a Pareto front"
-    )
-    space: str = Field("default", description=f"search space: {', '.join(PRESETS)}, or a YAML file")
+    objectives: str = Field("loss", description="loss, or loss with any of params, memory, latency for a Pareto front")
+    space: str = Field("default", description=f"the search space: {', '.join(PRESETS)}, or a YAML file")
     sampler: Literal["screen", "tpe", "gp", "nsga2", "random", "exhaustive"] = Field(
-        "screen", description="who proposes; screen measures all before retraining and takes the best first"
+        "screen", description="what proposes candidates; screen measures all before retraining and takes the best first"
     )
-    screened: int = Field(64, ge=1, description="architectures at most that screen measures before retraining")
-    scheduler: Literal["asha", "none"] = Field("asha", description="asha stops weak trials early; none trains all")
-    trials: int = Field(8, ge=1, description="candidates of each budget, earlier ones of the study included")
+    screened: int = Field(
+        64, ge=1, description="the most architectures that the sampler screen measures, for each budget"
+    )
+    scheduler: Literal["asha", "none"] = Field(
+        "asha", description="asha stops weak trials early; none trains all trials to their end"
+    )
+    trials: int = Field(8, ge=1, description="trials of each budget, those that the study has already included")
     tokens_per_trial: int | None = Field(
-        None, ge=1, description="distillation tokens of a full trial (32,768 on CPU, 8,388,608 on GPU)"
+        None, ge=1, description="training tokens of a full trial (32,768 on a CPU, 8,388,608 on a GPU)"
     )
     sequence_length: int | None = Field(
-        None, ge=8, description="tokens of a sequence (the model's positions, at most 256 on CPU, 1,024 on GPU)"
+        None, ge=8, description="tokens of a sequence (256 on a CPU, 1,024 on a GPU, at most the model's positions)"
     )
     batch_tokens: int | None = Field(
-        None, ge=8, description="tokens of one optimizer step (1,024 on CPU, 32,768 on GPU)"
+        None, ge=8, description="tokens of one optimizer step (1,024 on a CPU, 32,768 on a GPU)"
     )
-    learning_rate: float | None = Field(None, gt=0, description="peak learning rate (0.0002 on CPU, 0.0004 on GPU)")
+    learning_rate: float | None = Field(None, gt=0, description="peak learning rate (0.0002 on a CPU, 0.0004 on a GPU)")
     teacher_targets: Literal["cached", "drawn", "online"] | None = Field(
         None,
-        description="what students learn from: the teacher's final states, kept on disk; 64 tokens drawn from each "
-        "distribution, kept; or the teacher reading every batch (cached up to 2 GiB, else drawn)",
+        description="what students learn from: the teacher's final states on disk; 64 tokens drawn from each of its "
+        "distributions, on disk; or the teacher itself, which reads every batch (cached up to 2 GiB, else drawn)",
     )
     text_share: float = Field(
         0.0,
         ge=0,
         le=1,
-        description="share of the loss that is cross-entropy with the text, the rest is KL to the teacher",
+        description="share of cross-entropy with the text in the loss; the rest is KL to the teacher",
     )
     calibration_samples: int | None = Field(
-        None, ge=1, description="sequences to measure importance and to refit students on (256 on CPU, 1,024 on GPU)"
+        None, ge=1, description="sequences for importance scores and for the refit (256 on a CPU, 1,024 on a GPU)"
     )
     validation_tokens: int | None = Field(
-        None, ge=8, description="validation tokens of every comparison (16,384 on CPU, 262,144 on GPU)"
+        None, ge=8, description="tokens of each validation text (16,384 on a CPU, 262,144 on a GPU)"
     )
     validation: str | None = Field(
-        None, description="further validation text, comma-separated: files, folders, hub names, or name=any of these"
+        None, description="more validation texts, separated by commas: files, folders, hub names, or name=SOURCE"
     )
     test: str | None = Field(
-        None, description="test text for the final table, read after all is chosen: wikitext-2,ptb=./ptb.txt,..."
+        None, description="test texts for the final table, read after the choice: wikitext-2,ptb=./ptb.txt,..."
     )
-    test_tokens: int | None = Field(None, ge=1, description="tokens of each test text, from its start (all)")
+    test_tokens: int | None = Field(None, ge=1, description="tokens of each test text, from its start (the whole text)")
     test_dtype: Literal["float32", "bfloat16", "float16"] | None = Field(
-        None, description="number format in which models read test text (float32 on CPU, bfloat16 on GPU)"
+        None, description="number format of models on test text (float32 on a CPU, bfloat16 on a GPU)"
     )
-    finalists: int = Field(3, ge=0, description="best trials that are trained further, to choose among; 0: none is")
+    finalists: int = Field(
+        3, ge=0, description="how many of the best trials are trained further before the choice; 0 for none"
+    )
     final_tokens: int | None = Field(
-        None, ge=1, description="tokens that finalists are trained on beyond their trial (as many as a trial)"
+        None, ge=1, description="training tokens of a finalist after its trial (as many as a trial has)"
     )
     baselines: bool = Field(
-        True, description="train depth only, width only and a random candidate as far as finalists, to compare with"
+        True, description="also train depth only, width only and a random candidate like finalists, to compare with"
     )
-    seed: int = Field(0, ge=0, lt=2**31, description="seed of the proposals and of the order of the batches")
+    seed: int = Field(0, ge=0, lt=2**31, description="seed of proposals and of the order of batches")
     study: str | None = Field(
         None,
         pattern=r"^[\w.\-]{1,80}$",
-        description="name of the study, which the same name continues (from the settings)",
+        description="name of the study; the same name continues it (made from the settings)",
     )
     storage: str | None = Field(None, description="Optuna storage URL (SQLite in the output folder)")
-    output: str = Field("outputs", description="folder of all results; on a cluster one that every node sees")
+    output: str = Field("outputs", description="folder of all results; on a cluster, a folder that every node sees")
     experiment: str = Field("nas", description="MLflow experiment; MLFLOW_TRACKING_URI chooses the server")
-    address: str | None = Field(None, description="a running Ray cluster (RAY_ADDRESS, else a Ray of its own)")
-    workers: int | None = Field(None, ge=1, description="trials at a time (as many as fit)")
-    cpus_per_trial: int | None = Field(None, ge=1, description="CPU cores, and threads, of a trial")
+    address: str | None = Field(
+        None, description="address of a running Ray cluster (RAY_ADDRESS, else a Ray of its own)"
+    )
+    workers: int | None = Field(None, ge=1, description="trials that run at the same time (as many as fit)")
+    cpus_per_trial: int | None = Field(
+        None, ge=1, description="CPU cores and threads of a trial (what is free, shared by the workers)"
+    )
     gpus_per_trial: float | None = Field(
-        None, ge=0, description="GPUs of a trial, fractions allowed (1 where there are any)"
+        None, ge=0, description="GPUs of a trial, a fraction is allowed (1 if there is a GPU)"
     )
 
 
 HELP_EPILOG = """\
-Every setting can also be given as an environment variable (NAS_BUDGET, NAS_TOKENS_PER_TRIAL, ...) or in the file
-of --config (budget: 260M). Flags win over the environment, the environment over the file.
+A value in brackets is the default; a value in parentheses is chosen when you give none.
+Every setting is also an environment variable (NAS_BUDGET, NAS_TOKENS_PER_TRIAL, ...) and a key in the file of
+--config (budget: 260M). Flags win over the environment, the environment over the file.
 Exit codes: 0 done, 2 wrong input, 3 nothing feasible finished, 130 interrupted."""
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The command line: one flag for each setting, and the three that say how to run."""
+    """The command line: one flag for each setting, and --config, --dry-run and --json."""
     parser = argparse.ArgumentParser(
         prog="python -m nas.search",
         description="Find the best smaller architecture of a pretrained decoder under a parameter budget.",
@@ -131,8 +147,15 @@ def build_parser() -> argparse.ArgumentParser:
         flag = f"--{name.replace('_', '-')}"
         parser.add_argument(flag, dest=name, metavar=_metavar(name), help=f"{field.description}{default}")
     parser.add_argument("--config", metavar="FILE.yaml", default=None, help="settings as YAML")
-    parser.add_argument("--dry-run", action="store_true", default=False, help="print the plan and start nothing")
-    parser.add_argument("--json", action="store_true", default=False, help="one JSON document on stdout")
+    parser.add_argument(
+        "--dry-run", action="store_true", default=False, help="print the plan and the estimated time, and start nothing"
+    )
+    parser.add_argument(
+        "--json",
+        action="store_true",
+        default=False,
+        help="print one JSON document on stdout, everything else on stderr",
+    )
     return parser
 
 
@@ -148,9 +171,9 @@ def _metavar(name: str) -> str:
 def load_settings(
     flags: dict[str, Any], config: str | None, environment: dict[str, str] | None = None
 ) -> SearchSettings:
-    """The settings by precedence: ``flags``, then the environment, then the YAML file ``config``, then defaults.
+    """The settings. ``flags`` win over the environment, the environment over the YAML file ``config``.
 
-    Raises InputError naming the setting, its source and the rule.
+    Raises InputError that names the setting, its source and the rule.
     """
     variables = dict(os.environ) if environment is None else environment
     from_file = _read_yaml(config) if config else {}
@@ -195,7 +218,7 @@ def _read_yaml(config: str) -> dict[str, Any]:
 
 
 def parse_arguments(arguments: Sequence[str]) -> tuple[SearchSettings, bool, bool]:
-    """The settings, whether only the plan is asked for, and whether the result is wanted as JSON."""
+    """The settings, whether this is a dry run, and whether the result is printed as JSON."""
     flags = vars(build_parser().parse_args(arguments))
     config, dry_run, as_json = flags.pop("config"), flags.pop("dry_run"), flags.pop("json")
     return load_settings(flags, config), dry_run, as_json

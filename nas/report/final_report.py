@@ -20,7 +20,7 @@ MINUS_WINNER = "minus winner [95 %]"
 
 
 def comparison_table(comparison: Comparison) -> Table:
-    """The final comparison for a screen; what failed says why below."""
+    """The final comparison for a screen. The lines below the table explain the intervals and failed finals."""
     table = Table(title="final comparison", header_style="bold", box=None, pad_edge=False, collapse_padding=True)
     table.title_justify = table.caption_justify = "left"
     texts = _texts(comparison)
@@ -43,7 +43,7 @@ def comparison_markdown(comparison: Comparison) -> str:
 
 
 def on_test_table(comparison: Comparison) -> Table | None:
-    """The readings on test text for a screen, with a line that says what they are; None when there are none."""
+    """The readings on test text for a screen, with one line below for each column; None without readings."""
     readings = _readings(comparison)
     if not readings:
         return None
@@ -59,7 +59,7 @@ def on_test_table(comparison: Comparison) -> Table | None:
 
 
 def on_test_markdown(comparison: Comparison) -> str:
-    """The readings on test text as a Markdown table, ending in a newline; empty when there are none."""
+    """The readings on test text as a Markdown table, ending in a newline; empty without readings."""
     readings = _readings(comparison)
     if not readings:
         return ""
@@ -68,7 +68,7 @@ def on_test_markdown(comparison: Comparison) -> str:
 
 
 def on_test_notes(comparison: Comparison) -> list[str]:
-    """What each reading on test text is, and of how much, a line each."""
+    """One line for each column of test readings: the metric, the convention, and how much text was read."""
     return [
         f"{column_name(one)}: {one.metric}, {one.convention}"
         + (f" of {one.length:,}" if one.convention == NON_OVERLAPPING else "")
@@ -89,12 +89,12 @@ def _test_cells(row: ComparisonRow) -> list[str]:
 
 
 def _readings(comparison: Comparison) -> tuple[Reading, ...]:
-    """Those of the first row that has any: all rows have the same ones."""
+    """The readings of the first row that has any. All rows have the same kinds of readings."""
     return next((row.test for row in comparison.rows if row.test), ())
 
 
 def comparison_csv(comparison: Comparison) -> str:
-    """The final comparison as CSV, numbers in full; what is not known is empty."""
+    """The final comparison as CSV with unrounded numbers. Unknown values are empty."""
     texts, tests = _texts(comparison), [column_name(one) for one in _readings(comparison)]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -112,7 +112,7 @@ def comparison_csv(comparison: Comparison) -> str:
 
 
 def _texts(comparison: Comparison) -> list[str]:
-    """The validation texts, where there are several."""
+    """The names of the validation texts; empty for a single text."""
     return list(dict.fromkeys(name for row in comparison.rows for name in row.losses))
 
 

@@ -1,4 +1,4 @@
-"""The Pareto front of a search that weighs more than the loss: as a table, as JSON, and as a picture."""
+"""The Pareto front of a search with several objectives: as a table, as JSON, and as a plot."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ LABELS = {
     LOSS: "validation loss (nats per token)",
     PARAMETERS: "parameters (millions)",
     MEMORY_BYTES: "weights and cache in bfloat16 (MB)",
-    LATENCY_MS: "latency of a generated token (ms)",
+    LATENCY_MS: "latency per generated token (ms)",
 }
 HEADINGS = {LOSS: "val loss", PARAMETERS: "parameters", MEMORY_BYTES: "MB", LATENCY_MS: "ms a token"}
 SCALE = {LOSS: 1.0, PARAMETERS: 1e6, MEMORY_BYTES: 1e6, LATENCY_MS: 1.0}
@@ -52,7 +52,7 @@ def front_markdown(records: Sequence[TrialRecord], objectives: Sequence[str]) ->
 
 
 def front_values(records: Sequence[TrialRecord], objectives: Sequence[str]) -> list[dict[str, Any]]:
-    """The front as JSON: architecture, and each objective by its name; None for what was not measured."""
+    """The front as JSON: the architecture, and each objective by its name. An unmeasured value is None."""
     return [
         {
             "architecture": one.architecture.key,
@@ -65,7 +65,7 @@ def front_values(records: Sequence[TrialRecord], objectives: Sequence[str]) -> l
 def plot_front(
     records: Sequence[TrialRecord], objectives: Sequence[str], path: Path, winner: Architecture | None = None
 ) -> Path:
-    """Loss against every other objective, one panel each: all COMPLETE trials, those of the front, the winner."""
+    """The loss against every other objective, one panel each. Marks all COMPLETE trials, the front and the winner."""
     further = [name for name in objectives if name != LOSS]
     figure = blank(5.2 * len(further), 4.6)
     members = {one.number for one in front(records, objectives)}
@@ -82,7 +82,7 @@ def plot_front(
         grid(axes)
         legend(axes)
     figure.axes[0].set_ylabel(f"final {LABELS[LOSS]}")
-    figure.suptitle("What a lower loss costs", fontsize=12)
+    figure.suptitle("Loss against the other objectives", fontsize=12)
     return save(figure, path)
 
 

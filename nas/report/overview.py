@@ -1,4 +1,4 @@
-"""What a search for several budgets found, side by side."""
+"""The winners of a search for several budgets, side by side."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LEFT = ("budget", "winner", "best stock")
 
 
 def overview_table(outcomes: Sequence[Outcome]) -> Table:
-    """The winner of every budget for a screen."""
+    """The winner of every budget, for the terminal."""
     table = Table(title="all budgets", header_style="bold", box=None, pad_edge=False, collapse_padding=True)
     table.title_justify = "left"
     for heading in HEADINGS:
@@ -29,7 +29,7 @@ def overview_table(outcomes: Sequence[Outcome]) -> Table:
 
 
 def write_overview(plan: Plan, outcomes: Sequence[Outcome], records: Sequence[TrialRecord]) -> list[Path]:
-    """The same as Markdown, and the losses of all ``records`` against their sizes. Returns the files."""
+    """Write the table as Markdown, and plot the losses of all ``records`` against their sizes. Returns the files."""
     folder = plan.folder / "report"
     folder.mkdir(parents=True, exist_ok=True)
     rules = (":---" if heading in LEFT else "---:" for heading in HEADINGS)

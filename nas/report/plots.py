@@ -1,7 +1,7 @@
-"""The results of a search as pictures: what every trial did, and why the winner won.
+"""Plots of a search: losses of trials, importance scores, sizes and rank agreement.
 
-Each function draws one PNG from values alone and returns its path. Colours are Okabe and Ito's, which people with
-any kind of colour vision tell apart; meaning never hangs on colour alone.
+Each function draws one PNG from values alone and returns its path. The colours are from the palette of Okabe and Ito,
+which is safe for all kinds of colour vision. Nothing is shown by colour alone.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#9A9A9A"
 LOSS = "validation loss (nats per token)"
 SIZES = {"depth": "layers", "hidden": "hidden size", "heads": "heads per layer", "mlp": "MLP neurons per layer"}
 EQUAL: dict[str, Any] = {"color": BLUE, "alpha": 0.7, "linewidth": 0}
-VARIED: dict[str, Any] = {"facecolor": "none", "edgecolor": BLUE, "marker": "D", "label": "mean of differing layers"}
+VARIED: dict[str, Any] = {"facecolor": "none", "edgecolor": BLUE, "marker": "D", "label": "mean of unequal layers"}
 FEW_TICKS = 6
 Array = NDArray[np.floating]
 
@@ -40,10 +40,10 @@ def plot_losses(
     teacher_loss: float | None = None,
     winner_architecture: Architecture | None = None,
 ) -> Path:
-    """Validation loss against tokens for every trial; on the right the part where candidates are told apart.
+    """Validation loss against tokens for every trial. The right panel leaves out the loss before retraining.
 
-    The winner - the best trial, unless a final stage chose another - is drawn on top; trials that did not complete
-    are pale and end in a cross.
+    The winner is ``winner_architecture``, or the best trial. It is drawn on top. Trials that are not complete are pale.
+    Those that were stopped early or failed end in a cross.
     """
     figure = blank(11, 4.8)
     whole, near = figure.subplots(1, 2, width_ratios=(1, 1.7))
@@ -61,8 +61,8 @@ def plot_losses(
     whole.set_ylabel(LOSS)
     whole.xaxis.set_major_locator(MaxNLocator(4))
     whole.xaxis.set_major_formatter(FuncFormatter(lambda value, _: compact(value)))
-    whole.set_title("from the pruned teacher on")
-    near.set_title("once retrained, at the rungs where trials are compared")
+    whole.set_title("including the loss before retraining")
+    near.set_title("after retraining, at the rungs")
     _at_rungs(near, records)
     legend(near)
     return save(figure, path)
@@ -74,7 +74,7 @@ def plot_pareto(
     teacher_loss: float | None = None,
     winner_architecture: Architecture | None = None,
 ) -> Path:
-    """Final loss against parameters: every COMPLETE trial, the Pareto front, the winner and the best stock one."""
+    """Final loss against parameters: every COMPLETE trial, the Pareto front, the winner and the best stock trial."""
     figure = blank(7.5, 5)
     axes = figure.subplots()
     complete, front = ranking(records), pareto_front(records)
@@ -103,10 +103,12 @@ def plot_pareto(
 
 
 def plot_importance(layers: Array, shares: Array, heads: Array, mlp: Array, path: Path) -> Path:
-    """What decides what stays of a teacher: scores ``layers`` (L,), ``heads`` (L, A) and ``mlp`` (L, M).
+    """The importance scores of a teacher: ``layers`` (L,), ``heads`` (L, A) and ``mlp`` (L, M).
 
-    Those of layers are losses without them and all that go before, in nats per token (`trials.prune.layer_order`).
-    ``shares`` (H,) of its stream lie in each principal component, the strongest first.
+    The score of a layer is the loss, in nats per token, after it and all layers before it in the order are removed
+    (`trials.prune.layer_order`). The score of a neuron is the output error of its layer after it and all neurons before
+    it are removed (`trials.prune.neuron_order`). ``shares`` (H,) are the shares of each principal component in the
+    square of the residual stream, the largest first.
     """
     figure = blank(11, 7.5)
     (first, second), (third, fourth) = figure.subplots(2, 2)
@@ -116,10 +118,10 @@ def plot_importance(layers: Array, shares: Array, heads: Array, mlp: Array, path
     first.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     first.yaxis.set_minor_locator(NullLocator())
     first.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    title = "Layers, numbered as they go: the loss from then on"
+    title = "Layers: loss after each removal, numbered in order"
     first.set(xlabel="layer", ylabel="nats per token", title=title)
     second.plot(range(1, len(shares) + 1), 100 * shares.cumsum(), color=BLUE)
-    second.set(xlabel="width of a student", ylabel="% of the square", title="Residual stream: what a width can hold")
+    second.set(xlabel="hidden size", ylabel="% of the square kept", title="Residual stream: share kept by each width")
     _heads_map(figure, third, heads)
     _neurons(fourth, mlp)
     for axes in (first, second, fourth):
@@ -130,10 +132,9 @@ def plot_importance(layers: Array, shares: Array, heads: Array, mlp: Array, path
 
 
 def plot_sizes(records: Sequence[TrialRecord], path: Path, winner_architecture: Architecture | None = None) -> Path:
-    """Which sizes were tried and what came of them: final loss against each axis, one panel an axis.
+    """The sizes that were tried: final loss against each axis, one panel per axis.
 
-    Sizes that differ from layer to layer are shown by their mean, as open diamonds. Trials without a final loss are
-    ticks at the foot.
+    Open diamonds are means of sizes that differ between layers. Ticks at the bottom are trials without a final loss.
     """
     figure = blank(11, 3.9)
     panels = figure.subplots(1, len(SIZES), sharey=True)
@@ -158,15 +159,15 @@ def plot_sizes(records: Sequence[TrialRecord], path: Path, winner_architecture: 
         _size_ticks(axes, sorted({*(_size(one, name) for one in complete), *without}))
         grid(axes)
     panels[0].set_ylabel(f"final {LOSS}")
-    figure.suptitle("Sizes tried, and the loss they came to", x=0.05, ha="left", fontsize=12)
+    figure.suptitle("Final loss by size", x=0.05, ha="left", fontsize=12)
     shown = {label: handle for axes in panels for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
     figure.legend(shown.values(), shown, loc="outside upper right", ncols=len(shown), frameon=False, fontsize=9)
     return save(figure, path)
 
 
 def plot_agreement(found: Sequence[Agreement], path: Path) -> Path:
-    """Kendall's tau of early rankings with late ones, in the order in which they were read, each with its pairs."""
-    figure = blank(max(7.5, 1.75 * len(found)), 3.2)  # so that names do not run into each other
+    """Kendall's tau of early and late rankings, in the given order, each with its interval and number of pairs."""
+    figure = blank(max(7.5, 1.75 * len(found)), 3.2)  # wide enough for the names
     axes = figure.subplots()
     places = [(place, one.tau) for place, one in enumerate(found) if one.tau is not None]
     axes.axhline(0, color="black", linewidth=0.8)
@@ -175,40 +176,40 @@ def plot_agreement(found: Sequence[Agreement], path: Path) -> Path:
         label = str(one).replace(" (", "\n(")
         axes.annotate(label, (place, max(one.tau or 0, 0)), (0, 3), textcoords="offset points", ha="center", fontsize=8)
     axes.set_xticks(range(len(found)), [one.what.replace(", with", "\nwith") for one in found], fontsize=8)
-    axes.set(ylim=(-1.05, 1.45), ylabel="Kendall's tau", title="Rankings of the same architectures, early and late")
+    axes.set(ylim=(-1.05, 1.45), ylabel="Kendall's tau", title="Agreement of early and late rankings")
     axes.set_yticks([-1, -0.5, 0, 0.5, 1])
     grid(axes)
     return save(figure, path)
 
 
 def blank(width: float, height: float) -> Figure:
-    """An empty picture, in inches, with air between its panels. It never touches pyplot's global state."""
+    """An empty figure of ``width`` by ``height`` inches. It does not use the global state of pyplot."""
     figure = Figure(figsize=(width, height), layout=ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.1, wspace=0.02))
     FigureCanvasAgg(figure)
     return figure
 
 
 def grid(axes: Axes) -> None:
-    """Faint lines, and no frame on the sides without a scale."""
+    """Draw faint grid lines, and remove the frame at the top and right."""
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
 
 
 def legend(axes: Axes) -> None:
-    """One entry for each label, however many curves share it."""
+    """Draw a legend with one entry for each label, even if several curves share it."""
     entries = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
     if entries:
         axes.legend(entries.values(), entries.keys(), fontsize=8.5, frameon=True, framealpha=0.85, edgecolor="none")
 
 
 def save(figure: Figure, path: Path) -> Path:
-    """Write the PNG and return its path."""
+    """Write ``figure`` to ``path`` as PNG and return the path."""
     figure.savefig(path, dpi=DPI)
     return path
 
 
 def _winner(records: Sequence[TrialRecord], architecture: Architecture | None) -> TrialRecord | None:
-    """The trial of ``architecture``, or the best one where no final stage chose."""
+    """The trial of ``architecture``; without one, the best trial."""
     if architecture is None:
         return best(records)
     return next((one for one in ranking(records) if one.architecture == architecture), None)
@@ -236,7 +237,7 @@ def _curve(axes: Axes, points: Sequence[tuple[int, float]], record: TrialRecord,
 
 
 def _at_rungs(axes: Axes, records: Sequence[TrialRecord]) -> None:
-    """Tokens on a logarithmic scale with a tick at every rung: rungs are spaced by a factor."""
+    """Scale tokens logarithmically, because rungs grow by a factor, and put a tick at every rung."""
     rungs = sorted({tokens for record in records for tokens, _ in record.curve if tokens > 0})
     if rungs:
         axes.set_xscale("log")
@@ -254,13 +255,14 @@ def _heads_map(figure: Figure, axes: Axes, heads: Array) -> None:
 
 
 def _neurons(axes: Axes, mlp: Array) -> None:
-    """What each layer has lost when a share of its neurons has gone: a quantile of their scores."""
+    """The output error of each layer after removing a share of its neurons, which is a quantile of their scores."""
     layers = range(len(mlp))
     levels = np.quantile(mlp, (0.05, 0.25, 0.5, 0.75, 0.95), axis=1)
-    axes.fill_between(layers, levels[0], levels[4], color=BLUE, alpha=0.15, linewidth=0, label="5 % to 95 % gone")
-    axes.fill_between(layers, levels[1], levels[3], color=BLUE, alpha=0.35, linewidth=0, label="25 % to 75 % gone")
-    axes.plot(layers, levels[2], color=BLUE, marker=".", label="half of them gone")
-    axes.set(xlabel="layer", ylabel="mean square", title="MLP neurons: what a layer lacks without some")
+    axes.fill_between(layers, levels[0], levels[4], color=BLUE, alpha=0.15, linewidth=0, label="5 % to 95 % removed")
+    axes.fill_between(layers, levels[1], levels[3], color=BLUE, alpha=0.35, linewidth=0, label="25 % to 75 % removed")
+    axes.plot(layers, levels[2], color=BLUE, marker=".", label="half removed")
+    title = "MLP neurons: output error after removing a share"
+    axes.set(xlabel="layer", ylabel="mean square error", title=title)
     axes.xaxis.set_major_locator(MaxNLocator(12, integer=True))
     axes.set_ylim(bottom=0)
     legend(axes)

@@ -1,4 +1,4 @@
-"""What the screening found, as a table and as a picture."""
+"""The results of the screening as a table and as a plot."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ def screening_csv(
     shape: ModelShape,
     records: Sequence[TrialRecord],
 ) -> str:
-    """All that were ``screened`` (losses by the architecture's key), best first, as CSV.
+    """All ``screened`` architectures as CSV, best first. ``screened`` holds losses by the architecture's key.
 
-    ``val_loss`` is the last reading of the trial, after ``tokens``, where there was one.
+    ``val_loss`` is the last loss of the architecture's trial, after ``tokens``. It is empty without a trial.
     """
     by_key = {one.key: one for one in feasible}
     curves = {one.architecture.key: one.curve for one in records if one.curve}
@@ -40,14 +40,14 @@ def screening_csv(
 def plot_screening(
     screened: Mapping[str, float | None], records: Sequence[TrialRecord], path: Path, winner: Architecture | None = None
 ) -> Path:
-    """Loss at the end of a trial against that in the screening; those that were not tried are ticks at the foot."""
+    """The last loss of each trial against its loss in the screening. Ticks at the bottom have no trial."""
     figure = blank(7.5, 5)
     axes = figure.subplots()
     losses = {key: loss for key, loss in screened.items() if loss is not None}
     tried = {one.architecture.key: one for one in records if one.curve and one.architecture.key in losses}
     for state, label, colour, marker in (
         ("COMPLETE", "complete", BLUE, "o"),
-        ("PRUNED", "stopped early, its last reading", GREY, "x"),
+        ("PRUNED", "stopped early, last loss", GREY, "x"),
     ):
         some = [one for one in tried.values() if one.state == state]
         if some:
@@ -62,7 +62,7 @@ def plot_screening(
         rest, [0.02] * len(rest), "|", color=GREY, markersize=10, transform=foot, label=f"not tried ({len(rest)})"
     )
     axes.set(xlabel="loss in the screening (nats per token)", ylabel="validation loss of the trial (nats per token)")
-    axes.set_title("What the loss before retraining says about the loss after it")
+    axes.set_title("Loss before and after retraining")
     axes.margins(0.05, 0.12)
     grid(axes)
     legend(axes)

@@ -1,4 +1,4 @@
-"""The results of a search as tables: for the terminal, and as Markdown and CSV for files."""
+"""The trials of a search as tables: for the terminal, and as Markdown and CSV for files."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from rich.text import Text
 
 from nas.choosing.selection import best_stock, last_reading, listing, perplexity, ranking
 from nas.study.records import TrialRecord, text_losses
-from trials.losses.window_losses import OF_TEXT
+from trials.text.validation import OF_TEXT
 
-WIDTH = 110  # characters of the terminal's table at most
+WIDTH = 110  # maximum width of the terminal table, in characters
 STATES = {"COMPLETE": "complete", "PRUNED": "stopped early", "FAIL": "failed", "RUNNING": "running"}
 
 
 @dataclass(frozen=True)
 class Row:
-    """One trial as a line of the report; the order of the fields is the order of the columns in files.
+    """One trial as a line of the report. Files have their columns in the order of the fields.
 
-    Losses are on validation text, in nats per token, ``zero_shot_loss`` before any retraining. ``val_loss`` of a
-    trial that was stopped early is its last reading, at ``tokens``; ``losses``, each a column of its own, are those
-    on each validation text, where there are several. ``share`` is of the teacher's parameters.
-    ``heads``, ``kv_heads`` and ``mlp`` are written layer by layer where layers differ. ``seconds`` is wall time.
+    Losses are on validation text, in nats per token. ``zero_shot_loss`` is the loss before retraining. ``val_loss`` is
+    the last loss, after ``tokens``; a trial that was stopped early has fewer tokens. ``losses`` holds the loss on each
+    validation text if there are several, and each text has a column. ``share`` is the share of the teacher's
+    parameters. ``heads``, ``kv_heads`` and ``mlp`` list all layers if the layers differ. ``seconds`` is wall time.
     """
 
     rank: int | None
@@ -65,9 +65,9 @@ def terminal_table(
 ) -> Table:
     """The report for a screen of `WIDTH` characters.
 
-    The winner is bold, the best stock candidate is named in the last column, what did not complete is dim;
-    why trials failed stands below. After a final stage that column says what it made of an architecture instead:
-    ``final_roles`` by the architecture's name, "winner" among them.
+    The best trial is bold. Trials that are not complete are dim. The last column marks the best trial and the best
+    stock one. After a final stage it shows the ``final_roles`` instead, which are by the architecture's key and include
+    "winner". The lines below the table give the reasons of failed trials.
     """
     table = Table(title=title, header_style="bold", box=None, pad_edge=False, collapse_padding=True)
     table.title_justify = table.caption_justify = "left"
@@ -105,7 +105,7 @@ def markdown_table(records: Sequence[TrialRecord], teacher_parameters: int) -> s
 
 
 def csv_text(records: Sequence[TrialRecord], teacher_parameters: int) -> str:
-    """The report as CSV with every column of `Row`, numbers in full; what is not known is empty."""
+    """The report as CSV with every column of `Row` and unrounded numbers. Unknown values are empty."""
     text, found = io.StringIO(), rows(records, teacher_parameters)
     writer = csv.DictWriter(text, _columns(found), lineterminator="\n")
     writer.writeheader()
@@ -114,7 +114,7 @@ def csv_text(records: Sequence[TrialRecord], teacher_parameters: int) -> str:
 
 
 def _columns(found: Sequence[Row]) -> list[str]:
-    """The columns of a file: the fields of `Row`, and behind ``val_loss`` one for each validation text."""
+    """The columns of a file: the fields of `Row`, and after ``val_loss`` one column for each validation text."""
     texts = dict.fromkeys(f"{OF_TEXT}{name}" for row in found for name in row.losses)
     names = [one.name for one in fields(Row) if one.name != "losses"]
     place = names.index("val_loss") + 1
@@ -128,7 +128,7 @@ def _values(row: Row) -> dict[str, object]:
 
 @dataclass(frozen=True)
 class Column:
-    """A column of the terminal's table; ``width`` in characters at most."""
+    """A column of the terminal table, at most ``width`` characters wide. ``cell`` is the text of a row."""
 
     heading: str
     justify: Literal["left", "right"]
@@ -152,7 +152,7 @@ COLUMNS = (
 
 
 def compact(number: float) -> str:
-    """A count in three digits: 65.5k, 8.39M."""
+    """A number with three significant digits and a unit: 65.5k, 8.39M."""
     for limit, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if number >= limit:
             return f"{number / limit:.3g}{unit}"

@@ -1,6 +1,6 @@
-"""A trial as Ray Tune sees it: a small process that asks a worker for the real one, and reports what it hears.
+"""The process of a Ray Tune trial: it asks a worker to run the real trial, and reports each result to Tune.
 
-It imports neither torch nor transformers, and is up in the time that Ray and Tune take.
+It imports neither torch nor transformers, so it starts as fast as Ray and Tune do.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from search_spaces.errors import InputError
 
 log = logging.getLogger(__name__)
 
-# Beside the metrics of a rung. The first four tell how a trial ended, or why it was tried again.
+# Keys of a result. The first four tell how a trial ended, or why it was tried again; others are metrics of a rung.
 FINAL, FAILURE, MEMORY, RETRIED = "final", "failure", "out_of_memory", "retried"
 TOKENS, LOSS, WORKER = "tokens", "val_loss", "worker"
 
-# Of what a trial measures, what is kept of a whole one.
+# The metrics that the study keeps of a trial.
 METRICS = (
     "zero_shot_loss",
     "kl",
@@ -37,26 +37,26 @@ THREAD_SECONDS = "600"
 
 
 def trainable(config: dict[str, Any], pool: Any, task: bytes) -> None:
-    """One trial, its rungs reported as they come; ``task`` is `nas.running.tasks.trial_task`, pickled."""
-    # Read when the process is used again: a stopped trial must get the time to let go, or Tune gives the next one up.
+    """Run one trial and report its rungs as they come. ``task`` is `nas.running.tasks.trial_task`, pickled."""
+    # Tune reads this when it uses the process again. A stopped trial needs time to end, or Tune gives up the next one.
     os.environ["TUNE_FUNCTION_THREAD_TIMEOUT_S"] = THREAD_SECONDS
     asyncio.run(_report(config, pool, task))
 
 
 def trial_name(number: int) -> str:
-    """What trial ``number`` is called among the tasks of a search."""
+    """The name of trial ``number`` among the tasks of a search."""
     return f"trial {number}"
 
 
 async def _report(config: dict[str, Any], pool: Any, task: bytes) -> None:
     number = config["number"]
-    said = work(pool, trial_name(number), task, config["spec"], lambda why: tune.report({RETRIED: why}))
+    results = work(pool, trial_name(number), task, config["spec"], lambda why: tune.report({RETRIED: why}))
     try:
-        async for heard in said:
-            if isinstance(heard, Failure):
-                log.error("trial %s failed", number, exc_info=heard.error)
-                tune.report({FAILURE: heard.reason, MEMORY: heard.memory})
+        async for result in results:
+            if isinstance(result, Failure):
+                log.error("trial %s failed", number, exc_info=result.error)
+                tune.report({FAILURE: result.reason, MEMORY: result.memory})
             else:
-                tune.report(heard)
+                tune.report(result)
     except InputError as error:
         tune.report({FAILURE: str(error)})

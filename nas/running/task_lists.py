@@ -1,4 +1,4 @@
-"""Surveys, finals and readings of test text: fixed lists of tasks, as many at a time as there are workers."""
+"""Fixed lists of tasks, run by as many workers as there are: measurements, finals and readings of test text."""
 
 from __future__ import annotations
 
@@ -14,77 +14,62 @@ from nas.running.tasks import final_task, latency_task, readings_task, screen_ta
 from nas.running.workers import Task, Workers, work
 from trials.distill.checkpoint import Rung
 from trials.evaluate.reading import Reading
-from trials.evaluate_on_tests import ReadingSpec
+from trials.evaluate_on_tests import EvaluationSpec
 from trials.final import FinalResult, FinalSpec
 from trials.trial import TrialSpec
 
-# What is heard of a final: that it was started (None), a reading, its result, or why there is none.
-Heard = Rung | FinalResult | Failure | None
-Said = TypeVar("Said")
+Result = TypeVar("Result")
+OnResult = Callable[[str, Result | Failure | None], None]
+"""Is called in the driver's thread with the name of a task: with None when it starts, then with each result."""
+
+FinalUpdate = Rung | FinalResult | Failure | None
+"""What is known of a final: it has started (None), has reached a rung, is finished, or has failed."""
 
 
-def run_finals(specs: Mapping[str, FinalSpec], workers: Workers, hear: Callable[[str, Heard], None]) -> None:
-    """Run all ``specs``, by name, in their order; ``hear`` is called in this thread, with the name.
+def run_finals(specs: Mapping[str, FinalSpec], workers: Workers, on_result: Callable[[str, FinalUpdate], None]) -> None:
+    """Run the finals ``specs``, by name, in their order.
 
-    A final whose worker or node dies is tried again, from its last checkpoint, and so is one whose surroundings
-    failed; its readings are heard once. Raises InputError when a worker does.
+    A final is tried again, from its last checkpoint, when its worker or node dies or its surroundings fail. Each rung
+    is passed on once. Raises InputError when a worker does.
     """
-    told = set[tuple[str, int]]()
+    known = set[tuple[str, int]]()
 
-    def once(name: str, heard: Heard) -> None:
-        if isinstance(heard, Rung):
-            if (name, heard.tokens) in told:  # a second attempt says the same again
+    def once(name: str, result: FinalUpdate) -> None:
+        if isinstance(result, Rung):
+            if (name, result.tokens) in known:  # a second attempt repeats it
                 return
-            told.add((name, heard.tokens))
-        hear(name, heard)
+            known.add((name, result.tokens))
+        on_result(name, result)
 
     _run_all(final_task, specs, workers, once)
 
 
-def run_readings(
-    specs: Mapping[str, ReadingSpec],
-    workers: Workers,
-    hear: Callable[[str, list[Reading] | Failure | None], None],
-) -> None:
-    """Take the readings of all ``specs``, by name; ``hear`` is called with None at the start of each, then with them.
-
-    Retries and errors are as in `run_finals`.
-    """
-    _run_all(readings_task, specs, workers, hear)
+def run_readings(specs: Mapping[str, EvaluationSpec], workers: Workers, on_result: OnResult[list[Reading]]) -> None:
+    """Evaluate the models ``specs``, by name. Retries and errors are as in `run_finals`."""
+    _run_all(readings_task, specs, workers, on_result)
 
 
-def run_screens(
-    specs: Mapping[str, TrialSpec], workers: Workers, hear: Callable[[str, float | Failure | None], None]
-) -> None:
-    """Screen all ``specs``, by name; ``hear`` is called with None at the start of each, then with its loss.
-
-    Retries and errors are as in `run_finals`.
-    """
-    _run_all(screen_task, specs, workers, hear)
+def run_screens(specs: Mapping[str, TrialSpec], workers: Workers, on_result: OnResult[float]) -> None:
+    """Measure the losses of ``specs``, by name, before retraining. Retries and errors are as in `run_finals`."""
+    _run_all(screen_task, specs, workers, on_result)
 
 
-def run_timings(
-    specs: Mapping[str, TrialSpec], workers: Workers, hear: Callable[[str, float | Failure | None], None]
-) -> None:
-    """The same for the latencies of ``specs``, in milliseconds of a generated token, one at a time."""
-    _run_all(latency_task, specs, workers, hear, at_once=1)
+def run_timings(specs: Mapping[str, TrialSpec], workers: Workers, on_result: OnResult[float]) -> None:
+    """Measure the latencies of ``specs`` one at a time, in milliseconds of a generated token."""
+    _run_all(latency_task, specs, workers, on_result, at_once=1)
 
 
 def _run_all(
-    task: Task,
-    specs: Mapping[str, Any],
-    workers: Workers,
-    hear: Callable[[str, Said | Failure | None], None],
-    at_once: int | None = None,
+    task: Task, specs: Mapping[str, Any], workers: Workers, on_result: OnResult[Any], at_once: int | None = None
 ) -> None:
     pickled, waiting = cloudpickle.dumps(task), deque(specs)
 
     async def one_by_one() -> None:
         while waiting:
             name = waiting.popleft()
-            hear(name, None)
-            async for heard in work(workers.pool, f"{task.__name__} {name}", pickled, specs[name]):
-                hear(name, heard)
+            on_result(name, None)
+            async for result in work(workers.pool, f"{task.__name__} {name}", pickled, specs[name]):
+                on_result(name, result)
 
     async def together() -> None:
         await asyncio.gather(*(one_by_one() for _ in range(at_once or workers.count)))

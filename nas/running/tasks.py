@@ -1,4 +1,4 @@
-"""What workers do, each task a generator of what it has to say; the first argument of `nas.running.workers.work`."""
+"""What workers do. Each task is a generator of results, and an argument of `nas.running.workers.work`."""
 
 from __future__ import annotations
 
@@ -18,36 +18,38 @@ from nas.running.client import FINAL, LOSS, METRICS, TOKENS, WORKER
 from search_spaces.allocation import NeuronValues
 from trials.distill.checkpoint import Rung
 from trials.evaluate.reading import Reading
-from trials.evaluate_on_tests import ReadingSpec, check_tests, read_model
+from trials.evaluate_on_tests import EvaluationSpec, check_tests, evaluate_on_tests
 from trials.final import FinalResult, FinalSpec, run_final
-from trials.losses.window_losses import OF_TEXT, WindowLosses
+from trials.losses.window_losses import WindowLosses
 from trials.preparation import Preparation, prepare, prepare_targets, shared, teacher_windows
 from trials.prune.importance import ImportanceScores
 from trials.prune.neuron_value import neuron_values
 from trials.recipe import Recipe
 from trials.screen import latency, screen
 from trials.text.evaluation_text import TextTask
+from trials.text.validation import OF_TEXT
 from trials.trial import TrialSpec, run_trial
 
-Said = TypeVar("Said")
+Result = TypeVar("Result")
 
 
-class Prepared(NamedTuple):
-    """What the driver has to know of it; ``teacher`` are the teacher's own losses on all validation windows.
+class PreparedTeacher(NamedTuple):
+    """What the driver needs to know of the prepared teacher.
 
-    ``shares`` (H,) of the square of the teacher's stream lie in each of its principal components. ``neuron_values`` are
-    None unless the space has sizes by layer.
+    ``shares`` (H,) are the shares of each principal component in the square of the teacher's residual stream.
+    ``windows`` are the teacher's own losses on all validation windows. ``neuron_values`` are None unless the space has
+    sizes by layer.
     """
 
     preparation: Preparation
     scores: ImportanceScores
     shares: NDArray[np.float32]
-    teacher: WindowLosses
+    windows: WindowLosses
     neuron_values: NeuronValues | None
 
 
 class PreparationSpec(NamedTuple):
-    """What is to be prepared; ``tests`` are checked first, ``by_layer`` asks for the values of neurons."""
+    """What to prepare. ``tests`` are checked first; ``by_layer`` asks for the values of neurons."""
 
     recipe: Recipe
     cache: str
@@ -57,29 +59,29 @@ class PreparationSpec(NamedTuple):
     by_layer: bool = False
 
 
-def preparation_task(spec: PreparationSpec) -> Iterator[str | Prepared]:
-    """What is being made, as it begins, and in the end the result. Raises InputError for a wrong model or text."""
+def preparation_task(spec: PreparationSpec) -> Iterator[str | PreparedTeacher]:
+    """Yield the name of each step as it begins, then the result. Raises InputError for a wrong model or text."""
 
-    def do(say: Callable[[str | Prepared], None]) -> None:
+    def do(emit: Callable[[str | PreparedTeacher], None]) -> None:
         given = spec.recipe, spec.cache, spec.device
-        with _logged(say):
+        with _logged(emit):
             if spec.tests:
                 check_tests(spec.recipe.model, spec.tests, spec.test_tokens)
             preparation, common = prepare(*given), shared(*given)
             values = neuron_values(common.scores, common.streams) if spec.by_layer else None
             windows = teacher_windows(*given)
-        say(Prepared(preparation, common.scores, common.streams.shares.numpy(), windows, values))
+        emit(PreparedTeacher(preparation, common.scores, common.streams.shares.numpy(), windows, values))
 
-    return step_by_step(do)
+    return generated(do)
 
 
 @contextmanager
-def _logged(say: Callable[[str], None]) -> Iterator[None]:
-    """Say what `trials` logs during the block."""
+def _logged(on_message: Callable[[str], None]) -> Iterator[None]:
+    """Pass on every log message of `trials` during the block."""
 
     class Handler(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            say(record.getMessage())
+            on_message(record.getMessage())
 
     logger, handler = logging.getLogger("trials"), Handler()
     level = logger.level
@@ -93,80 +95,84 @@ def _logged(say: Callable[[str], None]) -> Iterator[None]:
 
 
 def targets_task(given: tuple[PreparationSpec, int, int]) -> Iterator[None]:
-    """One share of the teacher's targets: a specification, the number of the share, and how many there are."""
+    """Compute one share of the teacher's targets. ``given`` are spec, number of this share, and number of shares."""
     spec, place, shares = given
     prepare_targets(spec.recipe, spec.cache, spec.device, place, shares)
     yield from ()
 
 
 def screen_task(spec: TrialSpec) -> Iterator[float]:
-    """The loss of one student before retraining."""
+    """Yield the loss of one student before retraining."""
     yield screen(spec)
 
 
 def latency_task(spec: TrialSpec) -> Iterator[float]:
-    """The latency of one architecture."""
+    """Yield the latency of one architecture."""
     yield latency(spec)
 
 
-def readings_task(spec: ReadingSpec) -> Iterator[list[Reading]]:
-    """The readings of one model."""
-    yield read_model(spec)
+def readings_task(spec: EvaluationSpec) -> Iterator[list[Reading]]:
+    """Yield the readings of one model on test text."""
+    yield evaluate_on_tests(spec)
 
 
 def trial_task(spec: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """One trial: results for Tune, one a rung, and at its end one with `FINAL`."""
+    """Run one trial: yield a result for Tune at each rung, and one with `FINAL` at the end."""
     where = {WORKER: f"{ray.util.get_node_ip_address()}:{os.getpid()}"}
 
-    def do(say: Callable[[dict[str, Any]], None]) -> None:
-        result = run_trial(TrialSpec.from_dict(spec), lambda tokens, metrics: say({**metrics, TOKENS: tokens, **where}))
+    def do(emit: Callable[[dict[str, Any]], None]) -> None:
+        def report(tokens: int, metrics: dict[str, float]) -> None:
+            emit({**metrics, TOKENS: tokens, **where})
+
+        result = run_trial(TrialSpec.from_dict(spec), report)
         metrics = {name: float(value) for name, value in result.to_dict().items() if name in METRICS}
         metrics.update({f"{OF_TEXT}{name}": loss for name, loss in result.losses.items()})
-        say({FINAL: True, LOSS: result.val_loss, **metrics, **where})
+        emit({FINAL: True, LOSS: result.val_loss, **metrics, **where})
 
-    return step_by_step(do)
+    return generated(do)
 
 
 def final_task(spec: FinalSpec) -> Iterator[Rung | FinalResult]:
-    """One final: its readings as they come, then its result."""
+    """Run one final: yield each rung, then the result."""
 
-    def do(say: Callable[[Rung | FinalResult], None]) -> None:
-        say(run_final(spec, lambda tokens, metrics: say(Rung(tokens, metrics))))
+    def do(emit: Callable[[Rung | FinalResult], None]) -> None:
+        emit(run_final(spec, lambda tokens, metrics: emit(Rung(tokens, metrics))))
 
-    return step_by_step(do)
-
-
-class _GivenUp(BaseException):
-    """Ends work that nobody wants any more; no `except Exception` on its way takes it for a failure."""
+    return generated(do)
 
 
-def step_by_step(do: Callable[[Callable[[Said], None]], None]) -> Iterator[Said]:
-    """What ``do`` says, call by call, with ``do`` standing still in between, and ended there if that was all.
+class _Abandoned(BaseException):
+    """Ends work whose results nobody reads any more. No `except Exception` on its way mistakes it for a failure."""
 
-    ``do`` runs in a thread of its own, since it calls back and an iterator is asked. What it raises is raised here.
+
+def generated(do: Callable[[Callable[[Result], None]], None]) -> Iterator[Result]:
+    """Turn a function that emits results by a callback into a generator of these results.
+
+    ``do`` runs in a thread of its own. It waits after each result until the next one is wanted, and ends there when
+    the generator is closed. An error in ``do`` is raised here.
     """
-    said: SimpleQueue[tuple[Said] | BaseException | None] = SimpleQueue()
+    results: SimpleQueue[tuple[Result] | BaseException | None] = SimpleQueue()
     wanted: SimpleQueue[bool] = SimpleQueue()
 
-    def say(one: Said) -> None:
-        said.put((one,))
+    def emit(one: Result) -> None:
+        results.put((one,))
         if not wanted.get():
-            raise _GivenUp
+            raise _Abandoned
 
     def run() -> None:
         try:
-            do(say)
-        except _GivenUp:
+            do(emit)
+        except _Abandoned:
             return
         except BaseException as error:
-            said.put(error)
+            results.put(error)
         else:
-            said.put(None)
+            results.put(None)
 
     thread = Thread(target=run, name="task", daemon=True)
     thread.start()
     try:
-        while (one := said.get()) is not None:
+        while (one := results.get()) is not None:
             if isinstance(one, BaseException):
                 raise one
             yield one[0]

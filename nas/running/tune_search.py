@@ -1,4 +1,4 @@
-"""Ray Tune's two seats at the study: the Searcher that asks and tells, the scheduler that reports and stops."""
+"""Ray Tune's view of a study: a Searcher that asks and tells, and a scheduler that reports losses and stops trials."""
 
 from __future__ import annotations
 
@@ -10,60 +10,60 @@ from typing import Any
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from nas.planning.rungs import promotes
+from nas.choosing.promotion import Promotion
 from nas.running.client import FAILURE, FINAL, LOSS, MEMORY, METRICS, RETRIED, TOKENS
-from nas.study.objectives import dominated_by
 from nas.study.study import Candidate, SearchStudy
-from trials.losses.window_losses import OF_TEXT
+from trials.text.validation import OF_TEXT
 
-Notify = Callable[[int], None]
+OnTrial = Callable[[int], None]
+"""Is called with the number of a trial."""
 
 
 class _Disposable:
-    """Tune pickles its searcher and scheduler into a snapshot; ours is never read, the study is the state."""
+    """Tune pickles its searcher and its scheduler into a snapshot. Nobody reads it: the study is the state."""
 
     def __getstate__(self) -> dict[str, Any]:
         return {}
 
 
 class StudySearcher(_Disposable, Searcher):
-    """Asks the study for candidates and tells it how they ended. Holds nothing that the study does not know.
+    """Asks the study for candidates and tells it how they ended. Holds no state that the study does not have.
 
-    ``describe`` turns a candidate into the configuration of a Tune trial; ``notify`` hears the number of every
-    trial that has started or ended, and ``let_go`` that of one that Tune has given up.
+    ``describe`` turns a candidate into the configuration of a Tune trial. ``on_change`` is called for every trial that
+    has started or ended, ``on_lost`` for every trial whose Tune process has died too often.
     """
 
     def __init__(
         self,
         study: SearchStudy,
         describe: Callable[[Candidate], dict[str, Any]],
-        notify: Notify,
-        let_go: Notify,
+        on_change: OnTrial,
+        on_lost: OnTrial,
     ) -> None:
         super().__init__(metric=LOSS, mode="min")
-        self.study, self.describe, self.notify, self.let_go = study, describe, notify, let_go
+        self.study, self.describe, self.on_change, self.on_lost = study, describe, on_change, on_lost
         self._numbers: dict[str, int] = {}
-        self.out_of_memory = False  # whether Ray ended the workers of a trial for want of it, each time
+        self.out_of_memory = False  # Ray ended every worker of a trial because memory was short
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str:
-        """The configuration of the next trial; FINISHED when all were asked, or when there is too little memory."""
+        """The configuration of the next trial, or FINISHED when there is none or memory is too short."""
         candidate = None if self.out_of_memory else self.study.ask()
         if candidate is None:
             return str(Searcher.FINISHED)
         self._numbers[trial_id] = candidate.number
-        self.notify(candidate.number)
+        self.on_change(candidate.number)
         return {"number": candidate.number, **self.describe(candidate)}
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """Tell the study how the trial ended: complete, stopped early, or failed and why."""
+        """Tell the study whether the trial is complete, was stopped early, or has failed and why."""
         number, last = self._numbers.pop(trial_id), result or {}
         if error:
-            self.let_go(number)
+            self.on_lost(number)
         if last.get(MEMORY):
-            self.out_of_memory = True  # the trial stays open, for a search with fewer workers
+            self.out_of_memory = True  # the trial stays open for a search with fewer workers
             return
         if error or not last:
-            self.study.fail(number, "given up: its process died each time it was tried")
+            self.study.fail(number, "its process died in every attempt")
         elif FAILURE in last:
             self.study.fail(number, last[FAILURE])
         elif not math.isfinite(last[LOSS]):
@@ -72,59 +72,43 @@ class StudySearcher(_Disposable, Searcher):
             self.study.complete(number, last[LOSS], metrics_of(last))
         else:
             self.study.prune(number, metrics_of(last))
-        self.notify(number)
+        self.on_change(number)
 
     def save(self, checkpoint_path: str) -> None:
-        """Nothing to save: the study is the state. Tune asks regularly, and wants a file."""
+        """Write an empty file. Tune asks for one regularly; the study is the state."""
         Path(checkpoint_path).touch()
 
     def restore(self, checkpoint_path: str) -> None:
-        """Never used: a continued search is a new Tune run on the same study."""
+        """Raise NotImplementedError: a search continues by a new Tune run on the same study."""
         raise NotImplementedError("continue a search by opening its study again")
 
 
 class StudyScheduler(_Disposable, FIFOScheduler):
-    """Reports every rung to the study, and with ``halving`` stops trials that are not among the best there.
+    """Reports the loss at every rung to the study, and stops the trials that ``promotion`` does not let go on.
 
-    The losses that a trial is measured against come from the study, so a search that was cut off stops the same
-    trials as one that was not. ``last`` is the rung that is the whole trial; nobody is stopped there. At every other
-    one the best ``fewest`` of those seen there go on at least.
+    ``on_change`` is called for every trial that has reached a rung.
     """
 
-    def __init__(self, study: SearchStudy, notify: Notify, *, last: int, halving: bool, fewest: int = 1) -> None:
+    def __init__(self, study: SearchStudy, on_change: OnTrial, promotion: Promotion) -> None:
         super().__init__()
-        self.study, self.notify, self.last, self.halving, self.fewest = study, notify, last, halving, fewest
+        self.study, self.on_change, self.promotion = study, on_change, promotion
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        """Note the rung; decide whether the trial goes on."""
+        """Report the loss, and return Tune's CONTINUE or STOP."""
         if RETRIED in result:
             self.study.note(trial.config["number"], result[RETRIED])
         if {FINAL, FAILURE, RETRIED} & result.keys():
             return str(TrialScheduler.CONTINUE)
         number, tokens, loss = trial.config["number"], int(result[TOKENS]), float(result[LOSS])
         known = not self.study.report(number, tokens, loss)
-        if known:  # a worker that was restarted repeats what it had reported
+        if known:  # a restarted worker repeats what it had reported
             return str(TrialScheduler.CONTINUE)
-        self.notify(number)
-        goes_on = math.isfinite(loss) and (tokens in (0, self.last) or self._promoted(number, tokens, loss))
+        self.on_change(number)
+        goes_on = self.promotion.goes_on(number, tokens, loss)
         return str(TrialScheduler.CONTINUE if goes_on else TrialScheduler.STOP)
-
-    def _promoted(self, number: int, tokens: int, loss: float) -> bool:
-        """Whether the trial is among the best of its rung and budget, or the best there that loads without our code.
-
-        The second keeps the comparison of stock and custom shapes possible: without it a search may end with no
-        stock candidate that went its whole way.
-        """
-        if not self.halving:
-            return True
-        own, points = self.study.point(number, loss), self.study.points_at(tokens, number)
-        if promotes(dominated_by(own, points), [dominated_by(one, points) for one in points], self.fewest):
-            return True
-        stock = self.study.points_at(tokens, number, stock_only=True)
-        return self.study.is_stock(number) and not dominated_by(own, stock)
 
 
 def metrics_of(result: Mapping[str, Any]) -> dict[str, float]:
-    """The measured numbers of a result, without what Tune adds to it."""
+    """The measured numbers of a result, without the fields that Tune adds."""
     texts = (name for name in result if name.startswith(OF_TEXT))
     return {name: float(result[name]) for name in (*METRICS, *texts) if name in result}

@@ -1,7 +1,7 @@
-"""The workers of a search: processes that prepare, survey, train and read, each as large as a trial.
+"""The workers of a search: Ray actors that run one task at a time, each with the resources of a trial.
 
-They are started once and stay, so that the libraries and the teacher that one task has loaded are there for the next.
-`Pool` hands them out, one task each; `work` is what a task looks like to those who want it done.
+Workers start once and stay alive. A worker imports the libraries and loads the teacher once, and every later task
+reuses them. `Pool` assigns workers to tasks. `work` runs one task on a worker, with retries.
 """
 
 from __future__ import annotations
@@ -24,42 +24,43 @@ from search_spaces.errors import InputError
 if TYPE_CHECKING:
     from nas.planning.machine import Resources
 
-WORKER_DEATHS = 2  # a task whose worker or node died is done again this often, from its last checkpoint
-PAUSE = 1.0  # seconds before a worker that died is replaced
+WORKER_DEATHS = 2  # retries of a task, after its worker or node died or its surroundings failed
+PAUSE = 1.0  # seconds before a dead worker is replaced
 
 Task = Callable[[Any], Iterator[Any]]
+"""A task is a function of one argument that returns a generator of results."""
 
 
 class Worker:
-    """One process. A task is a generator: it stands still until more is asked of it."""
+    """One worker process. It runs its task as far as the next result, and only when that result is requested."""
 
     def __init__(self) -> None:
         self._name = ""
-        self._said: Any = None
+        self._results: Any = None
 
     def free(self) -> None:
-        """Give up the task that was begun, where it stands, and have at hand what the next one needs."""
-        if self._said is not None:
-            self._said.close()
-        self._name, self._said = "", None
-        import_module("nas.running.tasks")  # not above: who merely asks for work needs nothing of it
+        """End the current task where it is, and import what tasks need."""
+        if self._results is not None:
+            self._results.close()
+        self._name, self._results = "", None
+        import_module("nas.running.tasks")  # here, because clients import this file and do not need torch
 
     def begin(self, name: str, task: bytes, argument: Any) -> None:
-        """Take up ``task``, a pickled `Task`. The worker is free."""
-        self._name, self._said = name, cloudpickle.loads(task)(argument)
+        """Begin ``task``, a pickled `Task`, with its ``argument``. The worker must be free."""
+        self._name, self._results = name, cloudpickle.loads(task)(argument)
 
     def more(self, name: str) -> Any:
-        """What the task says next, or None at its end. Raises OSError when another one has been begun meanwhile."""
-        if self._said is None or self._name != name:
-            raise OSError(f"the worker of {name} was taken from it")
-        return next(self._said, None)
+        """The next result of the task, or None at its end. Raises OSError when the worker has ended this task."""
+        if self._results is None or self._name != name:
+            raise OSError(f"the worker of {name} was given to another task")
+        return next(self._results, None)
 
 
 class Pool:
-    """Starts ``count`` workers, knows which of them are free, and replaces those that died.
+    """Starts ``count`` workers, assigns free ones to tasks, and replaces dead ones.
 
-    It starts them itself, and before all else, because Ray ends the youngest processes first where memory is short.
-    ``options`` are what Ray is to give to each.
+    It starts its workers before the search starts any other process. When memory is short, Ray ends the youngest
+    processes first. ``options`` are the Ray options of each worker, such as ``num_gpus``.
     """
 
     def __init__(self, count: int, options: Mapping[str, Any]) -> None:
@@ -67,7 +68,7 @@ class Pool:
         self._started = [self._start() for _ in range(count)]
         self._free: asyncio.Queue[Any] = asyncio.Queue()
         self._busy: dict[str, Any] = {}
-        self._coming: set[asyncio.Task[None]] = set()
+        self._freeing: set[asyncio.Task[None]] = set()  # asyncio keeps only weak references to its tasks
 
     def _start(self) -> Any:
         worker = ray.remote(Worker).options(**self._options).remote()
@@ -75,9 +76,13 @@ class Pool:
         return worker
 
     async def take(self, task: str) -> Any:
-        """A worker for ``task``, once there is one. One that the task still has, of a client that died, goes back."""
+        """Wait for a free worker and assign it to ``task``.
+
+        A client that died may have left a worker assigned to the same task. That worker is taken back first. Raises
+        the last error when no worker could be started.
+        """
         while self._started:
-            self._soon(self._started.pop(0))
+            self._free_later(self._started.pop(0))
         await self.give(task)
         found = await self._free.get()
         if isinstance(found, Exception):
@@ -90,24 +95,24 @@ class Pool:
         """Take back the worker of ``task``, if it has one."""
         worker = self._busy.pop(task, None)
         if worker is not None:
-            self._soon(worker)
+            self._free_later(worker)
 
     async def clear(self) -> None:
         """Take back all workers."""
         for task in list(self._busy):
             await self.give(task)
 
-    def _soon(self, worker: Any) -> None:
-        task = asyncio.create_task(self._when_free(worker))
-        self._coming.add(task)
-        task.add_done_callback(self._coming.discard)
+    def _free_later(self, worker: Any) -> None:
+        task = asyncio.create_task(self._make_free(worker))
+        self._freeing.add(task)
+        task.add_done_callback(self._freeing.discard)
 
-    async def _when_free(self, worker: Any) -> None:
+    async def _make_free(self, worker: Any) -> None:
         problem: Exception | None = None
-        for _ in range(WORKER_DEATHS + 2):  # the first is the one that died
+        for _ in range(WORKER_DEATHS + 2):  # one more attempt, because ``worker`` may have died in its task
             try:
                 await worker.free.remote()
-            except RayTaskError as error:  # it cannot import what it needs: nor can another
+            except RayTaskError as error:  # an import failed; it would fail in every worker
                 self._free.put_nowait(error.cause)
                 return
             except RayError as error:
@@ -123,7 +128,7 @@ class Pool:
 
 @dataclass(frozen=True)
 class Workers:
-    """``count`` workers at most, and the `Pool` that hands them out."""
+    """The `Pool` actor of a search, and the ``count`` of its workers."""
 
     pool: Any
     count: int
@@ -131,24 +136,26 @@ class Workers:
 
 @contextmanager
 def open_workers(resources: Resources) -> Iterator[Workers]:
-    """Start the workers of a search, without waiting for them; they end with the block. Ray must be connected."""
+    """Start the workers of a search without waiting for them. They end with the block. Ray must be connected."""
     options = {"num_cpus": resources.cpus, "num_gpus": resources.gpus}
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)  # lives as long as this
+    # The pool runs on the node of the driver, so it does not die with another node.
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     pool = ray.remote(Pool).options(num_cpus=0, scheduling_strategy=here).remote(resources.workers, options)
     try:
         yield Workers(pool, resources.workers)
     finally:
-        ray.kill(pool)  # and with it what it has started
+        ray.kill(pool)  # the workers end with the pool, which owns them
 
 
 async def work(
     pool: Any, name: str, task: bytes, argument: Any, note: Callable[[str], None] = lambda reason: None
 ) -> AsyncIterator[Any]:
-    """What ``task``, a pickled `Task`, says in a worker that is free, the next when it is asked for.
+    """Run ``task``, a pickled `Task`, on a free worker, and yield its results as they are requested.
 
-    When the worker or its node dies, or its surroundings fail, the task is done again, `WORKER_DEATHS` times, and
-    ``note`` hears why; what it had said is said again. The last of all is a `Failure` where the task came to nothing.
-    ``name`` is its own among the tasks of the search. Raises InputError when the task does.
+    A task is retried up to `WORKER_DEATHS` times when its worker or node dies, or after an error that a retry can mend
+    (`nas.planning.errors.classify`). ``note`` is called with the reason of each retry. A retry may yield a result
+    again. If the task fails for good, the last result is a `Failure`. ``name`` must be unique among the tasks of the
+    search. Raises InputError when the task does.
     """
     for left in reversed(range(WORKER_DEATHS + 1)):
         try:
@@ -158,15 +165,15 @@ async def work(
             return
         try:
             await worker.begin.remote(name, task, argument)
-            while (one := await worker.more.remote(name)) is not None:
-                yield one
+            while (result := await worker.more.remote(name)) is not None:
+                yield result
             return
         except RayTaskError as error:
             if isinstance(error.cause, InputError):
                 raise error.cause from None
             failure = classify(error.cause)
-        except RayError as error:  # its worker, or the node of that
-            failure = Failure(f"its worker died: {_short(error)}", True, isinstance(error, OutOfMemoryError), error)
+        except RayError as error:  # the worker or its node died
+            failure = Failure(f"the worker died: {_short(error)}", True, isinstance(error, OutOfMemoryError), error)
         finally:
             pool.give.remote(name)
         if not (failure.retry and left):
@@ -176,15 +183,23 @@ async def work(
 
 
 def _without_worker(error: RayError) -> Failure:
-    """Workers died before they were ready, each time, or the pool did: so short of memory is the machine.
+    """The failure of a task that got no worker: every new worker died before it was ready, or the pool died.
 
-    Raises ``error`` when it is that workers cannot import what they need.
+    The cause is taken to be lack of memory. Raises ``error`` when it is another one, such as a failed import.
     """
     cause = error.cause if isinstance(error, RayTaskError) else error
     if not isinstance(cause, RayError):
         raise error
-    return Failure(f"no worker could be had: {_short(error)}", retry=True, memory=True, error=error)
+    return Failure(f"no worker is available: {_short(error)}", retry=True, memory=True, error=error)
 
 
 def _short(error: RayError) -> str:
     return " ".join(str(error).split())[:300]
+
+
+def too_little_memory(workers: int) -> str:
+    """The message for a user whose machine is too small for so many ``workers``."""
+    return (
+        f"--workers {workers}: Ray ended workers for lack of memory {WORKER_DEATHS + 1} times; give fewer workers or "
+        "free memory; finished trials are kept, and the same command continues"
+    )

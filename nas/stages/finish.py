@@ -1,133 +1,114 @@
-"""The final stage: who goes on after the trials, on more tokens, and what came of them.
+"""Stage 4, finish: the finalists and the baselines are trained on more tokens.
 
-The study remembers every final that ended, so that the same command trains none of them twice. Trials and finals are
-different values all the way: a loss after more tokens never enters a ranking of trials.
+The study remembers every final that has ended, so the same command never trains one twice. Trials and finals are
+different values everywhere: a loss after more tokens never enters a ranking of trials.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
-from pathlib import Path
+from dataclasses import dataclass, replace
 
-from nas.choosing.selection import FINALIST, STOCK, best_stock, weighed
+from nas.choosing.finalists import finalists
+from nas.choosing.selection import best, inside
 from nas.planning.errors import Failure
 from nas.planning.plan import Plan
-from nas.running.task_lists import Heard, run_finals
-from nas.running.tune_run import architecture_spec
+from nas.planning.specs import final_spec, final_windows
+from nas.running.task_lists import FinalUpdate, run_finals
 from nas.running.workers import Workers
-from nas.study.records import FinalRecord, TrialRecord
+from nas.stages.events import FinalChanged, FinalsStarted, Listener, Progressed, StepEnded
+from nas.stages.try_candidates import Tried
+from nas.study.records import FinalRecord
 from nas.study.study import SearchStudy
-from search_spaces.architecture import Architecture
 from trials.distill.checkpoint import Rung
-from trials.distill.results import STUDENT
-from trials.final import VERSION, FinalSpec, read_windows
-from trials.losses.window_losses import OF_TEXT, WindowLosses
+from trials.final import VERSION
+from trials.text.validation import OF_TEXT
 
 MEASURED = ("trial_loss", "kl", "seconds", "peak_memory_bytes", "resumed_from")
 
-Changed = Callable[[list[FinalRecord], FinalRecord], None]
+
+@dataclass(frozen=True)
+class Finished(Tried):
+    """A search whose finals are done; there are none without a final stage."""
+
+    finals: tuple[FinalRecord, ...]
 
 
-def entrants(plan: Plan, records: Sequence[TrialRecord]) -> list[FinalRecord]:
-    """The finalists, best first, the best stock candidate and the baselines; each architecture once, with its roles.
-
-    Best is what `nas.choosing.selection.weighed` puts first.
-    """
-    ranked, stock = weighed(records, plan.objectives), best_stock(records)
-    roles: dict[Architecture, list[str]] = {one.architecture: [FINALIST] for one in ranked[: plan.settings.finalists]}
-    if stock is not None:
-        roles.setdefault(stock.architecture, [STOCK])
-    for name, architecture in plan.baselines.items():
-        roles.setdefault(architecture, []).append(name)
-    curves = {one.architecture: one.curve for one in ranked}
-    shape, tokens = plan.target.shape, plan.recipe.tokens + plan.final_tokens
-    return [
-        FinalRecord(one, shape.parameters(one), shape.is_stock(one), tokens, tuple(names), curve=curves.get(one, ()))
-        for one, names in roles.items()
-    ]
-
-
-def open_stage(plan: Plan, study: SearchStudy, records: Sequence[TrialRecord]) -> list[FinalRecord]:
-    """All finals, those that the study remembers as they ended."""
-    return [recalled(plan, study, one) for one in entrants(plan, records)]
-
-
-def run_stage(
-    plan: Plan, study: SearchStudy, finals: Sequence[FinalRecord], workers: Workers, changed: Changed
-) -> list[FinalRecord]:
-    """Train those of ``finals`` that wait; returns all of them as they are then.
-
-    ``changed`` is called with all finals and the one that changed. Raises InputError when a worker does.
-    """
-    stage = {one.name: one for one in finals}
-
-    def hear(name: str, heard: Heard) -> None:
-        before, stage[name] = stage[name], after(stage[name], heard)
-        lasting = not (isinstance(heard, Failure) and heard.retry)  # what a retry may mend is open to the next run
-        if (heard is None or stage[name].ended) and lasting:
-            study.remember(_label(stage[name]), stage[name].to_dict())
-        if stage[name] != before:
-            changed(list(stage.values()), stage[name])
-
-    waiting = [one for one in stage.values() if one.state == "WAITING"]
-    longest_first = sorted(waiting, key=lambda one: one.curve[-1][0] if one.curve else 0)  # all end about together
-    run_finals({one.name: final_spec(plan, one) for one in longest_first}, workers, hear)
-    return list(stage.values())
+def finish(tried: Tried, workers: Workers, announce: Listener) -> Finished:
+    """Train the finals of all budgets that have a complete trial. Raises InputError when a worker does."""
+    plan, study = tried.plan, tried.study
+    if not plan.settings.finalists:
+        return Finished(**vars(tried), finals=())
+    trials = [(part, inside(part.target.budget, tried.records)) for part in plan.parts]
+    finals = [recalled(plan, study, one) for part, own in trials if best(own) for one in finalists(part, own)]
+    if done := sum(one.ended is not None for one in finals):
+        announce(Progressed(f"study {plan.study}: {done} of {len(finals)} finals are done already"))
+    announce(FinalsStarted(plan, finals))
+    ended = train_finals(plan, study, finals, workers, lambda everything, one: announce(FinalChanged(everything, one)))
+    announce(StepEnded())
+    return Finished(**vars(tried), finals=tuple(ended))
 
 
 def recalled(plan: Plan, study: SearchStudy, record: FinalRecord) -> FinalRecord:
-    """``record`` as the study remembers it: ended, begun at some time, or not at all; anew when its files are gone."""
+    """``record`` as the study remembers it. A final whose files are gone starts again."""
     known = study.recall(_label(record))
     if known is None:
         return record
     found = replace(FinalRecord.from_dict(known), roles=record.roles)
-    if found.ended is None or (found.state == "COMPLETE" and windows_of(plan, found) is None):
+    if found.ended is None or (found.state == "COMPLETE" and final_windows(plan, found) is None):
         return replace(record, started=found.started)
     return found
 
 
-def after(record: FinalRecord, heard: Heard) -> FinalRecord:
-    """``record`` when ``heard`` has been heard of it."""
-    if heard is None:
+def train_finals(
+    plan: Plan,
+    study: SearchStudy,
+    finals: Sequence[FinalRecord],
+    workers: Workers,
+    on_change: Callable[[list[FinalRecord], FinalRecord], None],
+) -> list[FinalRecord]:
+    """Train the WAITING ones of ``finals``, and return all of them as they are then.
+
+    ``on_change`` is called with all finals and the one that changed. Raises InputError when a worker does.
+    """
+    stage = {one.name: one for one in finals}
+
+    def on_result(name: str, update: FinalUpdate) -> None:
+        before, stage[name] = stage[name], updated(stage[name], update)
+        lasting = not (isinstance(update, Failure) and update.retry)  # the next run tries it again
+        if (update is None or stage[name].ended) and lasting:
+            study.remember(_label(stage[name]), stage[name].to_dict())
+        if stage[name] != before:
+            on_change(list(stage.values()), stage[name])
+
+    waiting = [one for one in stage.values() if one.state == "WAITING"]
+    longest_first = sorted(waiting, key=lambda one: one.curve[-1][0] if one.curve else 0)  # so all end together
+    run_finals({one.name: final_spec(plan, one) for one in longest_first}, workers, on_result)
+    return list(stage.values())
+
+
+def updated(record: FinalRecord, update: FinalUpdate) -> FinalRecord:
+    """``record`` after ``update``. A rung that is known already changes nothing."""
+    if update is None:
         return replace(record, state="RUNNING", started=record.started or time.time())
-    if isinstance(heard, Rung):
-        known = bool(record.curve) and heard.tokens <= record.curve[-1][0]  # the trial's readings, or a retry's
-        reading = (heard.tokens, heard.metrics["val_loss"])
-        return record if known else replace(record, curve=(*record.curve, reading))
-    if isinstance(heard, Failure):
-        return replace(record, state="FAIL", reason=heard.reason, ended=time.time())
-    measured = {name: float(value) for name, value in heard.to_dict().items() if name in MEASURED}
-    texts = {f"{OF_TEXT}{name}": loss for name, loss in heard.losses.items()}
+    if isinstance(update, Rung):
+        known = bool(record.curve) and update.tokens <= record.curve[-1][0]  # a rung of the trial, or of a retry
+        rung = (update.tokens, update.metrics["val_loss"])
+        return record if known else replace(record, curve=(*record.curve, rung))
+    if isinstance(update, Failure):
+        return replace(record, state="FAIL", reason=update.reason, ended=time.time())
+    measured = {name: float(value) for name, value in update.to_dict().items() if name in MEASURED}
+    texts = {f"{OF_TEXT}{name}": loss for name, loss in update.losses.items()}
     return replace(
         record,
         state="COMPLETE",
-        val_loss=heard.val_loss,
-        curve=heard.curve,
+        val_loss=update.val_loss,
+        curve=update.curve,
         metrics={**measured, **texts},
-        windows=heard.windows_digest,
+        windows=update.windows_digest,
         ended=time.time(),
     )
-
-
-def final_spec(plan: Plan, record: FinalRecord) -> FinalSpec:
-    """The specification of one final; its folder is named after architecture and tokens, so that a retry finds it."""
-    return FinalSpec(architecture_spec(plan, record.architecture), plan.final_tokens, str(_folder(plan, record)))
-
-
-def student_of(plan: Plan, record: FinalRecord) -> Path:
-    """Where the student of a final lies, for `trials.trial.load_weights`."""
-    return _folder(plan, record) / STUDENT
-
-
-def windows_of(plan: Plan, record: FinalRecord) -> WindowLosses | None:
-    """The losses of a COMPLETE final window by window; None when its files are gone."""
-    return read_windows(_folder(plan, record), record.windows)
-
-
-def _folder(plan: Plan, record: FinalRecord) -> Path:
-    return plan.folder / "finals" / record.name
 
 
 def _label(record: FinalRecord) -> str:

@@ -1,4 +1,4 @@
-"""What a search weighs against the loss, and who is beaten by whom. Pure functions."""
+"""The objectives of a search, all minimized, and Pareto dominance. Pure functions."""
 
 from __future__ import annotations
 
@@ -11,26 +11,27 @@ LOSS, PARAMETERS, MEMORY_BYTES, LATENCY_MS = "loss", "params", "memory", "latenc
 OBJECTIVES = (LOSS, PARAMETERS, MEMORY_BYTES, LATENCY_MS)
 
 Point = tuple[float, ...]
+"""The values of the objectives, the loss first. `costs` returns a point without the loss."""
 
 
 def parse_objectives(text: str) -> tuple[str, ...]:
-    """The objectives in ``text``, comma-separated, the loss first. Raises InputError naming the known ones."""
+    """The comma-separated objectives in ``text``, the loss first. Raises InputError for unknown or repeated names."""
     names = [one.strip() for one in text.split(",")]
     known = f"known are {', '.join(OBJECTIVES)}"
     for name in names:
         if name not in OBJECTIVES:
             raise InputError(f"--objectives {name!r}: unknown; {known}")
         if names.count(name) > 1:
-            raise InputError(f"--objectives {text!r}: {name!r} is there twice")
+            raise InputError(f"--objectives {text!r}: {name!r} is given twice; give it once")
     if LOSS not in names:
-        raise InputError(f"--objectives {text!r}: {LOSS!r} must be among them; {known}")
+        raise InputError(f"--objectives {text!r}: {LOSS!r} is missing; add it; {known}")
     return tuple(sorted(names, key=OBJECTIVES.index))
 
 
 def dominated_by(point: Point, others: Iterable[Point]) -> int:
-    """How many of ``others`` are no worse than ``point`` in every objective, and better in one; less is better.
+    """How many of ``others`` dominate ``point``: no worse in every objective, and better in at least one.
 
-    Of the loss alone: how many have a lower one.
+    With the loss as the only objective, this is the number of lower losses.
     """
     return sum(
         other != point and all(theirs <= own for theirs, own in zip(other, point, strict=True)) for other in others
@@ -38,13 +39,13 @@ def dominated_by(point: Point, others: Iterable[Point]) -> int:
 
 
 def costs(objectives: Sequence[str], values: Mapping[str, float]) -> Point:
-    """What stands beside the loss, in the order of ``objectives``."""
+    """The ``values`` of all objectives but the loss, in the order of ``objectives``."""
     return tuple(values[name] for name in objectives if name != LOSS)
 
 
 def point_of(record: TrialRecord, objectives: Sequence[str]) -> Point:
-    """Of a COMPLETE trial; what was not measured counts as the worst."""
-    assert record.val_loss is not None, "only what is COMPLETE has a place"
+    """The objectives of a COMPLETE trial. A value that was not measured counts as infinite."""
+    assert record.val_loss is not None, "only a COMPLETE trial has a point"
     measured = {MEMORY_BYTES: MEMORY, LATENCY_MS: LATENCY}
     values = {name: record.metrics.get(metric, float("inf")) for name, metric in measured.items()}
     return record.val_loss, *costs(objectives, {PARAMETERS: float(record.parameters), **values})

@@ -1,4 +1,4 @@
-"""What is known of one trial or final: the values that selection, report and tracking work on."""
+"""Snapshots of a trial and of a final. Selection, reports and tracking work on these values."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from search_spaces.architecture import Architecture
-from trials.losses.window_losses import OF_TEXT
+from trials.text.validation import OF_TEXT
 
-# Metrics of a trial that are known of its architecture beforehand: its loss in the screening (`trials.screen.screen`),
-# milliseconds for a generated token (`trials.screen.latency`), bytes of weights and cache (`ModelShape.memory_bytes`).
+# Metrics that depend on the architecture alone and are known before its trial: the loss in the screening in nats per
+# token (`trials.screen.screen`), the milliseconds per generated token (`trials.screen.latency`), and the bytes of
+# weights and cache (`ModelShape.memory_bytes`).
 SCREEN_LOSS, LATENCY, MEMORY = "screen_loss", "latency_ms", "memory_bytes"
 
 
@@ -18,10 +19,11 @@ SCREEN_LOSS, LATENCY, MEMORY = "screen_loss", "latency_ms", "memory_bytes"
 class TrialRecord:
     """A snapshot of one trial.
 
-    ``state`` is Optuna's word: RUNNING, COMPLETE, PRUNED (stopped early by the scheduler) or FAIL (see ``reason``).
-    ``curve`` holds (tokens distilled, validation loss in nats per token) for every rung reached; tokens 0 is the
-    student before any retraining. ``val_loss`` is the final loss of a COMPLETE trial and None otherwise.
-    ``started`` and ``ended`` are seconds since the epoch.
+    ``state`` is Optuna's state: RUNNING, COMPLETE, PRUNED (stopped early by the scheduler) or FAIL (see ``reason``).
+    ``curve`` holds (tokens distilled, validation loss in nats per token) for every rung reached. The point at 0 tokens
+    is the student before retraining. ``val_loss`` is the final loss of a COMPLETE trial and None otherwise.
+    ``stock`` means that the model loads with a plain ``from_pretrained``. ``origin`` names the idea or the sampler that
+    proposed the trial. ``started`` and ``ended`` are seconds since the epoch.
     """
 
     number: int
@@ -50,12 +52,12 @@ class TrialRecord:
 
 @dataclass(frozen=True)
 class FinalRecord:
-    """A snapshot of one architecture in the final stage, where some are trained on more tokens than in the trials.
+    """A snapshot of one architecture in the final stage, which trains a few students on more tokens.
 
-    ``roles`` say why it is there (see `nas.stages.finish`). ``state`` is WAITING, RUNNING, COMPLETE or FAIL (see ``reason``).
-    ``tokens`` are those of the trial and of the final together; ``curve`` is as a trial's, and goes on where that
-    ended. ``metrics`` hold, at the end, the ``trial_loss`` too. ``windows`` is the digest of the losses window by
-    window, which lie in the final's folder.
+    ``roles`` say why the architecture is in the final stage (see `nas.choosing.finalists`). ``state`` is WAITING,
+    RUNNING, COMPLETE or FAIL (see ``reason``). ``tokens`` counts the trial and the final together. ``curve`` starts
+    with the points of the trial. The ``metrics`` of a COMPLETE final include ``trial_loss``, the loss at the end of the
+    trial. ``windows`` is the digest of the losses per window. The losses themselves are stored in the final's folder.
     """
 
     architecture: Architecture
@@ -74,7 +76,7 @@ class FinalRecord:
 
     @property
     def name(self) -> str:
-        """Of this architecture on so many tokens; its folder, and its key in the study."""
+        """The architecture's key and the tokens. The final's folder and its entry in the study have this name."""
         return f"{self.architecture.key}-{self.tokens}"
 
     def to_dict(self) -> dict[str, Any]:
@@ -90,5 +92,5 @@ class FinalRecord:
 
 
 def text_losses(record: TrialRecord | FinalRecord) -> dict[str, float]:
-    """The loss on each validation text, by its name, where there are several; of a stopped trial the last reading."""
+    """The loss on each validation text, by name; empty for a single text. A stopped trial has its last losses."""
     return {name[len(OF_TEXT) :]: loss for name, loss in record.metrics.items() if name.startswith(OF_TEXT)}

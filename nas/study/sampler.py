@@ -1,4 +1,4 @@
-"""An Optuna sampler that proposes only architectures of the budget band, each once."""
+"""An Optuna sampler that proposes each architecture of the budget bands once, and nothing else."""
 
 from __future__ import annotations
 
@@ -18,13 +18,14 @@ from search_spaces.architecture import Architecture
 from search_spaces.budget import Budget
 from search_spaces.space import SearchSpace
 
-INTERRUPTED = "interrupted"  # why a trial failed whose driver went away: queued again, not counted as a failure
-STARTUP_TRIALS = 8  # random draws, the informed candidates included, before a model of the losses is worth asking
-POPULATION = 8  # NSGA-II's generations must be small beside the few dozen trials of a search
+INTERRUPTED = "interrupted"  # the reason of a trial whose driver died; it is queued again and is no failure of its own
+STARTUP_TRIALS = 8  # before the sampler models the losses; the first candidates count
+POPULATION = 8  # of a generation of NSGA-II; a search has only a few dozen trials
 
 Inner = Callable[[int], BaseSampler | None]
 
-# Made anew for every trial from its own seed, so that a continued search proposes what an uninterrupted one would.
+# Each trial gets a new inner sampler with a seed of its own. So a continued search proposes the same candidates as an
+# uninterrupted one.
 INNER: dict[str, Inner] = {
     "screen": lambda seed: TPESampler(seed=seed, n_startup_trials=STARTUP_TRIALS),
     "tpe": lambda seed: TPESampler(seed=seed, n_startup_trials=STARTUP_TRIALS),
@@ -36,18 +37,18 @@ INNER: dict[str, Inner] = {
 
 
 class FeasibleSampler(BaseSampler):
-    """Carries the proposal of an ordinary sampler to the nearest feasible architecture that is still untried.
+    """Moves the proposal of an inner sampler to the nearest feasible architecture that is still untried.
 
-    The inner sampler sees the whole grid, of which a band holds a few per cent; what the study records, and what
-    the inner sampler therefore learns from, is the architecture that was really built. Where the inner sampler
-    has no proposal yet (or for ``random``) the draw is uniform over the untried feasible architectures;
-    ``exhaustive`` takes them in grid order. ``screen`` takes those of ``screened`` by ascending loss before
-    retraining, and is ``tpe`` when it has come to their end. Where ``costs`` are weighed against the loss, those come
-    first that no other one of the band beats in all of it.
+    The inner sampler sees the whole grid, and only a few per cent of the grid lie in a band. The study records the
+    architecture that was built, so the inner sampler learns from that one. Distances are Euclidean between positions on
+    the axes, each axis scaled to [0, 1].
 
-    Of several ``budgets`` it is the turn of the one with the fewest trials so far, while it has untried ones left.
+    Without a proposal of the inner sampler, and for ``random``, the draw is uniform over the untried architectures.
+    ``exhaustive`` takes them in grid order. ``screen`` takes the architectures of ``screened`` by ascending loss before
+    retraining, and continues as ``tpe`` after the last one. With other objectives beside the loss (``costs``),
+    ``screen`` begins with the architectures that the fewest others of the band dominate.
 
-    Distances are Euclidean between positions on the axes, each axis scaled to [0, 1].
+    Of several ``budgets``, the next trial goes to the one with the fewest trials, if it has untried architectures left.
     """
 
     def __init__(
@@ -68,7 +69,7 @@ class FeasibleSampler(BaseSampler):
         self.positions = np.array([space.position(space.sizes(one)) for one in feasible])
 
     def untried(self, study: Study) -> list[int]:
-        """Indices of the feasible architectures that no trial of the study has."""
+        """Indices of the feasible architectures without a trial, finished, running or queued."""
         axes = self.space.axes
         tried = {tuple(trial.params.get(axis) for axis in axes) for trial in study.get_trials(deepcopy=False)}
         queued = {
@@ -84,11 +85,11 @@ class FeasibleSampler(BaseSampler):
         if len(left) < 2:
             return untried
         whole = Counter(self.bands)
-        turn = min(left, key=lambda place: (whole[place] - left[place], place))
-        return [index for index in untried if self.bands[index] == turn]
+        chosen = min(left, key=lambda place: (whole[place] - left[place], place))
+        return [index for index in untried if self.bands[index] == chosen]
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
-        """All axes, whatever the study holds."""
+        """All axes of the space, even before the first trial."""
         return distributions(self.space)
 
     def sample_relative(
@@ -105,7 +106,7 @@ class FeasibleSampler(BaseSampler):
         elif self.name == "screen" and (best := self._best_screened(untried)) is not None:
             chosen = best
         elif proposal := self._propose(study, trial, search_space, seed):
-            # NSGA-II leaves a mutated size out, to be drawn afresh.
+            # NSGA-II leaves out the sizes that it mutates. They are drawn here.
             drawn = {axis: int(generator.choice(sizes)) for axis, sizes in self.space.axes.items()}
             distance = np.square(self.positions[untried] - self.space.position({**drawn, **proposal})).sum(axis=1)
             chosen = untried[int(distance.argmin())]
@@ -114,7 +115,10 @@ class FeasibleSampler(BaseSampler):
         return self.space.sizes(self.feasible[chosen])
 
     def _best_screened(self, untried: list[int]) -> int | None:
-        """Of the ``untried``, all of one band, the one that fewest of that band beat; then the one of least loss."""
+        """The index of the best screened architecture of ``untried``, which are all of one band, or None.
+
+        The best is dominated by the fewest others of the band. Among equals it has the smallest loss.
+        """
         own = [index for index, place in enumerate(self.bands) if place == self.bands[untried[0]]]
         losses = {index: self.screened.get(self.feasible[index].key) for index in own}
         points = {
@@ -133,23 +137,23 @@ class FeasibleSampler(BaseSampler):
     def sample_independent(
         self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
     ) -> Any:
-        """Never reached: `sample_relative` gives all axes."""
+        """Raise RuntimeError: `sample_relative` gives all axes, so Optuna asks for no other parameter."""
         raise RuntimeError(f"{param_name} is not an axis of the space")
 
 
 def _ordinal(study: Study, trial: FrozenTrial) -> int:
-    """The number that ``trial`` would have, had none before it been interrupted and queued again."""
+    """The number of ``trial`` without counting interrupted trials. An uninterrupted search has the same number."""
     before = (one for one in study.get_trials(deepcopy=False) if one.number < trial.number)
     return sum(one.user_attrs.get("reason") != INTERRUPTED for one in before)
 
 
 def band(budgets: Sequence[Budget], parameters: int) -> int:
-    """The place in ``budgets`` of the one that so many parameters lie in; 0 where there is none."""
+    """The index in ``budgets`` of the budget whose band contains ``parameters``; 0 if none does."""
     return next((place for place, one in enumerate(budgets) if parameters in one), 0)
 
 
 def distributions(space: SearchSpace) -> dict[str, BaseDistribution]:
-    """Each axis as Optuna sees it: an integer range where the sizes are evenly spaced, else a choice."""
+    """Optuna's distribution of each axis: an integer range for evenly spaced sizes, otherwise a choice."""
     return {name: _distribution(sizes) for name, sizes in space.axes.items()}
 
 

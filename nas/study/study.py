@@ -1,12 +1,13 @@
 """The Optuna study: the only state of a search.
 
-What Tune or a worker knows can be lost at any moment. Whatever must survive is here: which candidates were asked,
-what they reported, how they ended and why. Continuing a search is opening its study again.
+The study holds everything that must survive a crash: which candidates were proposed, what they reported, how they ended
+and why. The state of Tune and of the workers can be lost at any moment. To continue a search, open its study again.
 """
 
 from __future__ import annotations
 
 import math
+import uuid
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -26,25 +27,27 @@ from search_spaces.errors import InputError
 from search_spaces.shape import ModelShape
 from search_spaces.space import SearchSpace
 
-# Surveys of architectures before the first trial: losses before retraining, and milliseconds for a generated token.
+# Quantities that are measured before the first trial: losses before retraining, and milliseconds per generated token.
 SCREENED, TIMED = "screened", "timed"
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """An architecture that the study asks to have tried, under the number of its trial."""
+    """An architecture that the study proposes, and the number of its trial."""
 
     number: int
     architecture: Architecture
 
 
 class SearchStudy:
-    """A study of one search: asks for feasible candidates and is told what came of them.
+    """The study of one search. It proposes feasible candidates and records their results.
 
-    ``identity`` holds what makes the losses of two trials comparable (teacher, corpus, recipe, band ...). A study
-    that was made with another identity is refused with InputError, naming the setting, both values and the way out.
-    ``feasible`` are the architectures of all ``budgets``; each budget has a competition of its own. ``objectives`` are
-    those of `nas.study.objectives`.
+    ``identity`` holds the settings that make the losses of two trials comparable (teacher, corpus, recipe, band ...).
+    ``feasible`` holds the architectures of all ``budgets``. A trial competes only with trials of its own budget.
+    ``objectives`` are names from `nas.study.objectives`.
+
+    Raises InputError when ``storage`` cannot be opened, and when the study was made with another identity. The message
+    then names the setting, both values and the way out.
     """
 
     def __init__(
@@ -66,11 +69,11 @@ class SearchStudy:
         self.sampler = FeasibleSampler(sampler, space, feasible, seed, budgets)
         self._study = _open(storage, name, self.sampler)
         self._asked: dict[int, Trial] = {}
-        self._claim(identity)
-        self._kept = {survey: self._recalled(survey) for survey in (SCREENED, TIMED)}
-        self.sampler.screened, self.sampler.costs = self._kept[SCREENED], self.costs
+        self._check_identity(identity)
+        self._measured = {quantity: self._stored(quantity) for quantity in (SCREENED, TIMED)}
+        self.sampler.screened, self.sampler.costs = self._measured[SCREENED], self.costs
 
-    def _claim(self, identity: Mapping[str, Any]) -> None:
+    def _check_identity(self, identity: Mapping[str, Any]) -> None:
         known = self._study.user_attrs.get("identity")
         if known is None:
             self._study.set_user_attr("identity", dict(identity))
@@ -83,30 +86,37 @@ class SearchStudy:
                 )
 
     def recall(self, key: str) -> Any:
-        """What was kept with the study under ``key``, or None."""
+        """The value that the study keeps under ``key``, or None."""
         return self._study.user_attrs.get(key)
 
     def remember(self, key: str, value: Any) -> None:
-        """Keep ``value`` (JSON) with the study."""
+        """Keep ``value`` (JSON) in the study under ``key``."""
         self._study.set_user_attr(key, value)
 
-    def keep(self, survey: str, key: str, value: float | None) -> None:
-        """Keep what a ``survey`` found of the architecture ``key``; None where it came to nothing."""
+    @property
+    def unique_id(self) -> str:
+        """A unique name of this study. Another folder may hold a study of the same name, for the same MLflow server."""
+        if self.recall("uid") is None:
+            self.remember("uid", f"{self.name}-{uuid.uuid4().hex[:12]}")
+        return str(self.recall("uid"))
+
+    def keep(self, quantity: str, key: str, value: float | None) -> None:
+        """Keep the measured ``quantity`` of the architecture ``key``. A value that is not finite is kept as None."""
         finite = value if value is not None and math.isfinite(value) else None
-        self.remember(f"{survey}/{key}", finite)
-        self._kept[survey][key] = finite
+        self.remember(f"{quantity}/{key}", finite)
+        self._measured[quantity][key] = finite
 
-    def kept(self, survey: str) -> dict[str, float | None]:
-        """What is kept of a ``survey``, by the architecture's key."""
-        return dict(self._kept[survey])
+    def kept(self, quantity: str) -> dict[str, float | None]:
+        """All kept values of a ``quantity``, by the architecture's key. None means that the measurement failed."""
+        return dict(self._measured[quantity])
 
-    def _recalled(self, survey: str) -> dict[str, float | None]:
-        attributes, start = self._study.user_attrs, f"{survey}/"
+    def _stored(self, quantity: str) -> dict[str, float | None]:
+        attributes, start = self._study.user_attrs, f"{quantity}/"
         return {name.removeprefix(start): attributes[name] for name in attributes if name.startswith(start)}
 
     def costs(self, architecture: Architecture) -> Point:
-        """What is weighed against the loss of ``architecture``, in the order of the objectives."""
-        shape, latency = self.space.shape, self._kept[TIMED].get(architecture.key)
+        """The objectives of ``architecture`` other than the loss, in their order. An unknown latency is infinite."""
+        shape, latency = self.space.shape, self._measured[TIMED].get(architecture.key)
         values = {
             PARAMETERS: float(shape.parameters(architecture)),
             MEMORY_BYTES: float(shape.memory_bytes(architecture)),
@@ -115,7 +125,7 @@ class SearchStudy:
         return costs(self.objectives, values)
 
     def requeue(self) -> int:
-        """Fail the trials that a driver left RUNNING when it went away, and queue them again. Returns how many."""
+        """Fail the RUNNING trials of a driver or Tune run that has ended, and queue them again. Returns how many."""
         left = [one for one in self._trials() if one.state is TrialState.RUNNING]
         for trial in left:
             self._study._storage.set_trial_user_attr(trial._trial_id, "reason", INTERRUPTED)
@@ -126,7 +136,7 @@ class SearchStudy:
         return len(left)
 
     def queue(self, candidates: Iterable[tuple[str, Architecture]]) -> None:
-        """Queue informed candidates, once in the life of a study, each with the name of the idea behind it."""
+        """Queue the first candidates, each with the name of its origin. Later calls on the same study do nothing."""
         if self.recall("queued"):
             return
         for origin, architecture in candidates:
@@ -137,7 +147,7 @@ class SearchStudy:
         self._study.enqueue_trial(dict(params), user_attrs={"origin": origin})
 
     def ask(self) -> Candidate | None:
-        """The next candidate, or None when every feasible architecture has been asked."""
+        """The next candidate, or None when every feasible architecture has been proposed."""
         waiting = any(one.state is TrialState.WAITING for one in self._trials())
         if not waiting and not self.sampler.untried(self._study):
             return None
@@ -148,7 +158,7 @@ class SearchStudy:
         return Candidate(trial.number, self.space.architecture(trial.params))
 
     def report(self, number: int, tokens: int, loss: float) -> bool:
-        """Note the validation ``loss`` (nats per token) after ``tokens``. False when that rung was known already."""
+        """Record the validation ``loss`` (nats per token) after ``tokens``. Returns False for a rung already known."""
         trial = self._study._storage.get_trial(self._asked[number]._trial_id)
         if tokens in trial.intermediate_values:
             return False
@@ -156,13 +166,14 @@ class SearchStudy:
         return True
 
     def point(self, number: int, loss: float) -> Point:
-        """``loss`` and what is weighed against it, of the candidate under ``number``."""
+        """The objectives of trial ``number``: ``loss``, then its `costs`."""
         return loss, *self.costs(self.space.architecture(self._asked[number].params))
 
     def points_at(self, tokens: int, number: int, *, stock_only: bool = False) -> list[Point]:
-        """The points of all architectures that reached the rung ``tokens`` with a finite loss, one for each.
+        """The objectives of the architectures that reached the rung ``tokens`` with a finite loss, one point for each.
 
-        Those of the budget that the candidate under ``number`` is for, itself among them.
+        Only architectures in the budget of trial ``number`` count, and that trial is among them. ``stock_only`` leaves
+        out architectures that need our code to load.
         """
         own = self._band(self.space.architecture(self._asked[number].params))
         latest = {
@@ -182,11 +193,11 @@ class SearchStudy:
         return band(self.budgets, self.space.shape.parameters(architecture))
 
     def is_stock(self, number: int) -> bool:
-        """Whether the candidate under ``number`` loads with a plain ``from_pretrained``."""
+        """Whether the architecture of trial ``number`` loads with a plain ``from_pretrained``."""
         return self.space.shape.is_stock(self.space.architecture(self._asked[number].params))
 
     def complete(self, number: int, loss: float, metrics: Mapping[str, float]) -> None:
-        """The trial went its whole way; a loss that is not finite makes it a failure."""
+        """Record that a trial is complete, with its final ``loss``. A loss that is not finite makes the trial fail."""
         if not math.isfinite(loss):
             self.fail(number, f"final validation loss is {loss}")
             return
@@ -195,25 +206,25 @@ class SearchStudy:
         self._study.tell(trial, loss)
 
     def prune(self, number: int, metrics: Mapping[str, float]) -> None:
-        """The scheduler stopped the trial; its last reported loss becomes its value."""
+        """Record that the scheduler stopped a trial. The last reported loss becomes the value of the trial."""
         trial = self._asked.pop(number)
         trial.set_user_attr("metrics", dict(metrics))
         trial.set_user_attr("reason", "stopped early: not among the best at its rung")
         self._study.tell(trial, state=TrialState.PRUNED)
 
     def note(self, number: int, problem: str) -> None:
-        """Keep what went wrong in an attempt that is tried again, to be said if the trial fails in the end."""
+        """Keep the ``problem`` of an attempt that is retried. If the trial fails in the end, its reason names it."""
         self._asked[number].set_user_attr("problem", problem)
 
     def fail(self, number: int, reason: str) -> None:
-        """The trial has no result, for ``reason``."""
+        """Record that a trial failed, and the ``reason``."""
         trial = self._asked.pop(number)
         problem = trial.user_attrs.get("problem")
-        trial.set_user_attr("reason", f"{reason} (last: {problem})" if problem else reason)
+        trial.set_user_attr("reason", f"{reason} (last problem: {problem})" if problem else reason)
         self._study.tell(trial, state=TrialState.FAIL)
 
     def records(self) -> list[TrialRecord]:
-        """All trials, oldest first, without the queued ones and without those that were interrupted and queued anew."""
+        """All trials, oldest first, without queued trials and without those that were interrupted and queued again."""
         return [
             _record(one, self.space, self._known(self.space.architecture(one.params)))
             for one in self._trials()
@@ -221,14 +232,14 @@ class SearchStudy:
         ]
 
     def _known(self, architecture: Architecture) -> dict[str, float]:
-        """Metrics that are known of ``architecture`` whatever becomes of its trial."""
-        surveys = {SCREEN_LOSS: SCREENED, LATENCY: TIMED}
-        found = {metric: self._kept[survey].get(architecture.key) for metric, survey in surveys.items()}
+        """The metrics of ``architecture`` that do not depend on its trial."""
+        quantities = {SCREEN_LOSS: SCREENED, LATENCY: TIMED}
+        found = {metric: self._measured[quantity].get(architecture.key) for metric, quantity in quantities.items()}
         memory = {MEMORY: float(self.space.shape.memory_bytes(architecture))}
         return memory | {metric: value for metric, value in found.items() if value is not None}
 
     def finished(self) -> int:
-        """How many trials came to an end, in whatever way."""
+        """How many trials have ended: complete, stopped early or failed."""
         return sum(one.state != "RUNNING" for one in self.records())
 
     def _trials(self) -> list[FrozenTrial]:
@@ -250,7 +261,7 @@ def _open(url: str, name: str, sampler: BaseSampler) -> optuna.Study:
 
 
 def _costs(architecture: Architecture, shape: ModelShape) -> dict[str, float]:
-    """What the architecture costs in use: forward FLOPs a token at full context, bf16 key/value cache a token."""
+    """The inference costs: forward FLOPs per token at full context, and bfloat16 key/value cache bytes per token."""
     flops = shape.flops_per_token(architecture, shape.positions)
     return {"flops_per_token": float(flops), "kv_cache_bytes_per_token": float(shape.kv_cache_bytes(architecture))}
 

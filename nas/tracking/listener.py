@@ -1,123 +1,122 @@
-"""What a search tells MLflow, and when: the parent run, every change of a trial, tables, plots and the winner."""
+"""The listener that brings a search to MLflow: the parent run, every trial and final, the report and the winners."""
 
 from __future__ import annotations
 
-import uuid
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
 
 from rich.console import Console
 
+from nas.choosing.outcome import Outcome
 from nas.choosing.selection import COMPETING, counts
 from nas.display.readings_table import column_name
 from nas.planning.forecast import summary
 from nas.planning.plan import Plan
-from nas.study.records import FinalRecord, TrialRecord
-from nas.study.study import SearchStudy
-from nas.tracking.tracker import (
+from nas.stages import events
+from nas.tracking.messages import (
     Artifacts,
     FinalChanged,
     ModelExported,
     SearchFinished,
     SearchStarted,
-    Tracker,
     TrialChanged,
-    code_version,
-    tracking_uri,
 )
-from trials.losses.window_losses import OF_TEXT
-from trials.trial import Preparation
+from nas.tracking.tracker import Tracker, code_version, tracking_uri
+from trials.preparation import Preparation
+from trials.text.validation import OF_TEXT
 
-if TYPE_CHECKING:
-    from nas.choosing.outcome import Outcome
-
-CLOSE_SECONDS = {"done": 30.0, "broken off": 2.0}  # how long the end of a search waits for a slow server
+DONE_SECONDS, STOPPED_SECONDS = 30.0, 2.0  # how long the end of a search waits for a slow server
 
 
-class Teller:
-    """The tracking of one run of the command; a context manager that leaves nothing undelivered unsaid."""
+class MlflowListener:
+    """Turns events into messages for a `Tracker`. What it cannot deliver at the end, it says on ``console``."""
 
-    def __init__(self, plan: Plan, study: SearchStudy, console: Console) -> None:
-        self.plan, self.console = plan, console
-        self.uid = _uid(study)
-        self.uri = tracking_uri(plan.output)
-        self.tracker = Tracker(self.uri, plan.settings.experiment, plan.folder / "outbox", plan.output / "mlartifacts")
-        self._ended = False
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.tracker: Tracker | None = None
+        self.study_id = ""
 
-    def __enter__(self) -> Teller:
-        return self
+    @property
+    def experiment_id(self) -> str | None:
+        """MLflow's name of the experiment, or None when MLflow has not answered."""
+        return self.tracker.experiment_id if self.tracker else None
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if not self._ended:
-            status = "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED"
-            self.tracker.put(SearchFinished(self.uid, status=status))
-        left = self.tracker.close(CLOSE_SECONDS["done" if error is None else "broken off"])
-        if left:
-            why = f" ({self.tracker.problem})" if self.tracker.problem else ""
-            self.console.print(
-                f"MLflow: {left} records not delivered yet{why}; the next run of this study delivers them"
-            )
-        if self.tracker.rejected:
-            self.console.print(f"MLflow refused {self.tracker.rejected} records: see {self.plan.folder / 'outbox'}")
+    def __call__(self, event: events.Event) -> None:
+        if isinstance(event, events.SearchPrepared):
+            self._start(event)
+        elif self.tracker is not None:
+            self._follow(event, self.tracker)
 
-    def started(self, preparation: Preparation, command: str) -> None:
-        """Open the parent run: settings, teacher, corpus, code and command."""
-        recipe = {name: value for name, value in self.plan.recipe.to_dict().items() if name != "seed"}
-        settings = {**self.plan.settings.model_dump(exclude_none=True), **recipe}
-        self.tracker.put(SearchStarted(self.uid, settings, self._tags(preparation, command), name=self.plan.study))
+    def _start(self, event: events.SearchPrepared) -> None:
+        plan, self.study_id = event.plan, event.study_id
+        artifacts = plan.output / "mlartifacts"
+        self.tracker = Tracker(tracking_uri(plan.output), plan.settings.experiment, plan.folder / "outbox", artifacts)
+        recipe = {name: value for name, value in plan.recipe.to_dict().items() if name != "seed"}
+        settings = {**plan.settings.model_dump(exclude_none=True), **recipe}
+        tags = _tags(plan, event.teacher.preparation)
+        self.tracker.put(SearchStarted(self.study_id, settings, tags, name=plan.study))
 
-    def _tags(self, preparation: Preparation, command: str) -> Mapping[str, str]:
-        return {
-            "teacher": f"{self.plan.settings.model} ({preparation.fingerprint})",
-            "teacher_loss": f"{preparation.teacher_loss:.4f}",
-            "corpus": f"{preparation.corpus} ({preparation.corpus_fingerprint})",
-            "budget": "; ".join(map(str, self.plan.target.budgets)),
-            "command": command,
-            **self._plan_tags(),
-            **code_version(),
-        }
+    def _follow(self, event: events.Event, tracker: Tracker) -> None:
+        match event:
+            case events.TrialChanged():
+                tracker.put(TrialChanged(self.study_id, event.record))
+            case events.FinalsStarted():
+                for record in event.finals:
+                    if record.state != "WAITING":  # one that waits has no run yet
+                        tracker.put(FinalChanged(self.study_id, record))
+            case events.FinalChanged():
+                tracker.put(FinalChanged(self.study_id, event.record))
+            case events.FilesWritten():
+                tracker.put(Artifacts(self.study_id, tuple(map(str, event.paths)), event.folder))
+            case events.SearchConcluded():
+                self._finish(event, tracker)
+                self._close(tracker, DONE_SECONDS)
+            case events.SearchStopped():
+                tracker.put(SearchFinished(self.study_id, status="KILLED" if event.interrupted else "FAILED"))
+                self._close(tracker, STOPPED_SECONDS)
 
-    def _plan_tags(self) -> dict[str, str]:
-        """What the plan says, by name; of several budgets each has a line of its own there."""
-        lines = defaultdict[str, list[str]](list)
-        for what, value in summary(self.plan):
-            lines[f"plan.{what}"].append(value)
-        return {name: "; ".join(values) for name, values in lines.items()}
+    def _finish(self, event: events.SearchConcluded, tracker: Tracker) -> None:
+        """Register the winners and end the parent run.
 
-    def files(self, paths: list[Path], where: str) -> None:
-        """Files for the parent run."""
-        self.tracker.put(Artifacts(self.uid, tuple(str(path) for path in paths), where))
-
-    def changed(self, records: list[TrialRecord], number: int) -> None:
-        """A trial has started, reached a rung, or ended."""
-        for record in records:
-            if record.number == number:
-                self.tracker.put(TrialChanged(self.uid, record))
-
-    def final_changed(self, record: FinalRecord) -> None:
-        """A final has started, come to a reading, or ended; one that waits has no run yet."""
-        if record.state != "WAITING":
-            self.tracker.put(FinalChanged(self.uid, record))
-
-    def finished(self, outcomes: Sequence[Outcome]) -> None:
-        """The winners' checkpoints, and the end of the parent run.
-
-        Of several budgets, each has a registered model of its own, and its name before its metrics and tags.
+        Of several budgets, each has a registered model of its own, and the names of its metrics and tags begin with it.
         """
         metrics, tags = dict[str, float](), dict[str, str]()
-        for outcome in outcomes:
+        for outcome in event.outcomes:
             part = outcome.plan.part
-            name, prefix = (f"{self.plan.study}-{part}", f"{part}/") if part else (self.plan.study, "")
-            self.tracker.put(ModelExported(self.uid, name, str(outcome.winner_path), outcome.winner.key))
+            name, prefix = (f"{event.plan.study}-{part}", f"{part}/") if part else (event.plan.study, "")
+            tracker.put(ModelExported(self.study_id, name, str(outcome.winner_path), outcome.winner.key))
             metrics |= {f"{prefix}{name}": value for name, value in _metrics(outcome).items()}
             tags |= {f"{prefix}{name}": value for name, value in _verdict(outcome).items()}
-        self.tracker.put(SearchFinished(self.uid, metrics=metrics, tags=tags))
-        self._ended = True
+        tracker.put(SearchFinished(self.study_id, metrics=metrics, tags=tags))
+
+    def _close(self, tracker: Tracker, seconds: float) -> None:
+        left = tracker.close(seconds)
+        if left:
+            why = f" ({tracker.problem})" if tracker.problem else ""
+            self.console.print(f"MLflow: {left} messages not delivered{why}; the next run of this study delivers them")
+        if tracker.rejected:
+            self.console.print(f"MLflow refused {tracker.rejected} messages: see {tracker.outbox.root}")
+
+
+def _tags(plan: Plan, preparation: Preparation) -> dict[str, str]:
+    """The tags of the parent run: teacher, text, budgets, command, plan and code version."""
+    return {
+        "teacher": f"{plan.settings.model} ({preparation.fingerprint})",
+        "teacher_loss": f"{preparation.teacher_loss:.4f}",
+        "corpus": f"{preparation.corpus} ({preparation.corpus_fingerprint})",
+        "budget": "; ".join(map(str, plan.target.budgets)),
+        "command": plan.command,
+        **_plan_tags(plan),
+        **code_version(),
+    }
+
+
+def _plan_tags(plan: Plan) -> Mapping[str, str]:
+    """The lines of the plan, by name. Lines of the same name, one for each budget, are joined."""
+    lines = defaultdict[str, list[str]](list)
+    for what, value in summary(plan):
+        lines[f"plan.{what}"].append(value)
+    return {name: "; ".join(values) for name, values in lines.items()}
 
 
 def _metrics(outcome: Outcome) -> dict[str, float]:
@@ -140,20 +139,20 @@ def _metrics(outcome: Outcome) -> dict[str, float]:
 
 
 def _final_metrics(outcome: Outcome) -> dict[str, float]:
-    """The final table as metrics, by role, and the winner's lead with its interval."""
+    """The final table as metrics by role, and the winner's lead over the runner-up with its interval."""
     if outcome.comparison is None:
         return {}
     table = {
         f"final_val_loss/{role}": row.val_loss
         for row in outcome.comparison.rows
         for role in row.roles
-        if row.val_loss is not None and role not in COMPETING  # of which there may be several
+        if row.val_loss is not None and role not in COMPETING  # several finals may have this role
     }
     tests = {
         f"test/{column_name(one).replace(' ', '_')}/{role}": one.value
         for row in outcome.comparison.rows
         for role in row.roles
-        if role not in COMPETING  # of which there may be several
+        if role not in COMPETING  # several finals may have this role
         for one in row.test
     }
     lead = outcome.comparison.difference
@@ -163,10 +162,3 @@ def _final_metrics(outcome: Outcome) -> dict[str, float]:
 
 def _verdict(outcome: Outcome) -> dict[str, str]:
     return {"winner_vs_runner_up": outcome.comparison.verdict} if outcome.comparison else {}
-
-
-def _uid(study: SearchStudy) -> str:
-    """A name of this very study: another folder may hold one of the same name, on the same MLflow server."""
-    if study.recall("uid") is None:
-        study.remember("uid", f"{study.name}-{uuid.uuid4().hex[:12]}")
-    return str(study.recall("uid"))

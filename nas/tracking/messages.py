@@ -1,7 +1,7 @@
-"""What tracking is told: frozen values with a JSON form, complete enough to be delivered by another process.
+"""The events of tracking: frozen values with a JSON form. Another process can deliver them.
 
-``study`` names one study for good: all events of one study, in whatever run of the command, go to one parent run.
-Times are seconds since the epoch and part of the event, so that a second delivery writes the very same points.
+``study`` is the unique id of a study. All events of a study go to one parent run, also those of later runs of the
+command. Times are in seconds since the epoch. They are part of the event, so a repeated delivery writes equal points.
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ from nas.study.records import FinalRecord, TrialRecord
 
 @dataclass(frozen=True)
 class SearchStarted:
-    """A run of the command begins, the first of its study or a later one.
+    """A run of the command starts: the first one of its study, or a later one.
 
-    ``settings`` become parameters of the parent run, ``tags`` its tags; ``name`` is the run's name, else ``study``.
+    ``settings`` become parameters of the parent run, and ``tags`` its tags. ``name`` is the name of the parent run; the
+    default is ``study``.
     """
 
     study: str
@@ -30,7 +31,7 @@ class SearchStarted:
 
 @dataclass(frozen=True)
 class TrialChanged:
-    """All that is known of one trial now. It replaces earlier snapshots of the trial."""
+    """A snapshot of one trial. It replaces earlier snapshots of the trial."""
 
     study: str
     record: TrialRecord
@@ -38,7 +39,7 @@ class TrialChanged:
 
 @dataclass(frozen=True)
 class FinalChanged:
-    """All that is known of one final now. It replaces earlier snapshots of the final."""
+    """A snapshot of one final. It replaces earlier snapshots of the final."""
 
     study: str
     record: FinalRecord
@@ -46,7 +47,7 @@ class FinalChanged:
 
 @dataclass(frozen=True)
 class Artifacts:
-    """Files or folders for the parent run, as they are now, under ``artifact_path`` ("" is the top)."""
+    """Files or folders for the parent run, in their present state, under ``artifact_path`` ("" is the top)."""
 
     study: str
     paths: tuple[str, ...]
@@ -55,9 +56,9 @@ class Artifacts:
 
 @dataclass(frozen=True)
 class SearchFinished:
-    """A run of the command ended; ``status`` is MLflow's word: FINISHED, KILLED (interrupted) or FAILED.
+    """A run of the command ended. ``status`` is MLflow's: FINISHED, KILLED (interrupted) or FAILED.
 
-    ``metrics`` and ``tags`` are of the parent run.
+    ``metrics`` and ``tags`` go to the parent run.
     """
 
     study: str
@@ -69,9 +70,9 @@ class SearchFinished:
 
 @dataclass(frozen=True)
 class ModelExported:
-    """The winner's checkpoint in ``directory``: a version of the registered model ``name``, alias ``best``.
+    """The winner's checkpoint in ``directory``. It becomes a version of the registered model ``name``, alias ``best``.
 
-    The same weights and configuration make one version, however often they are exported.
+    Equal weights and configurations make one version, even if they are exported again.
     """
 
     study: str
@@ -95,7 +96,7 @@ def to_dict(event: Event) -> dict[str, Any]:
 
 
 def from_dict(value: Mapping[str, Any]) -> Event:
-    """The inverse of `to_dict`. Raises KeyError, TypeError or ValueError when ``value`` is no event."""
+    """The inverse of `to_dict`. Raises KeyError, TypeError or ValueError when ``value`` is not an event."""
     fields = dict(value["value"])
     kind = KINDS[value["event"]]
     if kind is TrialChanged:

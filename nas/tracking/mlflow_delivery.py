@@ -1,8 +1,8 @@
-"""The MLflow side of tracking: brings one event into the store, however often it is asked to.
+"""Delivers events to MLflow. A delivery can be repeated and changes nothing the second time.
 
-A delivery can be cut at any point and repeated. So nothing is created that was not looked for first: runs are found
-by tags, model versions by what they hold; parameters, tags and statuses are set to the same values again; metric
-points carry timestamps from the event, and MLflow keeps identical points once.
+A delivery can be cut off at any point, and is then repeated. So every object is looked up before it is created: runs by
+their tags, model versions by a digest of their content. Parameters, tags and statuses are set to the same values again.
+Metric points have timestamps from the event, and MLflow stores identical points once.
 """
 
 from __future__ import annotations
@@ -35,19 +35,19 @@ from nas.tracking.outbox import RejectedError
 from nas.tracking.run_contents import STATUS, facts, milliseconds, note, points, run_name, sizes
 
 STUDY, TRIAL, CONTENT = "nas.study", "nas.trial", "nas.sha256"
-INTERRUPTED = "the search ended before the trial did; it is tried again under another number"
-FINAL_INTERRUPTED = "the search ended before this did; the same command goes on with it"
+INTERRUPTED = "the search ended before the trial; the trial runs again under another number"
+FINAL_INTERRUPTED = "the search ended before the final; the same command continues it"
 BEST = "best"
-EXPERIMENT_KIND, TRAINING = "mlflow.experimentKind", "custom_model_development"  # not chats
-LONGEST = 6000  # characters of a parameter
+EXPERIMENT_KIND, TRAINING = "mlflow.experimentKind", "custom_model_development"  # or MLflow shows pages for chats
+LONGEST = 6000  # maximum length of a parameter, in characters
 MODEL_FILES = ("*.safetensors", "config.json")
 
 
 class MlflowDelivery:
     """Delivers events to the experiment ``experiment`` of the MLflow store or server at ``uri``.
 
-    ``artifact_root`` is where artifacts of a new experiment go; None leaves that to the server. A store in SQLite
-    is created here when it is missing. Raises what MLflow raises when the store cannot be reached.
+    ``artifact_root`` is the artifact folder of a new experiment; with None the server chooses. A missing SQLite store
+    is created. Raises MLflow's errors when the store cannot be reached, and ValueError when the experiment is deleted.
     """
 
     def __init__(self, uri: str, experiment: str, artifact_root: Path | None) -> None:
@@ -65,19 +65,19 @@ class MlflowDelivery:
         }
 
     def deliver(self, event: Event, files: Path) -> None:
-        """Bring ``event``, with what lies in the folder ``files``, into the store.
+        """Write ``event`` and the files in the folder ``files`` to the store.
 
-        Raises RejectedError when it can never be accepted, and what MLflow raises when trying again can help.
+        Raises RejectedError when the store can never accept the event, and MLflow's errors when a retry can help.
         """
         if isinstance(event, (Artifacts, ModelExported)) and not files.is_dir():
-            raise RejectedError("its files are gone")
+            raise RejectedError("the files of the event are missing")
         known = bool(self._runs)
         try:
             self._attempt(event, files)
         except RejectedError:
             if not known:
                 raise
-            self._runs.clear()  # a run that was known may have been deleted: look for it again
+            self._runs.clear()  # a known run may have been deleted, so look all of them up again
             self._attempt(event, files)
 
     def _attempt(self, event: Event, files: Path) -> None:
@@ -87,7 +87,7 @@ class MlflowDelivery:
             if is_permanent(error):
                 raise RejectedError(one_line(error)) from error
             raise
-        except (ArithmeticError, TypeError) as error:  # the event's own fault, whoever it is sent to
+        except (ArithmeticError, TypeError) as error:  # a fault of the event, which no store can accept
             raise RejectedError(one_line(error)) from error
 
     def _find_experiment(self, name: str, artifact_root: Path | None) -> str:
@@ -96,7 +96,7 @@ class MlflowDelivery:
             location = artifact_root.resolve().as_uri() if artifact_root else None
             return str(self.client.create_experiment(name, location, {EXPERIMENT_KIND: TRAINING}))
         if found.lifecycle_stage != "active":
-            raise ValueError(f"MLflow experiment {name!r} is deleted: restore it, or choose another with --experiment")
+            raise ValueError(f"MLflow experiment {name!r} is deleted; restore it, or give another name to --experiment")
         return str(found.experiment_id)
 
     def _search_started(self, event: SearchStarted, files: Path) -> None:
@@ -106,7 +106,7 @@ class MlflowDelivery:
         known = self.client.get_run(run).data
         settings = {key: str(value)[:LONGEST] for key, value in event.settings.items() if value is not None}
         new = {key: value for key, value in settings.items() if key not in known.params}
-        changed = {  # a parameter never changes in MLflow: its latest value is a tag
+        changed = {  # MLflow parameters cannot change, so the latest value is a tag
             f"changed.{key}": value
             for key, value in settings.items()
             if known.params.get(key, value) != value or f"changed.{key}" in known.tags
@@ -132,7 +132,7 @@ class MlflowDelivery:
         if record.state in STATUS:
             self.client.set_terminated(run, STATUS[record.state], milliseconds(record.ended))
         else:
-            self.client.update_run(run, status="RUNNING")  # it may have been interrupted before
+            self.client.update_run(run, status="RUNNING")  # an interruption has set it to KILLED
 
     def _artifacts(self, event: Artifacts, files: Path) -> None:
         run = self._run(event.study, None, event.study, None)
@@ -152,7 +152,7 @@ class MlflowDelivery:
         own = {CONTENT: content, STUDY: event.study}
         self._ensure_model(name)
         if self._version(name, own) is None:
-            folder = f"model/{content[:12]}"  # of its own: what an earlier version points to is never overwritten
+            folder = f"model/{content[:12]}"  # one for each content, so no earlier version is overwritten
             with patient_uploads():
                 self.client.log_artifacts(run, str(files), folder)
             source = f"{self.client.get_run(run).info.artifact_uri}/{folder}"
@@ -165,7 +165,10 @@ class MlflowDelivery:
             self.client.create_registered_model(name)
 
     def _version(self, name: str, own: Mapping[str, str]) -> str | None:
-        """The version with the tags ``own``; of several, made by a request that was given up, the first stays."""
+        """The version with the tags ``own``, or None. Of several, the first stays and the others are deleted.
+
+        A request can create a version after the client has timed out and repeated it.
+        """
         versions = self.client.search_model_versions(f"name = '{name}'")
         found = [one for one in versions if own.items() <= one.tags.items()]
         first, *extra = sorted(found, key=lambda one: int(one.version)) or [None]
@@ -181,7 +184,7 @@ class MlflowDelivery:
         started: float | None,
         tags: Mapping[str, str] | None = None,
     ) -> str:
-        """The id of the parent run (``trial`` None) or of a trial's or final's, made when it is not there."""
+        """The id of the parent run (``trial`` is None), or of the run of a trial or final. A missing run is created."""
         if (study, trial) not in self._runs:
             place = "parent" if trial is None else str(trial)
             found = self._only(self._search(f"tags.`{STUDY}` = '{study}' and tags.`{TRIAL}` = '{place}'"))
@@ -192,14 +195,20 @@ class MlflowDelivery:
         return self._runs[study, trial]
 
     def _only(self, runs: list[Any]) -> Any:
-        """The fullest of runs with one identity; the others came from requests that were given up: delete them."""
+        """The run with the most content of several ``runs`` with the same tags, or None. The others are deleted.
+
+        A request can create a run after the client has timed out and repeated it.
+        """
         first, *extra = sorted(runs, key=_fullness, reverse=True) or [None]
         for one in extra:
             self.client.delete_run(one.info.run_id)
         return first
 
     def _settle(self, study: str) -> None:
-        """Between two runs of the command nothing is running: end what was left, and keep one run a trial."""
+        """End the runs that an interrupted search left RUNNING, and keep one run for each trial and final.
+
+        Called when a search starts or ends, because no trial is running then.
+        """
         trials: dict[str, list[Any]] = {}
         for run in self._search(f"tags.`{STUDY}` = '{study}'"):
             trials.setdefault(run.data.tags[TRIAL], []).append(run)
@@ -226,7 +235,7 @@ class MlflowDelivery:
         params: Mapping[str, Any] | None = None,
         tags: Mapping[str, str] | None = None,
     ) -> None:
-        """One request; values that are not finite are left out, since a chart cannot show them."""
+        """Log everything in one request. Values that are not finite are left out, because charts cannot show them."""
         self.client.log_batch(
             run,
             metrics=[Metric(*one) for one in metrics or () if math.isfinite(one[1])],
@@ -240,7 +249,7 @@ def _fullness(run: Any) -> tuple[int, str]:
 
 
 def _content(folder: Path) -> str:
-    """The digest of what makes a model: its weights and its configuration."""
+    """A digest of the weights and the configuration of a model."""
     digest = sha256()
     for path in sorted({path for pattern in MODEL_FILES for path in folder.glob(pattern)}):
         digest.update(path.name.encode())

@@ -1,4 +1,4 @@
-"""MLflow is set by environment variables: what a search needs of them, wherever the user has said nothing."""
+"""Environment variables that configure MLflow for a search. Values that the user has set are kept."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from contextlib import contextmanager
 TIMEOUT = "MLFLOW_HTTP_REQUEST_TIMEOUT"
 QUIET = {
     TIMEOUT: "10",  # seconds
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",  # the outbox tries again; MLflow's own retries stall for minutes
-    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # stdout belongs to --json
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",  # the outbox retries; MLflow's own retries block for minutes
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # stdout is for --json
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_LOGGING_LEVEL": "WARNING",
 }
-UPLOAD_TIMEOUT = "300"  # a server answers once it has stored the whole file, which may be gigabytes
+UPLOAD_TIMEOUT = "300"  # seconds; a server answers after it has stored the whole file, which may be gigabytes
 
 _ours: set[str] = set()
 
 
 def set_defaults() -> None:
-    """Set what the user has not. To be called before mlflow is imported."""
+    """Set the variables that the user has not set. Must be called before mlflow is imported."""
     for name, value in QUIET.items():
         if name not in os.environ:
             os.environ[name] = value
@@ -29,7 +29,7 @@ def set_defaults() -> None:
 
 @contextmanager
 def patient_uploads() -> Iterator[None]:
-    """Allow a request as long as an upload may take, unless the user has set a timeout."""
+    """Use the longer timeout of uploads during the block, unless the user has set a timeout."""
     if TIMEOUT not in _ours:
         yield
         return

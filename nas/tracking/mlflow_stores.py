@@ -1,4 +1,4 @@
-"""What MLflow stores do: how they refuse, and how one in SQLite must be opened."""
+"""MLflow stores: which refusals are permanent, and how to open a SQLite store safely."""
 
 from __future__ import annotations
 
@@ -15,20 +15,23 @@ PERMANENT_STATUSES = (400, 413, 422)
 
 
 def is_permanent(error: MlflowException | HTTPError) -> bool:
-    """Whether the same request would be refused again."""
+    """Whether the store would refuse the same request again."""
     if isinstance(error, HTTPError):
         return error.response is not None and error.response.status_code in PERMANENT_STATUSES
     return str(error.error_code) in PERMANENT_CODES
 
 
 def one_line(error: Exception) -> str:
-    """What went wrong, for a log."""
+    """``error`` as one line for a log."""
     return " ".join(f"{type(error).__name__}: {error}".split())[:500]
 
 
 @contextmanager
 def alone(uri: str) -> Iterator[None]:
-    """Two processes that create one SQLite store at once leave it broken; the second waits here."""
+    """Hold the lock of the SQLite store at ``uri``; other stores need none.
+
+    Two processes that create the same SQLite store at once leave it broken. With the lock, the second one waits.
+    """
     path = uri.split(":///", 1)[1] if uri.startswith("sqlite:///") else ""
     if not path or path == ":memory:":
         yield

@@ -1,8 +1,8 @@
-"""A folder of events that wait for delivery, oldest first; it outlives the process that filled it.
+"""A folder of events that wait for delivery, oldest first. It outlives the process that filled it.
 
-An event is one JSON file, renamed into place, and where it has files to deliver a folder beside it that holds them
-as they were. Several processes may add; the one that holds the lock delivers. Nothing is flushed to the disk: a
-killed process loses nothing, and after a power cut the study knows what the outbox may have lost.
+An event is one JSON file, renamed into place. If it delivers files, a folder beside it holds a copy of them. Several
+processes may add events; only the one that holds the lock delivers. Nothing is flushed to disk. A killed process loses
+nothing. After a power cut, events may be lost here, but the study has the same facts.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from filelock import FileLock
 from nas.tracking.messages import Artifacts, Event, FinalChanged, ModelExported, TrialChanged, from_dict, to_dict
 
 FILES = ".files"
-ABANDONED_SECONDS = 3600.0  # files without their event: whoever was adding them is gone
+ABANDONED_SECONDS = 3600.0  # age of files without an event; the process that was adding them has died
 
 
 class RejectedError(Exception):
@@ -28,7 +28,7 @@ class RejectedError(Exception):
 
 
 class Outbox:
-    """The waiting events under ``root``, which is made when it is missing."""
+    """The waiting events in the folder ``root``, which is created if it is missing."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -41,10 +41,10 @@ class Outbox:
         self._sweep()
 
     def add(self, event: Event) -> str:
-        """Write ``event`` down and return its name; an earlier snapshot of the same trial or final is dropped.
+        """Store ``event`` and return its name. An earlier snapshot of the same trial or final is dropped.
 
-        Files are copied, or linked when they are a model's: `trials.export.export` never writes into a finished folder.
-        Raises OSError when the disk is full or a file is not there.
+        Files are copied. Files of a model are linked instead, because `trials.export.export` never writes into a
+        finished folder. Raises OSError when the disk is full or a file is missing.
         """
         with self._adding:
             self._last = max(time.time_ns(), self._last + 1)
@@ -62,7 +62,7 @@ class Outbox:
         return sorted(one.stem for one in self.root.glob("*.json"))
 
     def read(self, name: str) -> Event | None:
-        """The event, or None when it is no longer there. Raises RejectedError when the file is damaged."""
+        """The event, or None when it was removed. Raises RejectedError when the file is damaged."""
         try:
             return from_dict(json.loads(self._path(name).read_text("utf-8")))
         except FileNotFoundError:
@@ -71,16 +71,16 @@ class Outbox:
             raise RejectedError(f"the file is damaged ({type(error).__name__}: {error})") from error
 
     def files(self, name: str) -> Path:
-        """The folder with the files of an event."""
+        """The folder for the files of an event. Events without files have none."""
         return self.root / f"{name}{FILES}"
 
     def remove(self, name: str) -> None:
-        """The event was delivered."""
+        """Remove a delivered event and its files."""
         self._path(name).unlink(missing_ok=True)
         shutil.rmtree(self.files(name), ignore_errors=True)
 
     def reject(self, name: str, reason: str) -> None:
-        """Set aside an event that will never be accepted, with the reason beside it."""
+        """Move an event that can never be delivered to ``rejected``, with a text file for the ``reason``."""
         _write(self.refused / f"{name}.error.txt", f"{reason}\n")
         if self.files(name).exists():
             os.replace(self.files(name), self.refused / f"{name}{FILES}")
@@ -88,7 +88,7 @@ class Outbox:
             os.replace(self._path(name), self.refused / f"{name}.json")
 
     def rejected(self) -> list[str]:
-        """The names of the events that were set aside."""
+        """The names of the rejected events."""
         return sorted(one.stem for one in self.refused.glob("*.json"))
 
     def _path(self, name: str) -> Path:
@@ -131,5 +131,5 @@ def _keep(source: Path, target: Path, copy: object) -> None:
 def _link(source: str, target: str) -> None:
     try:
         os.link(os.path.realpath(source), target)
-    except OSError:  # another file system, or one without links
+    except OSError:  # on another file system, or on one without hard links
         shutil.copy2(source, target)

@@ -1,4 +1,4 @@
-"""What an MLflow run shows of a trial and of a search: names, points, parameters and tags, as pure functions."""
+"""The contents of an MLflow run: names, metric points, parameters and tags, as pure functions of records."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ from nas.choosing.selection import perplexity
 from nas.study.records import FinalRecord, TrialRecord
 from nas.tracking.messages import SearchStarted
 
-STATUS = {"COMPLETE": "FINISHED", "PRUNED": "KILLED", "FAIL": "FAILED"}  # MLflow's words for Optuna's
+STATUS = {"COMPLETE": "FINISHED", "PRUNED": "KILLED", "FAIL": "FAILED"}  # the MLflow status of an Optuna state
 
 
 def run_name(record: TrialRecord | FinalRecord) -> str:
-    """The name of a run, ``trial-003 d8-h208-a6-m768`` or ``final d8-h208-a6-m768``."""
+    """The name of a run: ``trial-003 d8-h208-a6-m768`` or ``final d8-h208-a6-m768``."""
     if isinstance(record, FinalRecord):
         return f"final {record.architecture.key}"
     return f"trial-{record.number:03d} {record.architecture.key}"
 
 
 def points(record: TrialRecord | FinalRecord) -> list[tuple[str, float, int, int]]:
-    """Metric points of a trial or a final: (key, value, timestamp in ms, step), the step being tokens distilled.
+    """The metric points of a trial or final: (key, value, timestamp in ms, step). The step is tokens distilled.
 
-    The loss of every rung is ``val_loss``, a final's beginning with its trial's; what is known at the end,
-    ``final_val_loss`` of what is COMPLETE included, stands at the last rung. No clock was read at the rungs, so their
-    timestamps count milliseconds from the start: the same in every snapshot, which keeps a repeated point from being
-    a second one.
+    ``val_loss`` has a point at every rung; a final starts with the points of its trial. Metrics known at the end, such
+    as ``final_val_loss`` of a COMPLETE record, have one point at the last rung. The time of a rung is not recorded.
+    Instead, the points of the rungs get the start time plus 0, 1, 2 ... ms. These timestamps are the same in every
+    snapshot, so MLflow stores a repeated point once.
     """
     start = milliseconds(record.started) or 0
     last = record.curve[-1][0] if record.curve else 0
@@ -43,8 +43,10 @@ def sizes(record: TrialRecord | FinalRecord) -> dict[str, Any]:
 
 
 def facts(record: TrialRecord | FinalRecord) -> dict[str, str]:
-    """Tags of a run. ``stage`` tells trials from finals. A trial's state is a tag only when it is final: MLflow shows
-    what runs by itself. That of a final, which may be interrupted and go on in the same run, always is.
+    """The tags of a run. The tag ``stage`` is "trial" or "final".
+
+    A trial has the tag ``state`` only after its end, because MLflow itself shows which runs are running. A final always
+    has it: a final can be interrupted and continue in the same run, and then the new state must replace the old one.
     """
     tags = {"architecture": record.architecture.key, "stock": str(record.stock).lower()}
     if isinstance(record, FinalRecord):
@@ -59,11 +61,11 @@ def facts(record: TrialRecord | FinalRecord) -> dict[str, str]:
 
 
 def note(event: SearchStarted) -> str:
-    """The description of the parent run, in Markdown."""
+    """The description of the parent run in Markdown: a list of its tags."""
     shown = {key: value for key, value in event.tags.items() if not key.startswith("mlflow.")}
     return "\n".join(f"- **{key}**: {value}" for key, value in shown.items())
 
 
 def milliseconds(seconds: float | None) -> int | None:
-    """MLflow's clock: milliseconds since the epoch."""
+    """MLflow's unit of time, milliseconds since the epoch, from ``seconds`` since the epoch."""
     return None if seconds is None else round(seconds * 1000)

@@ -1,7 +1,7 @@
-"""Tracking in MLflow that can never stop or slow a search: events go to an outbox, a thread delivers them.
+"""Tracking in MLflow that cannot stop or slow a search: events go to an outbox, and a thread delivers them.
 
-The driver is the only one that tracks. A server that is down, slow, or dies in the middle changes nothing; what
-could not be delivered stays in the outbox, and the next `Tracker` on the same outbox delivers it, exactly once.
+Only the driver tracks. A search continues when the server is down, slow, or dies in the middle. Undelivered events stay
+in the outbox. The next `Tracker` on the same outbox delivers them, and each event has its effect exactly once.
 """
 
 from __future__ import annotations
@@ -51,10 +51,10 @@ __all__ = [
 ]
 
 SERVERS = ("http://", "https://", "databricks")
-UI = "http://127.0.0.1:5000"  # where `mlflow ui` answers when it is told nothing else
+UI = "http://127.0.0.1:5000"  # the default address of `mlflow ui`
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0  # seconds between attempts, doubling
-CLOSING_PAUSE = 0.25  # between attempts while somebody waits for the end
-IDLE_PAUSE = 2.0  # until the outbox is looked at again for what other processes added
+CLOSING_PAUSE = 0.25  # seconds between attempts while `close` waits
+IDLE_PAUSE = 2.0  # seconds until the next look for events that other processes added
 GIT_SECONDS = 5.0
 
 log = logging.getLogger(__name__)
@@ -63,15 +63,17 @@ log = logging.getLogger(__name__)
 class Tracker:
     """Delivers events to MLflow in the background.
 
-    ``artifact_root`` is where the artifacts of a new experiment go when ``uri`` is a database; a server knows its own
-    place. ``problem`` is what keeps events waiting, in one line, or None; ``experiment_id`` is MLflow's own name of
-    the experiment, None until it is known. Raises InputError when ``uri`` is a plain folder, which MLflow has given up.
+    ``artifact_root`` is the artifact folder of a new experiment if ``uri`` is a database; a server has its own.
+    ``problem`` is one line about the error that delays deliveries, or None. ``experiment_id`` is MLflow's id of the
+    experiment, None until it is known. ``lost`` counts events that the outbox could not store.
+
+    Raises InputError when ``uri`` is a plain folder, which MLflow no longer supports.
     """
 
     def __init__(self, uri: str, experiment: str, outbox: Path, artifact_root: Path | None = None) -> None:
         if urlsplit(uri).scheme in ("", "file"):
             raise InputError(
-                f"MLFLOW_TRACKING_URI {uri!r}: MLflow keeps no runs in plain folders any more; "
+                f"MLFLOW_TRACKING_URI {uri!r}: MLflow no longer stores runs in plain folders; "
                 "give sqlite:////folder/mlflow.db or http://HOST:5000"
             )
         set_defaults()
@@ -87,7 +89,7 @@ class Tracker:
         self._thread.start()
 
     def put(self, event: Event) -> None:
-        """Note ``event`` for delivery and return at once; never raises for a full disk or a missing file."""
+        """Store ``event`` for delivery and return at once. A full disk or a missing file is logged, not raised."""
         try:
             self.outbox.add(event)
         except OSError as error:
@@ -97,11 +99,11 @@ class Tracker:
 
     @property
     def rejected(self) -> int:
-        """How many events MLflow refused for good; they are in ``outbox/rejected`` with the reason beside them."""
+        """How many events MLflow refused for good. They are in ``outbox/rejected``, each with the reason."""
         return len(self.outbox.rejected())
 
     def close(self, timeout: float = 10.0) -> int:
-        """Deliver what waits, for at most ``timeout`` seconds. Returns how many events still wait afterwards."""
+        """Deliver waiting events for at most ``timeout`` seconds. Returns how many events are still waiting."""
         self._closing.set()
         self._added.set()
         self._thread.join(timeout)
@@ -111,10 +113,10 @@ class Tracker:
     def _work(self) -> None:
         pause = FIRST_PAUSE
         while not self._ended.is_set():
-            closing = self._closing.is_set()  # before the look: what is put later than a look that found nothing waits
+            closing = self._closing.is_set()  # read first, so that this round delivers all events put before `close`
             try:
                 self._deliver_waiting()
-            except Exception as error:  # whatever a store, a network or a server comes up with: try again
+            except Exception as error:  # any error of a store, a network or a server is retried
                 self._fail(error)
                 self._rest(pause)
                 pause = min(2 * pause, LONGEST_PAUSE)
@@ -135,13 +137,13 @@ class Tracker:
         problem = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         if self.problem is None:
             log.warning(
-                "MLflow at %s: %s; the search goes on, events wait in %s",
+                "MLflow at %s: %s; the search continues, events wait in %s",
                 without_password(self.uri),
                 problem,
                 self.outbox.root,
             )
         self.problem = problem
-        self._delivery = None  # what was known of the server may have ended with it
+        self._delivery = None  # its cached ids may not exist on a server that was restarted
 
     def _deliver_waiting(self) -> None:
         try:
@@ -153,7 +155,7 @@ class Tracker:
                 raise TimeoutError("another process is delivering from this outbox") from None
 
     def _deliver(self, name: str) -> None:
-        from nas.tracking.mlflow_delivery import MlflowDelivery  # takes seconds: a search does not wait for it
+        from nas.tracking.mlflow_delivery import MlflowDelivery  # here, because importing MLflow takes seconds
 
         if self._delivery is None:
             self._delivery = MlflowDelivery(self.uri, self.experiment, self.artifact_root)
@@ -169,14 +171,15 @@ class Tracker:
 
 
 def tracking_uri(output: Path) -> str:
-    """MLFLOW_TRACKING_URI where it is set, else a SQLite store in ``output``."""
+    """MLFLOW_TRACKING_URI if it is set, otherwise a SQLite store in ``output``."""
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{output.resolve() / 'mlflow.db'}"
 
 
 def ui_lines(uri: str, experiment_id: str | None) -> tuple[str, ...]:
-    """How to see the runs of an experiment in the store at ``uri``: a command, an address; they never show a password.
+    """How to see the runs of an experiment in the store at ``uri``: a command and an address, without a password.
 
-    The address is of the runs themselves where the experiment is known: MLflow's first page is about chats.
+    A server needs no command. The address opens the list of runs if ``experiment_id`` is known, because MLflow's start
+    page is about chats.
     """
     runs = f"/#/experiments/{experiment_id}/runs?workflowType=machine_learning" if experiment_id else ""
     if uri.startswith(("http://", "https://")):
@@ -194,13 +197,13 @@ def without_password(uri: str) -> str:
 
 
 def code_version() -> dict[str, str]:
-    """Tags that say which code ran: the package's version and, in a checkout, the commit."""
+    """Tags for the code that ran: the version of the package and, in a checkout, the commit."""
     try:
         version = importlib.metadata.version("llm-nas")
-    except importlib.metadata.PackageNotFoundError:  # run from a folder, such as the working directory of a Ray job
+    except importlib.metadata.PackageNotFoundError:  # run from a folder, for example the working directory of a Ray job
         version = "not installed"
     here = Path(__file__).resolve()
-    if _git("ls-files", "--error-unmatch", here.name) is None:  # an installation, perhaps inside another repository
+    if _git("ls-files", "--error-unmatch", here.name) is None:  # installed, perhaps inside another repository
         return {"code": f"llm-nas {version}"}
     commit, changed = _git("rev-parse", "HEAD"), _git("status", "--porcelain", "--untracked-files=no")
     if not commit:

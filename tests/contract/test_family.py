@@ -1,4 +1,4 @@
-"""What every model family must do. A new family adds its teachers to `CASES` and `KNOWN_COUNTS` below."""
+"""The contract of model families. A new family adds its teachers to `CASES` and `KNOWN_COUNTS` below."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ def shared_case(name: str) -> Case:
 
 
 def axes(shape: ModelShape) -> dict[str, Architecture]:
-    """Each axis alone and all together, alike in all layers and by layer, stock and not."""
+    """Architectures that reduce each axis alone and all together, uniform and by layer, stock and custom."""
     layers, hidden, group, mlp = shape.layers, shape.hidden, shape.group, shape.mlp
     kv, fewer = shape.kv_heads, max(1, shape.group - 1)
     full, heads = shape.full, (kv - 1) * group
@@ -193,7 +193,7 @@ def test_pruned_equals_masked_teacher_for_any_architecture_and_scores(random_: r
                 for name in ("layers", "hidden", "heads", "mlp")
             }
         )
-        # LayerNorm over two or three channels magnifies float32's rounding beyond any tolerance worth having.
+        # LayerNorm over two or three channels magnifies float32's rounding too much for a useful tolerance.
         architecture = random_architecture(case.shape, random_, narrowest=8)
         expected = case.masked_logits(case.teacher, case.tokens(seed=seed), case.choose(architecture, scores))
         found = logits(case, prune(case.teacher, scores, architecture), case.tokens(seed=seed))
@@ -292,7 +292,7 @@ def test_parameter_counts_of_known_models(family: str) -> None:
 def test_flops_are_those_counted(case: Case, axis: str) -> None:
     architecture, length = axes(case.shape)[axis], 16
     student = prune(case.teacher, case.scores, architecture)
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:  # fused kernels go uncounted on CPU
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:  # fused CPU kernels are not counted
         logits(case, student, case.tokens(1, length))
     assert counter.get_total_flops() == length * case.shape.flops_per_token(architecture, length)
 

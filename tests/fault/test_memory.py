@@ -85,7 +85,7 @@ def test_a_search_goes_on_after_its_worker_was_ended(
 def test_a_machine_that_is_too_small_is_an_input_error_that_says_what_to_do(
     tiny_teacher_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(InputError, match=r"--workers 1: Ray ended workers for want of memory 3 times; give fewer"):
+    with pytest.raises(InputError, match=r"--workers 1: Ray ended workers for lack of memory 3 times; give fewer"):
         searched(tiny_teacher_folder, tmp_path, monkeypatch, hungry(tmp_path, times=99))
     attempts = WORKER_DEATHS + 1  # of a worker, and of Tune, whose process may have to go first
     assert 1 + attempts <= len((tmp_path / "asked").read_text().splitlines()) <= 1 + attempts**2

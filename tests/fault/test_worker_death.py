@@ -17,19 +17,19 @@ from ray._private.state import actors
 from ray.cluster_utils import Cluster
 from small_search import arguments, write_text
 
-from nas.pipeline import open_study
 from nas.planning.machine import Resources
 from nas.planning.plan import make_plan, resolve_target
 from nas.planning.settings import parse_arguments
-from nas.running import tune_run as runner
+from nas.planning.specs import trial_spec
 from nas.running.client import TOKENS, WORKER
 from nas.running.session import ray_session
 from nas.running.task_lists import Heard as HeardOfFinal
 from nas.running.task_lists import run_finals
+from nas.running.tune_run import run_trials
 from nas.running.tune_search import StudyScheduler
 from nas.running.workers import open_workers
+from nas.stages.prepare import open_study, prepare_teacher
 from nas.study.records import TrialRecord
-from nas.study.study import Candidate
 from trials.distill.checkpoint import Rung
 from trials.final import FinalResult, FinalSpec, run_final
 from trials.trial import TrialSpec, run_trial
@@ -92,9 +92,9 @@ def search(address: str, teacher: Path, folder: Path, heard: Heard, **changes: A
         patch.setattr(StudyScheduler, "on_trial_result", listen)
         plan = make_plan(settings, resolve_target(settings), machine)
         with open_workers(plan.resources) as workers:
-            study = open_study(plan, runner.prepare_remotely(plan, workers, print)[0])
-            runner.run_trials(plan, study, workers, lambda number: None)
-    specs = [runner.trial_spec(plan, Candidate(one.number, one.architecture)) for one in study.records()]
+            study = open_study(plan, prepare_teacher(plan, workers, print).preparation)
+            run_trials(plan, study, workers, lambda number: None)
+    specs = [trial_spec(plan, one.architecture) for one in study.records()]
     return Search(study.records(), specs, results)
 
 

@@ -20,7 +20,7 @@ from nas.planning.machine import Resources
 from nas.planning.settings import parse_arguments
 from nas.running import task_lists as stages
 from nas.running.session import ray_session
-from nas.running.tasks import step_by_step
+from nas.running.tasks import generated
 from nas.running.workers import WORKER_DEATHS, Pool, Task, Worker, Workers, open_workers, work
 from search_spaces.errors import InputError
 
@@ -103,7 +103,7 @@ def test_a_worker_that_dies_is_replaced_and_its_task_done_again(one: Workers, tm
     first, second, last = run(one, dying(str(tmp_path / "deaths"), 1), notes=notes)
     assert (first != second, last) == (True, -1)
     assert len(notes) == 1
-    assert "its worker died" in notes[0]
+    assert "the worker died" in notes[0]
     assert run(one, where) == [second]
 
 
@@ -137,7 +137,7 @@ def test_what_nobody_asks_for_any_more_is_ended_where_it_stands(one: Workers, tm
             finally:
                 file.write_text(file.read_text() + ", ended")
 
-        return step_by_step(do)
+        return generated(do)
 
     assert run(one, task, stop=3) == [0, 1, 2]
     run(one, where)  # the worker is free only when that has ended
@@ -204,7 +204,7 @@ def test_work_step_by_step_stands_still_between_what_it_says() -> None:
             done.append(number)
             say(number)
 
-    steps = step_by_step(do)
+    steps = generated(do)
     assert next(steps) == 0
     time.sleep(0.05)
     assert done == [0]
@@ -217,7 +217,7 @@ def test_what_work_step_by_step_raises_is_raised_to_who_asks() -> None:
         say(1)
         raise ZeroDivisionError
 
-    steps = step_by_step(do)
+    steps = generated(do)
     assert next(steps) == 1
     with pytest.raises(ZeroDivisionError):
         next(steps)

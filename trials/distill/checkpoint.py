@@ -1,4 +1,4 @@
-"""Where an interrupted distillation goes on: sealed folders ``checkpoint-<step>`` in the trial's directory."""
+"""Checkpoints of a distillation: sealed folders ``checkpoint-<step>`` in the trial's directory."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from trials.storage.durable import damage, sweep, write_sealed
 
-KEPT = 2  # the newest, and the one before it in case the newest turns out to be damaged
+KEPT = 2  # the newest, and one more in case the newest is damaged
 STUDENT, OPTIMIZER, PROGRESS = "student.safetensors", "optimizer.pt", "progress.json"
 
 log = logging.getLogger(__name__)
@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Rung:
-    """One reading: tokens distilled, and what was measured there."""
+    """The metrics measured at one rung, after ``tokens`` distilled tokens."""
 
     tokens: int
     metrics: dict[str, float]
@@ -31,9 +31,10 @@ class Rung:
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a distillation is, beside the weights and the optimizer. ``kl_sum`` is over the steps since a rung.
+    """The progress of a distillation, without weights and optimizer state.
 
-    No random state: batches follow from the step, and there is no dropout.
+    ``kl_sum`` sums the KL of the ``kl_steps`` steps since the last rung. Random state is not needed, because batches
+    follow from the step and there is no dropout.
     """
 
     identity: str
@@ -53,7 +54,7 @@ class Progress:
 def save_checkpoint(
     directory: Path, student: PreTrainedModel, optimizer: torch.optim.Optimizer, progress: Progress
 ) -> None:
-    """Write the checkpoint of ``progress.step``, whole or not at all, then remove all but the newest `KEPT`."""
+    """Write the checkpoint of ``progress.step`` atomically, then remove all but the newest `KEPT`."""
 
     def write(folder: Path) -> None:
         save_model(student, str(folder / STUDENT))
@@ -69,10 +70,10 @@ def save_checkpoint(
 def load_checkpoint(
     directory: Path, student: PreTrainedModel, optimizer: torch.optim.Optimizer, identity: str
 ) -> Progress:
-    """Restore ``student`` and ``optimizer`` in place from the newest checkpoint that is whole.
+    """Restore ``student`` and ``optimizer`` in place from the newest intact checkpoint, and return its progress.
 
-    A checkpoint that is damaged, or of another ``identity`` (recipe, architecture, teacher, text), is removed and
-    said so in the log. Returns fresh progress, with nothing restored, when none is left.
+    Checkpoints that are damaged or of another ``identity`` (recipe, architecture, teacher, text) are removed with a
+    warning in the log. If no checkpoint is left, nothing is restored and fresh progress is returned.
     """
     sweep(directory / "checkpoint-*")
     for path in _newest_first(directory):
@@ -84,13 +85,13 @@ def load_checkpoint(
                 optimizer.load_state_dict(torch.load(path / OPTIMIZER, weights_only=True))
                 return progress
             problem = "it is of another recipe, architecture, teacher or corpus"
-        log.warning("checkpoint %s is not used and removed: %s", path, problem)
+        log.warning("checkpoint %s is not used and is removed: %s", path, problem)
         shutil.rmtree(path)
     return Progress(identity)
 
 
 def discard_checkpoints(directory: Path) -> None:
-    """Remove all checkpoints: the trial is finished, or stopped for good."""
+    """Remove all checkpoints of a trial that is finished or stopped for good."""
     for path in _newest_first(directory):
         shutil.rmtree(path)
 

@@ -1,4 +1,4 @@
-"""The short retraining that lets a pruned student catch up with its teacher before it is judged."""
+"""Distils a pruned student briefly from its teacher before it is compared with others."""
 
 from __future__ import annotations
 
@@ -19,36 +19,37 @@ from trials.distill.checkpoint import Rung, load_checkpoint, save_checkpoint
 from trials.families.base import Family, fused_gelu
 from trials.losses.kl import chunked_cross_entropy, gradient_chunk_tokens
 from trials.losses.precision import autocast
-from trials.losses.window_losses import OF_TEXT, WindowLosses, mean_loss, text_losses, window_losses
+from trials.losses.window_losses import WindowLosses, mean_loss, text_losses, window_losses
 from trials.storage.activation_files import to_device
 from trials.teacher.targets import Targets
 from trials.text.corpus import BatchOrder, Corpus, windows
+from trials.text.validation import OF_TEXT
 
 BETAS, WEIGHT_DECAY, MAX_GRADIENT_NORM = (0.9, 0.95), 0.1, 1.0
-WARMUP_SHARE, FINAL_SHARE = 0.05, 0.1  # of the steps; of the peak learning rate
-MICRO_TOKENS = {"cpu": 2048, "cuda": 32768}  # tokens in one forward pass; halved when CUDA memory does not do
+WARMUP_SHARE, FINAL_SHARE = 0.05, 0.1  # share of the steps; share of the peak learning rate
+MICRO_TOKENS = {"cpu": 2048, "cuda": 32768}  # tokens in one forward pass; halved when CUDA runs out of memory
 
 Report = Callable[[int, dict[str, float]], None]
 
 log = logging.getLogger(__name__)
 
 
-class NonFiniteLoss(RuntimeError):  # noqa: N818 - named for what is seen, as the log will show it
-    """A loss or gradient became infinite or NaN: the trial has failed, and the same again would fail again."""
+class NonFiniteLoss(RuntimeError):  # noqa: N818 - the name describes the symptom, as it appears in the log
+    """A loss or gradient became infinite or NaN. The trial has failed, and another try would fail in the same way."""
 
 
 @dataclass(frozen=True)
 class DistillSettings:
-    """One distillation. ``tokens`` in all, ``batch_tokens`` of them in every optimizer step, in windows of
-    ``sequence_length``; ``rungs`` (ascending, the last is ``tokens``) say where validation loss is measured.
+    """The settings of one distillation.
 
-    ``identity`` names everything that the result depends on: a checkpoint of another identity is not continued.
-    A checkpoint is written at every rung and whenever ``checkpoint_seconds`` have gone by since the last.
-
-    ``text_share`` of the loss is cross-entropy with the text itself, the rest the KL divergence from the teacher.
-
-    One that goes on from a student of an earlier one takes the batches that follow on the ``steps_before`` of that
-    one, whose text was the ``first_windows`` of this one's.
+    - It trains on ``tokens`` tokens, ``batch_tokens`` in every optimizer step, in windows of ``sequence_length``.
+      ``learning_rate`` is the peak.
+    - Validation loss is measured at the ``rungs`` (tokens, ascending; the last is ``tokens``).
+    - ``identity`` is a digest of everything that the result depends on. Checkpoints of another identity are not used.
+    - A checkpoint is written at every rung, and when ``checkpoint_seconds`` have passed since the last one.
+    - ``text_share`` of the loss is cross-entropy with the text; the rest is the KL divergence from the teacher.
+    - A distillation that continues an earlier one skips the batches of its ``steps_before``. The earlier one's text was
+      the ``first_windows`` windows of this one's.
     """
 
     tokens: int
@@ -65,7 +66,7 @@ class DistillSettings:
 
     @property
     def steps(self) -> int:
-        """Optimizer steps until ``tokens`` are reached."""
+        """Optimizer steps in the whole distillation."""
         return self.steps_for(self.tokens)
 
     @property
@@ -74,15 +75,17 @@ class DistillSettings:
         return max(1, self.batch_tokens // self.sequence_length)
 
     def steps_for(self, tokens: int) -> int:
-        """The first step after which at least ``tokens`` have been distilled."""
+        """The number of steps after which at least ``tokens`` have been distilled."""
         return math.ceil(tokens / (self.batch_windows * self.sequence_length))
 
 
 @dataclass(frozen=True)
 class DistillResult:
-    """What a distillation gave: the readings ``rungs``, from 0 tokens on; ``seconds`` of training and measuring,
-    without what an interruption lost; ``resumed_from``, the tokens that a checkpoint brought along;
-    ``window_losses``, the last reading window by window.
+    """The result of a distillation.
+
+    ``rungs`` holds the metrics at 0 tokens and at every rung. ``seconds`` is the time of training and evaluation,
+    without work lost to interruptions. ``resumed_from`` is the number of tokens in the checkpoint that was loaded.
+    ``window_losses`` holds the final validation loss of every window.
     """
 
     rungs: tuple[Rung, ...]
@@ -99,25 +102,25 @@ def distill(
     directory: Path,
     report: Report,
 ) -> DistillResult:
-    """Train ``student`` (float32, in place) to give the teacher's next-token distributions, ``targets``.
+    """Train ``student`` (float32, in place) to predict the teacher's next-token distributions, ``targets``.
 
-    Forward KL on logits at temperature 1 on packed text (Minitron, arXiv 2407.14679), with a share for the text itself
-    if that is wanted, AdamW, linear warm-up and a cosine to a tenth. Batches are a function of the seed and the step
-    alone, so every trial sees the same.
+    The loss is forward KL on logits at temperature 1 on packed text (Minitron, arXiv 2407.14679), mixed with
+    cross-entropy if ``settings.text_share`` is positive. The optimizer is AdamW with linear warm-up and a cosine decay
+    to a tenth of the peak rate. Batches depend on the seed and the step alone, so every trial sees the same ones.
 
-    Validation losses are means over all texts of ``corpus.texts``, each counting alike.
-    ``report(tokens, metrics)`` is called at 0 tokens and at every rung, after the checkpoint of that rung is on
-    disk; when ``directory`` holds a checkpoint, the readings in it are reported again first, and the run goes on
-    from there: on a CPU with as many threads, bit for bit as if it had never stopped.
+    Validation losses are means over ``corpus.texts``, each text with the same weight. ``report(tokens, metrics)`` is
+    called at 0 tokens and at every rung, after the rung's checkpoint is on disk. If ``directory`` holds a checkpoint,
+    its rungs are reported again and training continues from it. On a CPU with the same number of threads, the result is
+    then bit for bit that of an uninterrupted run.
 
-    Raises NonFiniteLoss.
+    Raises NonFiniteLoss when a loss or gradient becomes infinite or NaN.
     """
     run = _Distillation(student, targets, corpus, settings, directory, report)
     return run.finish()
 
 
 def learning_rate(step: int, settings: DistillSettings) -> float:
-    """The rate of ``step`` (from 0): linear warm-up, then a cosine which ends at `FINAL_SHARE` of the peak."""
+    """The learning rate of ``step`` (from 0): linear warm-up, then a cosine decay to `FINAL_SHARE` of the peak."""
     warmup = max(1, round(WARMUP_SHARE * settings.steps))
     if step < warmup:
         return settings.learning_rate * (step + 1) / warmup
@@ -126,16 +129,16 @@ def learning_rate(step: int, settings: DistillSettings) -> float:
 
 
 def text_loss(hidden: Tensor, weight: Tensor, tokens: Tensor) -> Tensor:
-    """Mean cross-entropy in nats of all tokens of the windows ``tokens`` (n, T) but their first, differentiable.
+    """The mean cross-entropy in nats of the windows ``tokens`` (n, T) without their first tokens; differentiable.
 
-    ``hidden`` (n, T, H) are the final states of a student that has read them, ``weight`` (V, H) its output projection.
+    ``hidden`` (n, T, H) are the student's final states for these tokens; ``weight`` (V, H) is its output projection.
     """
     chunk = gradient_chunk_tokens(weight.shape[0], weight.device.type)
     return chunked_cross_entropy(hidden[:, :-1].flatten(0, 1), weight, tokens[:, 1:].flatten(), chunk)
 
 
 def make_optimizer(student: PreTrainedModel, rate: float) -> torch.optim.AdamW:
-    """AdamW with decay on matrices only: biases and norms are not pulled towards zero."""
+    """AdamW with weight decay on matrices only, not on biases and norms."""
     parameters = list(student.parameters())
     groups = [
         {"params": [one for one in parameters if one.dim() > 1], "weight_decay": WEIGHT_DECAY},
@@ -145,7 +148,7 @@ def make_optimizer(student: PreTrainedModel, rate: float) -> torch.optim.AdamW:
 
 
 class _Distillation:
-    """One call of `distill`: what stays the same over its steps, and its progress."""
+    """One call of `distill`: its constants and its progress."""
 
     def __init__(
         self,
@@ -177,8 +180,8 @@ class _Distillation:
         return self.targets.family
 
     def finish(self) -> DistillResult:
-        """Go from wherever the checkpoint is to the last rung."""
-        self.student.eval()  # no dropout: a hub config's 0.1 would make trials differ by chance
+        """Train from the loaded checkpoint, or from the start, to the last rung."""
+        self.student.eval()  # disables dropout: a hub config's 0.1 would make trials differ by chance
         resumed_from = self.progress.step * self.settings.batch_windows * self.settings.sequence_length
         for rung in self.progress.rungs:
             self.report(rung.tokens, dict(rung.metrics))
@@ -211,13 +214,13 @@ class _Distillation:
             kl = self._gradients(step)
         norm = torch.nn.utils.clip_grad_norm_(self.student.parameters(), MAX_GRADIENT_NORM)
         self.optimizer.step()
-        found = torch.stack([kl, norm.double()]).tolist()  # a GPU is waited for once in a step, when it has all of it
+        found = torch.stack([kl, norm.double()]).tolist()  # the only synchronisation with a GPU in a step
         if not all(map(math.isfinite, found)):
             raise NonFiniteLoss(f"step {step + 1}: training KL {found[0]}, gradient norm {found[1]}")
         return float(found[0])
 
     def _places(self, step: int) -> list[NDArray[np.int64]]:
-        """The windows of ``step``, those of a micro-batch together; none behind the last step."""
+        """The window numbers of ``step``, split into micro-batches; empty after the last step."""
         if step == self.settings.steps:
             return []
         places, size = self.order.indices(self.settings.steps_before + step), self.micro_windows
@@ -239,12 +242,12 @@ class _Distillation:
                 if self.micro_windows == 1:
                     raise
                 self.micro_windows //= 2
-                log.warning("out of memory: micro-batches are cut to %d windows", self.micro_windows)
+                log.warning("out of memory: micro-batches are reduced to %d windows", self.micro_windows)
 
     def _micro_step(self, places: NDArray[np.int64]) -> Tensor:
-        """Add the gradients of the micro-batch of windows ``places``, weighted by its share of the batch.
+        """Add the gradients of the windows number ``places``, weighted by their share of the batch; return their KL.
 
-        Its KL, so weighted, stays where it is: reading it would make a GPU wait for the next micro-batch.
+        The KL has the same weight. It stays on the device, because reading it would make a GPU wait.
         """
         tokens = to_device(torch.from_numpy(self.train[places].astype(np.int64)), self.student.device)
         with autocast(self.device):
@@ -258,7 +261,7 @@ class _Distillation:
         return share * kl.detach().double()
 
     def _close_rung(self, tokens: int) -> None:
-        """Measure, make it durable, and only then report it."""
+        """Measure validation loss, save a checkpoint, and only then report."""
         started, progress = time.perf_counter(), self.progress
         self.last_losses = self._measured()
         loss = mean_loss(self.last_losses)
@@ -271,7 +274,7 @@ class _Distillation:
             metrics["kl"] = progress.kl_sum / progress.kl_steps
         rungs = (*progress.rungs, Rung(tokens, metrics))
         self.progress = replace(progress, seconds=seconds, kl_sum=0.0, kl_steps=0, rungs=rungs)
-        if tokens:  # at 0 there is nothing yet that pruning again would not give
+        if tokens:  # at 0 tokens a checkpoint is useless, because pruning again gives the same student
             self._save()
         self.report(tokens, dict(metrics))
 

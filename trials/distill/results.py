@@ -1,4 +1,4 @@
-"""What a finished training leaves in its folder: result.json and the sealed student; and whether to trust them."""
+"""The files of a finished training, result.json and the sealed student: writes them, and reads them with checks."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 
 def write_result(directory: Path, identity: str, rungs: Iterable[Rung], result: Mapping[str, Any]) -> None:
-    """Write ``result`` (JSON) and the readings on the way to it; the student is there already."""
+    """Write ``result`` (JSON) and the metrics of all ``rungs``. The student must be saved before."""
     document = {"identity": identity, "rungs": [asdict(rung) for rung in rungs], "result": dict(result)}
     write_file(directory / RESULT, json.dumps(document, indent=1).encode())
 
@@ -32,24 +32,24 @@ def write_result(directory: Path, identity: str, rungs: Iterable[Rung], result: 
 def read_result(
     directory: Path, identity: str, parse: Callable[[Mapping[str, Any]], Result], report: Report
 ) -> Result | None:
-    """The stored result of the same training, its readings reported; None when there is none to be trusted.
+    """The stored result of the training ``identity``, after its rungs are reported; None if there is no valid one.
 
-    Why a result that is there is not trusted - it is of another ``identity``, or damaged - is said in the log.
+    If a stored result is damaged or has another identity, the log says so.
     """
     try:
         document = json.loads((directory / RESULT).read_text())
         if document["identity"] != identity:
-            log.warning("result in %s is of another recipe, architecture, teacher or corpus: not used", directory)
+            log.warning("result in %s is not used: it is of another recipe, architecture, teacher or corpus", directory)
             return None
         rungs = [Rung(**rung) for rung in document["rungs"]]
         result = parse(document["result"])
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, TypeError) as error:
-        log.warning("result in %s cannot be read (%s): the trial is run again", directory, error)
+        log.warning("result in %s cannot be read (%s): the trial runs again", directory, error)
         return None
     if problem := damage(directory / STUDENT):
-        log.warning("student in %s is damaged (%s): the trial is run again", directory, problem)
+        log.warning("student in %s is damaged (%s): the trial runs again", directory, problem)
         return None
     for rung in rungs:
         report(rung.tokens, dict(rung.metrics))
@@ -57,7 +57,7 @@ def read_result(
 
 
 def save_student(student: PreTrainedModel, path: Path) -> None:
-    """Write the weights and the generation configuration to the sealed folder ``path``."""
+    """Write the weights and the generation configuration of ``student`` to the sealed folder ``path``."""
 
     def write(folder: Path) -> None:
         save_model(student, str(folder / WEIGHTS))

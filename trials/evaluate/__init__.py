@@ -1,1 +1,1 @@
-"""Evaluation: published metrics of any causal language model."""
+"""Evaluation: the metrics that papers publish, for any causal language model."""

@@ -1,4 +1,4 @@
-"""What a model costs: exact counts, and timings with everything that it takes to repeat them."""
+"""Measures the cost of a model: exact counts, and timings with all the settings needed to repeat them."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ from trials.teacher.source import weight_files
 from trials.text.evaluation_text import EFFICIENCY
 
 COUNTED, TIMED, SAMPLED = "counted", "timed", "sampled"
-RSS_SECONDS = 0.002  # between two looks at the memory of the process
+RSS_SECONDS = 0.002  # between two samples of the process's memory
 
 
 @dataclass(frozen=True)
 class Workload:
-    """What is run to be timed: a prompt of ``prompt`` tokens is read, then tokens are generated one by one.
+    """The timed workload: a prompt of ``prompt`` tokens is processed, then tokens are generated one by one.
 
-    ``batch`` sequences at a time for throughput and memory, one for latencies. ``prompts`` and ``steps`` are how many
-    prompts and how many generated tokens are timed, each after ``warmup`` that are not.
+    Throughput and memory use ``batch`` sequences; latencies use one. ``prompts`` prompts and ``steps`` generated tokens
+    are timed, each after ``warmup`` repetitions that are not timed.
     """
 
     prompt: int
@@ -46,14 +46,14 @@ class Workload:
 
     @classmethod
     def within(cls, length: int, batch: int) -> Workload:
-        """The workload for a model that reads ``length`` tokens at once: a prompt of half of them, at most 512.
+        """The workload for sequences of ``length`` tokens: the prompt is half of them, at most 512.
 
-        Raises InputError when there is no room to generate behind it, and for an empty batch.
+        Raises InputError when no room is left to generate tokens, and for an empty batch.
         """
         prompt = min(512, length // 2)
         steps = min(cls.steps, length - prompt - cls.warmup)
         if steps < 1:
-            raise InputError(f"length {length}: too short to generate anything in it; give --length 8 or more")
+            raise InputError(f"length {length}: too short to generate a token; give --length 8 or more")
         if batch < 1:
             raise InputError(f"batch {batch}: must be at least 1 sequence")
         return cls(prompt, batch, steps=steps)
@@ -62,7 +62,7 @@ class Workload:
 def efficiency(model: PreTrainedModel, path: Path, workload: Workload) -> list[Reading]:
     """All counts and timings of ``model``, whose checkpoint is at ``path``.
 
-    Raises InputError when the model keeps no key/value cache, so that generating could not be timed.
+    Raises InputError when the model has no key/value cache, because generation cannot be timed without one.
     """
     model.eval()
     with torch.inference_mode():
@@ -70,12 +70,12 @@ def efficiency(model: PreTrainedModel, path: Path, workload: Workload) -> list[R
 
 
 def counts(model: PreTrainedModel, path: Path, length: int) -> list[Reading]:
-    """Parameters (tied ones once), bytes of the weights on disk, FLOPs and cache bytes of a token among ``length``.
+    """Parameters, bytes of the weights on disk, and FLOPs and cache bytes per token of a sequence of ``length`` tokens.
 
-    Embedding parameters are those of all embeddings, positions included, and of the output projection. FLOPs are of
-    the forward pass, a multiply-add is two: what ``torch.utils.flop_counter`` counts, matrix products alone, with
-    attention over the whole length as the unfused kernel computes it, the output projection included, divided by
-    ``length``. The cache is one that was built, in the model's number format.
+    Tied parameters count once. Embedding parameters are those of all embeddings, including positions, and of the output
+    projection. FLOPs are those of a forward pass divided by ``length``; a multiply-add counts as two. They are counted
+    by ``torch.utils.flop_counter``: matrix products only, including the output projection, with attention over the
+    whole length as the unfused kernel computes it. The cache bytes are measured on a real cache in the model's dtype.
     """
     total, embedding = _parameters(model)
     tokens = _tokens(model, 1, length)
@@ -92,9 +92,10 @@ def counts(model: PreTrainedModel, path: Path, length: int) -> list[Reading]:
 
 
 def timings(model: PreTrainedModel, workload: Workload) -> list[Reading]:
-    """Latency of reading a prompt and of a generated token, tokens generated in a second, and peak memory.
+    """Latency of a prompt and of a generated token, generated tokens per second, and peak memory.
 
-    Memory is CUDA's own peak, or on a CPU the resident memory of the whole process, sampled while a batch is read.
+    Peak memory is that of a forward pass over a batch: the allocator's peak on CUDA, or on a CPU the sampled resident
+    memory of the whole process.
     """
     single, batch = _tokens(model, 1, workload.prompt), _tokens(model, workload.batch, workload.prompt)
     warmup, length = workload.warmup, workload.prompt
@@ -120,7 +121,7 @@ def timings(model: PreTrainedModel, workload: Workload) -> list[Reading]:
 
 @torch.inference_mode()
 def generation_milliseconds(model: PreTrainedModel, workload: Workload) -> float:
-    """The generation latency of `timings` alone: median milliseconds of a generated token, one sequence."""
+    """Only the generation latency of `timings`: median milliseconds per generated token of one sequence."""
     model.eval()
     single = _tokens(model, 1, workload.prompt)
     return 1e3 * statistics.median(_step_seconds(model, single, workload.warmup + workload.steps)[workload.warmup :])
@@ -141,41 +142,41 @@ def _tokens(model: PreTrainedModel, batch: int, length: int) -> Tensor:
 
 
 def _forward_flops(model: PreTrainedModel, tokens: Tensor) -> int:
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:  # fused kernels go uncounted on CPU
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:  # fused CPU kernels are not counted
         model(input_ids=tokens, use_cache=False)
     return int(counter.get_total_flops())
 
 
 def _cache_bytes(model: PreTrainedModel, tokens: Tensor) -> int:
-    """Bytes of every tensor in the layers of the cache after ``tokens``; older code keeps a tuple for each layer."""
+    """Bytes of all tensors in the cache after ``tokens``. In older model code, each layer of the cache is a tuple."""
     _, cache = _read(model, tokens)
     layers = [vars(layer).values() for layer in cache.layers] if hasattr(cache, "layers") else cache
     return sum(tensor.nbytes for layer in layers for tensor in layer if isinstance(tensor, Tensor))
 
 
 def _read(model: PreTrainedModel, tokens: Tensor, cache: Any = None) -> tuple[Tensor, Any]:
-    """A forward pass as in generation: the likeliest next tokens (B, 1), and the cache."""
+    """One forward pass as in generation. Returns the likeliest next tokens (B, 1) and the cache."""
     cache_name, last_only = _arguments(type(model).forward)
     output = model(input_ids=tokens, use_cache=True, **{cache_name: cache}, **last_only)
     cache = getattr(output, cache_name, None)
     if cache is None:
         raise InputError(
-            f"model of type {model.config.model_type!r}: it keeps no key/value cache, so that generating cannot be "
-            f"timed; leave {EFFICIENCY} out of --tasks"
+            f"model of type {model.config.model_type!r}: it has no key/value cache, so generation cannot be timed; "
+            f"leave {EFFICIENCY} out of --tasks"
         )
     return output.logits[:, -1:].argmax(-1), cache
 
 
 @lru_cache
 def _arguments(forward: Callable[..., Any]) -> tuple[str, dict[str, int]]:
-    """What a model calls its cache, and how it is told to compute the logits of the last token alone."""
+    """The name of a model's cache argument, and the arguments by which it computes the last token's logits only."""
     accepted = inspect.signature(forward).parameters
-    cache_name = "cache" if "cache" in accepted else "past_key_values"  # its name in older code
+    cache_name = "cache" if "cache" in accepted else "past_key_values"  # the latter is the name in older model code
     return cache_name, {"logits_to_keep": 1} if "logits_to_keep" in accepted else {}
 
 
 def _step_seconds(model: PreTrainedModel, prompt: Tensor, steps: int) -> list[float]:
-    """Seconds of each of ``steps`` greedy steps behind ``prompt``, through a growing cache."""
+    """Seconds of each of ``steps`` greedy steps after ``prompt``, with a growing cache."""
     (last, cache), seconds = _read(model, prompt), []
     for _ in range(steps):
         (last, cache), spent = _timed(model, partial(_read, model, last, cache))
@@ -212,7 +213,7 @@ def _peak_memory(model: PreTrainedModel, tokens: Tensor) -> int:
 
 @contextmanager
 def _resident() -> Iterator[list[int]]:
-    """Resident bytes of this process, sampled from a thread until the block is left, its end included."""
+    """Resident bytes of this process, sampled by a thread until the block ends and once at its end."""
     samples: list[int] = []
     process, ended = psutil.Process(), threading.Event()
 

@@ -1,4 +1,4 @@
-"""All readings of one model on given texts: the door for the command line and for the end of a search."""
+"""Evaluates one model on given texts, for the command line and for the end of a search."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from trials.evaluate.perplexity import rolling_likelihood, strided_perplexity, t
 from trials.evaluate.reading import Reading
 from trials.text.evaluation_text import Passages, Text
 
-LONGEST_DEFAULT = 2048  # what GPTQ, SparseGPT and Wanda read at once, whatever more a model could
+LONGEST_DEFAULT = 2048  # the length in GPTQ, SparseGPT and Wanda, also for models with more positions
 STRIDE_DEFAULT = 512
 
 
@@ -28,12 +28,12 @@ def evaluate_texts(
 ) -> list[Reading]:
     """Every reading of ``model`` on ``texts``, in their order, each by its convention.
 
-    ``length`` is the most tokens that are read at once (`default_length`), ``stride`` how far strided windows are
-    apart (`STRIDE_DEFAULT`, at most half the length). The model runs where and in what format it is; ``progress`` is
-    told of tokens read and to be read. Nothing is read before everything is known to fit.
+    ``length`` is the largest number of tokens in a window; the default is `default_length`. ``stride`` is the distance
+    between strided windows; the default is `STRIDE_DEFAULT`, at most half the length. The model stays on its device and
+    in its dtype. ``progress(done, total)`` is called with token counts. All inputs are checked before the model runs.
 
     Raises InputError when the length exceeds the model's positions, a text is shorter than one window, the tokenizer
-    has no token to start from, or the model's numbers are none.
+    has no begin- or end-of-text token, or the model gives NaN.
     """
     length = checked_length(model, length)
     stride = checked_stride(length, stride)
@@ -43,12 +43,13 @@ def evaluate_texts(
 def headline(
     texts: Sequence[Text | Passages], tokenizer: PreTrainedTokenizerBase, length: int, tokens: int | None = None
 ) -> list[Measurement]:
-    """What to `read` for the figures that papers on compression print, a fifth of the work of `evaluate_texts`.
+    """The measurements behind the figures that compression papers print, for `read`.
 
-    They are the token perplexity of `evaluate_texts` on windows of ``length`` that do not overlap, and the last words
-    of passages, on the first ``tokens`` of each text (of passages those that begin before that); None means all.
+    They are the token perplexity on non-overlapping windows of ``length`` tokens and the last words of passages, with a
+    fifth of the work of `evaluate_texts`. They use the first ``tokens`` tokens of each text, or the passages that begin
+    within them; None means all.
 
-    Raises InputError when that is less than one window.
+    Raises InputError when ``tokens`` or a text is less than one window.
     """
     return [_headline(text, tokenizer, length, tokens) for text in texts]
 
@@ -58,9 +59,9 @@ def read(
     measurements: Sequence[Measurement],
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[Reading]:
-    """The readings of ``model`` by ``measurements``, in their order; ``progress`` is told of tokens read and to read.
+    """The readings of ``model`` by ``measurements``, in their order. ``progress(done, total)`` receives token counts.
 
-    Raises InputError when the model's numbers are none.
+    Raises InputError when the model gives NaN.
     """
     total, done = sum(one.tokens for one in measurements), 0
 
@@ -73,21 +74,21 @@ def read(
 
 
 def checked_length(model: PreTrainedModel, length: int | None) -> int:
-    """``length``, or by default the model's positions, at most `LONGEST_DEFAULT`. Raises InputError beyond them."""
+    """``length``, or `default_length` if None. Raises InputError when it exceeds the model's positions."""
     positions = positions_of(model.config)
     if length is None:
         return default_length(model.config)
     if length < 2 or (positions and length > positions):
-        raise InputError(f"length {length}: must be from 2 to the model's positions, {positions or 'without end'}")
+        raise InputError(f"length {length}: must be from 2 to the model's positions, {positions or 'unlimited'}")
     return length
 
 
 def checked_stride(length: int, stride: int | None) -> int:
-    """``stride``, or by default `STRIDE_DEFAULT`, at most half of ``length``. Raises InputError beyond ``length``."""
+    """``stride``, or if None `STRIDE_DEFAULT`, at most half of ``length``. Raises InputError beyond ``length``."""
     if stride is None:
         return min(STRIDE_DEFAULT, length // 2)
     if not 1 <= stride <= length:
-        raise InputError(f"stride {stride}: must be from 1 to the length, {length}, or tokens would be left out")
+        raise InputError(f"stride {stride}: must be from 1 to the length, {length}; a larger one would skip tokens")
     return stride
 
 
@@ -97,7 +98,7 @@ def default_length(config: PretrainedConfig) -> int:
 
 
 def positions_of(config: PretrainedConfig) -> int | None:
-    """The longest sequence that the model was made for, in tokens; None when its configuration names none."""
+    """The longest sequence of the model in tokens; None if its configuration names no limit."""
     names = ("n_positions", "max_position_embeddings", "n_ctx")
     return next((value for name in names if (value := getattr(config.get_text_config(), name, None))), None)
 
@@ -120,7 +121,9 @@ def _headline(
 ) -> Measurement:
     if isinstance(text, Text):
         if tokens is not None and tokens < length:
-            raise InputError(f"task {text.task}: {tokens} tokens of it are less than one window of {length}")
+            raise InputError(
+                f"task {text.task}: {tokens} tokens are less than one window of {length}; give a larger --test-tokens"
+            )
         return token_perplexity(text.task, _stream(text, tokenizer, length)[:tokens], length)
     if tokens is None:
         return last_words(text.task, text.passages, tokenizer, length)

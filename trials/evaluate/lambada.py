@@ -1,4 +1,4 @@
-"""LAMBADA (arXiv 1606.06031): guessing the last word of a passage that makes no sense without its beginning."""
+"""LAMBADA (arXiv 1606.06031): predicts the last word of a passage, which depends on the whole passage."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ CONVENTION = "lambada_openai"
 
 
 def last_words(task: str, passages: Sequence[str], tokenizer: PreTrainedTokenizerBase, length: int) -> Measurement:
-    """Accuracy and perplexity of last words, by the task ``lambada_openai`` of lm-evaluation-harness.
+    """Accuracy and perplexity of last words, as in the task ``lambada_openai`` of lm-evaluation-harness.
 
-    The last word, with the space before it, is all that follows the last space. Its tokens are those of the whole
-    passage beyond the tokens of the rest; it is right when each of them was the likeliest, and the perplexity is of
-    whole words. A passage longer than ``length`` tokens loses its beginning. No stop words are filtered, as the GPT-2
-    paper does. Raises InputError for a passage of one word.
+    The last word begins at the last space. Its tokens are those of the passage beyond the number of tokens of the text
+    before it. It is correct if each of its tokens was the likeliest. Perplexity is per word. A passage of more than
+    ``length`` + 1 tokens is cut at its beginning. Unlike in the GPT-2 paper, stop words are not filtered.
+
+    Raises InputError for a passage of one word, and for a last word of no tokens or more than ``length``.
     """
     windows = [_window(task, passage, tokenizer, length) for passage in passages]
     tokens = sum(window.predicted for window in windows)
@@ -42,12 +43,12 @@ def last_words(task: str, passages: Sequence[str], tokenizer: PreTrainedTokenize
 def _window(task: str, passage: str, tokenizer: PreTrainedTokenizerBase, length: int) -> Window:
     before = passage.rpartition(" ")[0].rstrip()
     if not before:
-        raise InputError(f"task {task}: the passage {passage[:40]!r} has no last word after another; take it out")
+        raise InputError(f"task {task}: the passage {passage[:40]!r} has no last word after another; remove it")
     tokens = tokens_of(tokenizer, passage)
     predicted = len(tokens) - len(tokens_of(tokenizer, before))
     if not 0 < predicted <= length:
         raise InputError(
-            f"task {task}: the last word of {passage[:40]!r} is {predicted} tokens, not 1 to {length}; take it out, or "
+            f"task {task}: the last word of {passage[:40]!r} is {predicted} tokens, not 1 to {length}; remove it, or "
             "give a larger --length"
         )
     return Window(tokens[-length - 1 :], predicted)

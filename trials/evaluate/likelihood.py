@@ -1,6 +1,7 @@
-"""How likely a causal language model finds given tokens: the one measurement under every figure on text.
+"""Measures the likelihood of tokens under a causal language model. All metrics on text are computed from it.
 
-Any convention is a list of windows - what is read, and how much of its end is predicted - and a sum over scores.
+A convention is a list of windows and a sum over their scores. A window says which tokens are read, and how many at its
+end are predicted.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ PROBE_TOKENS = 8
 
 @dataclass(frozen=True)
 class Window:
-    """Tokens of which the last ``predicted`` are scored, each from all those before it in the window."""
+    """Tokens to be read. The last ``predicted`` are scored, each given all tokens before it in the window."""
 
     tokens: Sequence[int]
     predicted: int
@@ -32,7 +33,7 @@ class Window:
 
 @dataclass(frozen=True)
 class Score:
-    """Of one window: the summed -ln p of its predicted tokens, and whether each of them was the likeliest."""
+    """The score of one window: the summed -ln p of its predicted tokens, and whether each one was the likeliest."""
 
     nats: float
     greedy: bool
@@ -40,14 +41,14 @@ class Score:
 
 @dataclass(frozen=True)
 class Measurement:
-    """Windows to be read, and what their scores, in the same order, come to."""
+    """Windows to be scored, and the function that turns their scores, in the same order, into readings."""
 
     windows: Sequence[Window]
     readings: Callable[[Sequence[Score]], list[Reading]]
 
     @property
     def tokens(self) -> int:
-        """How many tokens have to be read."""
+        """The number of tokens in all windows."""
         return sum(len(window.tokens) for window in self.windows)
 
 
@@ -55,13 +56,13 @@ class Measurement:
 def score(
     model: PreTrainedModel, windows: Sequence[Window], advance: Callable[[int], None] = lambda _: None
 ) -> list[Score]:
-    """The score of every window, in order. ``advance`` is told how many tokens have been read, batch by batch.
+    """The score of every window, in order. ``advance`` is called with the number of tokens of each batch.
 
-    The model runs in its own number format; softmax and sums are in float32 and float64. A float32 row of logits is
-    alive for `chunk_tokens` tokens only, unless the model computes its logits in a way of its own: such a model is
-    read one window at a time.
+    The model runs in its own dtype; softmax is in float32 and sums are in float64. Logits are computed for
+    `chunk_tokens` tokens at a time. A model that changes its logits after the output projection does not allow this;
+    it processes one window at a time.
 
-    Raises InputError when a likelihood is not a number.
+    Raises InputError when a likelihood is NaN.
     """
     model.eval()
     reader = _reader(model)
@@ -75,7 +76,7 @@ def score(
 
 @dataclass(frozen=True)
 class _Reader:
-    """``read`` turns tokens (B, T) into states (B, T, ...), ``project`` rows of states into logits (n, vocab)."""
+    """``read`` maps tokens (B, T) to states (B, T, ...); ``project`` maps rows of states to logits (n, vocab)."""
 
     read: Callable[[Tensor], Tensor]
     project: Callable[[Tensor], Tensor]
@@ -84,9 +85,10 @@ class _Reader:
 
 
 def _reader(model: PreTrainedModel) -> _Reader:
-    """The cheap way, states first and logits by the chunk, where a probe shows that it gives the model's logits.
+    """A reader that computes states first and logits in chunks, if a probe shows that this gives the model's logits.
 
-    Some families scale or cap their logits after the projection; they fail the probe.
+    Some families scale or cap their logits after the output projection. They fail the probe, and their reader computes
+    whole logits.
     """
 
     def states(tokens: Tensor) -> Tensor:
@@ -108,7 +110,7 @@ def _reader(model: PreTrainedModel) -> _Reader:
 
 
 def _batches(windows: Sequence[Window], limit: int) -> Iterator[list[int]]:
-    """Places of windows of about one length, at most ``limit`` tokens with padding, at least one window."""
+    """Batches of window numbers, sorted by length: at most ``limit`` tokens with padding, and at least one window."""
     batch: list[int] = []
     for place in sorted(range(len(windows)), key=lambda place: len(windows[place].tokens)):
         if batch and (len(batch) + 1) * len(windows[place].tokens) > limit:
@@ -132,14 +134,17 @@ def _score_batch(model: PreTrainedModel, reader: _Reader, windows: Sequence[Wind
         missed.index_add_(0, rows, (logits.argmax(-1) != target).long())
     if nats.isnan().any():
         raise InputError(
-            f"model of type {model.config.model_type!r}: it gives no number for a likelihood in {model.dtype}; its "
-            "weights are damaged, or overflow: try --dtype float32"
+            f"model of type {model.config.model_type!r}: it gives NaN for a likelihood in {model.dtype}; its weights "
+            "are damaged or its activations overflow; try --dtype float32"
         )
     return [Score(total, misses == 0) for total, misses in zip(nats.tolist(), missed.tolist(), strict=True)]
 
 
 def _padded(windows: Sequence[Window], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Tokens (B, T), padded at the end, where a causal model never looks; and which of [:, 1:] are predicted."""
+    """Tokens (B, T), and a mask (B, T - 1) of the predicted ones among tokens[:, 1:].
+
+    Padding is at the end, where it does not affect a causal model.
+    """
     tokens = torch.zeros(len(windows), max(len(window.tokens) for window in windows), dtype=torch.int64)
     predicted = torch.zeros(tokens[:, 1:].shape, dtype=torch.bool)
     for row, window in enumerate(windows):
@@ -150,5 +155,5 @@ def _padded(windows: Sequence[Window], device: torch.device) -> tuple[Tensor, Te
 
 
 def total_nats(scores: Sequence[Score]) -> float:
-    """The sum over all scores."""
+    """The sum of nats over all ``scores``."""
     return math.fsum(score.nats for score in scores)

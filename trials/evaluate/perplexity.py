@@ -1,7 +1,7 @@
-"""Perplexities by the conventions of published tables. None of them can be compared with another.
+"""Perplexities by the conventions of published tables. Values of different conventions cannot be compared.
 
-A *token* perplexity is exp of the mean loss of a token: models with different tokenizers cannot be compared by it.
-*Word* perplexity and *bits per byte* share the same total out over units that no tokenizer changes.
+*Token* perplexity is exp of the mean loss per token. It cannot compare models with different tokenizers. *Word*
+perplexity and *bits per byte* divide the total loss by units that do not depend on the tokenizer.
 """
 
 from __future__ import annotations
@@ -24,21 +24,23 @@ ROLLING = "rolling documents"
 
 
 def token_perplexity(task: str, tokens: Sequence[int], length: int) -> Measurement:
-    """Windows of ``length`` tokens, each read on its own; what remains at the end is left out.
+    """Token perplexity on independent windows of ``length`` tokens. A shorter remainder at the end is left out.
 
-    The convention of compression papers: GPTQ (opt.py ``opt_eval``, datautils.py), SparseGPT (the same), Wanda
-    (lib/eval.py ``eval_ppl_wikitext``), mostly at a length of 2,048. The first token of a window is not predicted.
+    This is the convention of compression papers: GPTQ (opt.py ``opt_eval``, datautils.py), SparseGPT (the same) and
+    Wanda (lib/eval.py ``eval_ppl_wikitext``), mostly with a length of 2,048. The first token of a window is not
+    predicted.
     """
     windows = non_overlapping(tokens, length)
     return _by_token(Reading(task, NON_OVERLAPPING, "token perplexity", 0, "per token", length=length), windows)
 
 
 def strided_perplexity(task: str, tokens: Sequence[int], length: int, stride: int) -> Measurement:
-    """Windows of ``length`` tokens, ``stride`` apart, each predicting only what the one before did not reach.
+    """Token perplexity on windows of ``length`` tokens, ``stride`` apart. Each window predicts only new tokens.
 
-    Every token but those of the first window has at least ``length - stride`` tokens before it. The convention of
-    "Perplexity of fixed-length models" in the transformers documentation, where it is 512 of GPT-2's 1,024 tokens.
-    The mean here is over tokens; that page takes it over windows, each later one weighed by one token too few.
+    Every token after the first window is predicted from at least ``length - stride`` tokens. This is the convention of
+    "Perplexity of fixed-length models" in the transformers documentation, with a stride of 512 for GPT-2's 1,024
+    tokens. The mean here is over tokens. That page averages over windows, and weights each later one with one token too
+    few.
     """
     windows = strided(tokens, length, stride)
     reading = Reading(task, STRIDED, "token perplexity", 0, "per token", length=length, stride=stride)
@@ -48,17 +50,19 @@ def strided_perplexity(task: str, tokens: Sequence[int], length: int, stride: in
 def rolling_likelihood(
     task: str, documents: Sequence[Document], tokenizer: PreTrainedTokenizerBase, length: int
 ) -> Measurement:
-    """Word perplexity and bits per byte of whole documents, every token of which is predicted once.
+    """Word perplexity and bits per byte of whole documents. Every token is predicted once.
 
-    The convention of lm-evaluation-harness (models/huggingface.py ``loglikelihood_rolling``; tasks/wikitext): the first
-    token of a document is predicted from the tokenizer's begin- or end-of-text token, also where the tokenizer has
-    put such a token there itself, and words and bytes are counted in the original of what is read.
+    This is the convention of lm-evaluation-harness (models/huggingface.py ``loglikelihood_rolling``; tasks/wikitext).
+    The first token of a document is predicted from the tokenizer's begin- or end-of-text token, even if the tokenizer
+    has added such a token itself. Words and bytes are counted in the original document, before its preparation.
+
+    Raises InputError when the tokenizer has neither token.
     """
     start = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
     if start is None:
         raise InputError(
             f"task {task}: the model's tokenizer has neither a begin- nor an end-of-text token (bos_token, eos_token), "
-            "from which the first token of a document is predicted; add one to tokenizer_config.json"
+            "but the first token of a document is predicted from it; add one to tokenizer_config.json"
         )
     encoded = [tokens_of(tokenizer, document.text) for document in documents]
     counts: dict[str, Any] = {
@@ -80,19 +84,19 @@ def rolling_likelihood(
 
 
 def tokens_of(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """The ids of ``text`` with the special tokens that the tokenizer adds by itself, as all these conventions do."""
+    """The token ids of ``text``, with the tokenizer's automatic special tokens, as in all these conventions."""
     ids: list[int] = tokenizer(text, verbose=False)["input_ids"]
     return ids
 
 
 def non_overlapping(tokens: Sequence[int], length: int) -> list[Window]:
-    """Whole windows only."""
+    """Consecutive windows of ``length`` tokens, without the remainder."""
     starts = range(0, len(tokens) - length + 1, length)
     return [Window(tokens[start : start + length], length - 1) for start in starts]
 
 
 def strided(tokens: Sequence[int], length: int, stride: int) -> list[Window]:
-    """Up to the last token; the last window may be shorter."""
+    """Windows of ``length`` tokens, ``stride`` apart, to the last token. The last window may be shorter."""
     windows, reached = [], 0
     for start in range(0, len(tokens), stride):
         if reached == len(tokens):
@@ -104,7 +108,10 @@ def strided(tokens: Sequence[int], length: int, stride: int) -> list[Window]:
 
 
 def rolling(tokens: Sequence[int], start: int, length: int) -> list[Window]:
-    """Inputs of at most ``length`` tokens behind ``start``; the last ones reach back as far as that allows."""
+    """Windows that predict every token once, from at most ``length`` tokens; the first follows ``start``.
+
+    The last window is extended back to the full length, if possible.
+    """
     whole = [start, *tokens]
     ends = [*range(length, len(tokens), length), len(tokens)] if tokens else []
     firsts = [0, *ends]

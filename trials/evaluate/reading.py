@@ -1,4 +1,4 @@
-"""One figure about a model, with everything that it takes to compare it with another one."""
+"""One metric of an evaluation, with all the settings needed to compare it with others."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Reading:
-    """What was measured, how, and on how much.
+    """The value of one metric, with the method and the amount of data.
 
-    Two readings may stand in one column only if they agree in task, convention, metric, unit, length, stride and
-    ``dtype``, the number format of the model where nothing else says it.
+    Two readings are comparable only if they have the same task, convention, metric, unit, length, stride and ``dtype``
+    (the model's number format).
 
-    ``tokens`` (predicted ones), ``words``, ``bytes`` and ``documents`` are what was counted; ``length`` is the most
-    tokens that the model saw at once, ``stride`` how far a window is from the next. Of timings, ``value`` is the
-    figure at the median time of ``repeats`` samples, taken after ``warmup`` that do not count, and ``at_p5`` the same
-    figure at the 5th percentile of the time, which a busy neighbour moves least.
+    ``tokens`` (predicted tokens), ``words``, ``bytes`` and ``documents`` are counts of the data. ``length`` is the
+    largest number of tokens in the model's input; ``stride`` is the distance between windows. For timings, ``value`` is
+    computed from the median time of ``repeats`` samples after ``warmup`` untimed ones. ``at_p5`` is computed from the
+    5th percentile, which other load on the machine affects least.
     """
 
     task: str
@@ -38,11 +38,11 @@ class Reading:
     dtype: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON form: what does not apply is left out; a value beyond every number is None."""
+        """JSON form. Fields that do not apply are left out; an infinite or NaN value becomes None."""
         fields = {name: value for name, value in asdict(self).items() if value is not None}
         return {**fields, "value": self.value if math.isfinite(self.value) else None}
 
 
 def perplexity(nats: float) -> float:
-    """Of a mean loss in nats; infinite where that is all a float can say."""
+    """The perplexity exp(``nats``) of a mean loss in nats; infinite above 700 nats, where a float overflows."""
     return math.exp(nats) if nats < 700 else math.inf

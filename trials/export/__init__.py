@@ -1,1 +1,1 @@
-"""Export: a student as a checkpoint that other programs load."""
+"""Export: writes a student as a checkpoint that other programs can load."""

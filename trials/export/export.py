@@ -1,4 +1,4 @@
-"""A student as a Hugging Face checkpoint: whole, verified in a fresh process, and only then in its place."""
+"""Exports a student as a Hugging Face checkpoint, which is verified in a fresh process before it is put in place."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ __all__ = ["ExportError", "ModelCard", "check_fresh_load", "export_student", "ve
 
 FRESH_LOAD = Path(__file__).with_name("fresh_load.py")
 TIMEOUT = 900.0  # seconds; loading gpt2-medium takes about ten
-TOLERANCE = 1e-5  # of the largest logit, at least of 1; the two processes are expected to agree exactly
+TOLERANCE = 1e-5  # times the largest logit or 1; the two processes are expected to agree exactly
 PROBE_SHAPE = (2, 48)  # windows, tokens
 PROBE_TEXT = "def prune(teacher):  # naïve, 100 %\n\treturn 'student'\n"
 
@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 
 
 class ExportError(RuntimeError):
-    """A checkpoint that does not load, or is not the student it was made from. Nothing was left in its place."""
+    """An exported checkpoint that does not load, or differs from its student. Nothing was put in place."""
 
 
 def export_student(
@@ -40,11 +40,11 @@ def export_student(
     """Write ``student`` to ``directory`` and return its absolute path.
 
     The folder holds safetensors weights, configuration, generation configuration, tokenizer, model card, manifest
-    and, for a custom class, its one modelling file. It is loaded again in a fresh process before it takes its
-    place; an older export there is replaced whole. ``student`` must be on the CPU and in eval mode.
+    and, for a custom class, one modelling file. It is loaded in a fresh process before it is put in place. It replaces
+    an older export there. ``student`` must be on the CPU and in eval mode.
 
-    Raises ExportError when the reloaded model is not the student, and InputError when ``directory`` holds
-    anything else than an export.
+    Raises ExportError when the reloaded model differs from the student, and InputError when ``directory`` holds
+    anything other than an export.
     """
     directory = directory.resolve()
     _check_replaceable(directory)
@@ -63,7 +63,7 @@ def export_student(
 
 
 def verify_manifest(directory: Path) -> None:
-    """Check the size and the sha256 of every file of an export. Raises InputError naming what is damaged."""
+    """Check the size and sha256 of every file of an export. Raises InputError that names the damage."""
     if problem := damage(directory):
         raise InputError(f"checkpoint {directory}: {problem}; export it again or copy it again")
 
@@ -72,27 +72,28 @@ def verify_manifest(directory: Path) -> None:
 def check_fresh_load(folder: Path, student: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> float:
     """The largest absolute difference between the logits of ``student`` and of the checkpoint in ``folder``.
 
-    The checkpoint is loaded by another Python, elsewhere, isolated, offline, with this project unimportable.
-    Raises ExportError when it does not load, when its logits differ, or when its tokenizer does.
+    The checkpoint is loaded by another Python process: isolated, offline, in another folder, and without access to this
+    project. Raises ExportError when it does not load, or when its logits or its tokenizer differ.
     """
     tokens = _probe(student)
     answer = _load_elsewhere(folder, tokens)
     expected = student(tokens).logits
     if answer["text"].tolist() != list(tokenizer(PROBE_TEXT)["input_ids"]):
-        raise ExportError(f"export {folder.name}: the saved tokenizer reads {PROBE_TEXT!r} as other tokens")
+        raise ExportError(f"export {folder.name}: the saved tokenizer gives other tokens for {PROBE_TEXT!r}")
     if answer["logits"].shape != expected.shape:
-        raise ExportError(f"export {folder.name}: reloaded logits are {tuple(answer['logits'].shape)}")
+        shapes = f"{tuple(answer['logits'].shape)}, not {tuple(expected.shape)}"
+        raise ExportError(f"export {folder.name}: reloaded logits have the shape {shapes}")
     difference = float((answer["logits"].float() - expected.float()).abs().max())
     allowed = TOLERANCE * max(1.0, float(expected.abs().max()))
-    if not difference <= allowed:  # written so that nan is refused
+    if not difference <= allowed:  # written so that nan is refused too
         raise ExportError(
-            f"export {folder.name}: reloaded logits differ by up to {difference:.3g}, allowed are {allowed:.3g}"
+            f"export {folder.name}: reloaded logits differ by up to {difference:.3g}, the limit is {allowed:.3g}"
         )
     return difference
 
 
 def _probe(student: PreTrainedModel) -> Tensor:
-    """The same tokens for every student of a vocabulary, as many as its positions allow."""
+    """Random tokens that are the same for all students with this vocabulary, at most as long as their positions."""
     count, length = PROBE_SHAPE
     length = min(length, student.config.max_position_embeddings)
     generator = torch.Generator().manual_seed(0)
@@ -100,7 +101,7 @@ def _probe(student: PreTrainedModel) -> Tensor:
 
 
 def _load_elsewhere(folder: Path, tokens: Tensor) -> dict[str, Tensor]:
-    """What `trials/export/fresh_load.py` answers: "logits" (B, T, vocab) and the tokens of the probe "text"."""
+    """The answer of `trials/export/fresh_load.py`: "logits" (B, T, vocab), and "text", the tokens of `PROBE_TEXT`."""
     with tempfile.TemporaryDirectory() as away:
         request = Path(away) / "request.json"
         asked = {"folder": str(folder.resolve()), "stock": _carried_module(folder) is None, "text": PROBE_TEXT}
@@ -117,7 +118,7 @@ def _run(command: list[str], away: Path, name: str) -> None:
             command,
             cwd=away,
             env={**os.environ, **alone},
-            stdin=subprocess.DEVNULL,  # whoever asks a question gets no answer
+            stdin=subprocess.DEVNULL,  # a prompt, such as for trust_remote_code, fails at once instead of waiting
             capture_output=True,
             text=True,
             timeout=TIMEOUT,
@@ -130,7 +131,7 @@ def _run(command: list[str], away: Path, name: str) -> None:
 
 
 def _carried_module(folder: Path) -> str | None:
-    """The name of the modelling file that a checkpoint carries; None when transformers has its class."""
+    """The name of the modelling file in a checkpoint; None if transformers has the class."""
     config = json.loads((folder / "config.json").read_text("utf-8"))
     reference: str | None = config.get("auto_map", {}).get("AutoModelForCausalLM")
     return reference.partition(".")[0] if reference else None
@@ -147,5 +148,5 @@ def _check_replaceable(directory: Path) -> None:
     if not directory.is_dir() or present - known:
         foreign = min(present - known, default="it is a file")
         raise InputError(
-            f"output {directory}: not only an export ({foreign}), and it would be replaced; choose another folder"
+            f"output {directory}: holds more than an export ({foreign}) and would be replaced; choose another folder"
         )

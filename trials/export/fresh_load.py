@@ -1,6 +1,6 @@
-"""Run as a script by `trials.export.export`: load an exported checkpoint as a stranger would, without this project.
+"""A script that `trials.export.export` runs to load an exported checkpoint without this project, as other users will.
 
-It stands alone on purpose: torch, transformers, safetensors and the standard library.
+It imports only torch, transformers, safetensors and the standard library.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ OURS = {"nas", "trials", "search_spaces"}
 
 
 class _Blocker(MetaPathFinder):
-    """Makes this project unimportable, however it is installed."""
+    """Blocks imports of this project, however it is installed."""
 
     def find_spec(
         self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
@@ -28,15 +28,15 @@ class _Blocker(MetaPathFinder):
 
 
 def main(request: Path) -> None:
-    """Carry out ``request``, a JSON file, and write the logits and the tokens of its text beside it."""
+    """Load the checkpoint named in ``request``, a JSON file, and write its logits and tokens beside that file."""
     sys.meta_path.insert(0, _Blocker())
     import torch
     from safetensors.torch import save_file
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     asked = json.loads(request.read_text("utf-8"))
-    torch.set_num_threads(asked["threads"])  # the order of summation, and with it the last bits, depends on it
-    trust = {} if asked["stock"] else {"trust_remote_code": True}  # without it the tokenizer, too, stops to ask
+    torch.set_num_threads(asked["threads"])  # the order of summation, and thus the last bits, depends on it
+    trust = {} if asked["stock"] else {"trust_remote_code": True}  # also needed by the tokenizer, which asks otherwise
     model, loading = AutoModelForCausalLM.from_pretrained(asked["folder"], output_loading_info=True, **trust)
     if problems := {name: sorted(map(str, found)) for name, found in loading.items() if found}:
         raise ValueError(f"weights do not match the model: {problems}")

@@ -1,4 +1,4 @@
-"""The README.md that travels with an exported checkpoint."""
+"""The README.md of an exported checkpoint."""
 
 from __future__ import annotations
 
@@ -37,22 +37,22 @@ tokenizer = AutoTokenizer.from_pretrained("./{name}"{trust})
 - Distilled on {distilled}; text: {corpus}{compared}
 - Made by `{command}`
 - Loaded again in a fresh process, without the project that made it; largest difference between logits: {difference:.1e}
-- `manifest.json` holds the size and the sha256 of every file. No test set was read to choose this model.
+- `manifest.json` holds the size and the sha256 of every file. No test set was used to choose this model.
 """
 STOCK = "It is of a class that transformers ships and needs no code of its own."
 CUSTOM = (
-    "Its layers differ from what transformers' own class can express, so the folder carries one modelling file, "
-    "`{module}.py`, which `trust_remote_code=True` lets transformers run. Read it first: it is short."
+    "transformers' own class cannot express its layers, so the folder contains one modelling file, `{module}.py`. "
+    "`trust_remote_code=True` lets transformers run it. Read it first: it is short."
 )
 
 
 @dataclass(frozen=True)
 class ModelCard:
-    """What is said of an exported student.
+    """The content of the model card of an exported student.
 
-    ``teacher`` and ``corpus`` are as a reader would find them, ``budget`` and ``command`` as they were given.
-    Losses are mean nats per token on validation text; ``tokens`` is what the student was distilled on in its trial,
-    ``final_tokens`` what it was beyond that. ``comparison`` says how it stands to the next best.
+    ``teacher`` and ``corpus`` are names by which a reader can find them. ``budget`` and ``command`` are as the user
+    gave them. Losses are mean nats per token on validation text. ``tokens`` is the number of tokens distilled in the
+    trial, ``final_tokens`` those distilled after it. ``comparison`` compares the student with the next best.
     """
 
     teacher: str
@@ -69,7 +69,7 @@ class ModelCard:
     comparison: str = ""
 
     def render(self, name: str, module: str | None, difference: float) -> str:
-        """The text for a folder ``name``; ``module`` is the modelling file it carries, None for a stock class."""
+        """The text for a folder ``name``. ``module`` is the name of its modelling file, None for a stock class."""
         values = {key: value for key, value in vars(self).items() if key != "architecture"}
         return TEMPLATE.format(
             **values,

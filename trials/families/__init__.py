@@ -1,1 +1,1 @@
-"""Model families: what each kind of decoder looks like inside, and how it is cut."""
+"""Model families: the structure of each kind of decoder, and how it is cut."""

@@ -1,4 +1,4 @@
-"""What the rest of the project may ask of a model family; only the family's own file knows its module names."""
+"""The interface of a model family. Only the family's own file knows its module names."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from search_spaces.architecture import Architecture
 
 @dataclass(frozen=True, eq=False)
 class Kept:
-    """Which parts of a teacher stay, as ascending indices into the teacher's own order.
+    """The parts of a teacher that stay, as ascending indices in the teacher's order.
 
-    ``layers`` (depth,) and ``hidden`` (width,) are one choice for the network; ``heads``, ``kv_heads`` and ``mlp``
-    hold one index vector for each kept layer, first layer first. Heads are in the order of their key/value heads.
+    ``layers`` (depth,) and ``hidden`` (width,) are one choice for the network. ``heads``, ``kv_heads`` and ``mlp`` hold
+    one index vector for each kept layer, first layer first. Heads are in the order of their key/value heads.
     """
 
     layers: Tensor
@@ -34,39 +34,39 @@ class Kept:
 
 
 class Family(Protocol):
-    """One kind of decoder: how it is measured, where its activations are read, how it is cut and run.
+    """One kind of decoder: gives access to its parts, runs it, cuts it, and builds students.
 
     Every method is a pure function of its arguments. ``model`` is a teacher or a student of the family.
     """
 
     def build(self, config: PretrainedConfig, architecture: Architecture) -> PreTrainedModel:
-        """A student without weights - parameters on the meta device - for a teacher with ``config``.
+        """A student without weights (parameters on the meta device) for a teacher with ``config``.
 
-        It is of the stock class when `ModelShape.is_stock` says so, otherwise of the family's custom class.
+        It has the stock class if `ModelShape.is_stock` is true, otherwise the family's custom class.
         """
         ...
 
     def cut(self, model: PreTrainedModel, kept: Kept) -> dict[str, Tensor]:
-        """The student's weights by name: copies of slices of the teacher's; tied weights once."""
+        """The student's weights by name, copied from slices of the teacher's; tied weights once."""
         ...
 
     def layers(self, model: PreTrainedModel) -> Sequence[nn.Module]:
-        """The decoder layers, first to last; each maps its first argument (B, T, hidden) to a tensor like it.
+        """The decoder layers, first to last. Each maps its first argument (B, T, hidden) to a tensor of that shape.
 
-        What a layer gives is what it reads, plus what `attention_output` gives, plus what `mlp_output` gives.
+        The output of a layer is its input plus the outputs of `attention_output` and `mlp_output`.
         """
         ...
 
     def norms(self, model: PreTrainedModel) -> Sequence[nn.Module]:
-        """Every normalisation of the residual stream, the final one included; outputs are (B, T, hidden)."""
+        """Every norm of the residual stream, the final norm last; outputs are (B, T, hidden)."""
         ...
 
     def readers(self, layer: nn.Module) -> Sequence[tuple[nn.Module, Sequence[nn.Module]]]:
-        """Each norm of a layer with the projections that read what it gives."""
+        """Each norm of a layer, with the projections that read its output."""
         ...
 
     def embeddings(self, model: PreTrainedModel) -> Sequence[nn.Module]:
-        """Whatever the stream begins with as their sum; weights are (entries, hidden)."""
+        """The embeddings whose sum is the initial stream; weights are (entries, hidden)."""
         ...
 
     def attention_output(self, layer: nn.Module) -> nn.Module:
@@ -78,10 +78,9 @@ class Family(Protocol):
         ...
 
     def backbone(self, model: PreTrainedModel, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Hidden states after the final normalisation, (B, T, hidden), of ``tokens`` (B, T).
+        """Hidden states after the final norm, (B, T, hidden), of ``tokens`` (B, T).
 
-        ``mask`` (B, T, bool) is False at padding, on either side: padding is not attended to and counts for
-        no position.
+        ``mask`` (B, T, bool) is False at padding, on either side. Padding is not attended to and takes up no position.
         """
         ...
 
@@ -90,17 +89,17 @@ class Family(Protocol):
         ...
 
 
-# What the student's configuration does not take from the teacher's: it is said anew when the student is saved.
+# Values of a teacher's configuration that the student does not inherit. Saving the student sets them anew.
 NOT_INHERITED = ("model_type", "architectures", "transformers_version", "_name_or_path", "auto_map")
 
 
 def inherited(config: PretrainedConfig, *but: str) -> dict[str, object]:
-    """The values of a teacher's configuration that a student starts from, without those named in ``but``."""
+    """The values of a teacher's configuration that a student inherits, without those named in ``but``."""
     return {name: value for name, value in config.to_dict().items() if name not in (*NOT_INHERITED, *but)}
 
 
 def without_weights(make: Callable[[], PreTrainedModel]) -> PreTrainedModel:
-    """The model of ``make`` with its parameters on the meta device, tied, and its buffers as they should be."""
+    """The model of ``make`` with tied parameters on the meta device and real buffers."""
     with torch.device("meta"), no_init_weights():  # even on meta, drawing numbers takes 0.3 s for gpt2-medium
         model = make()
     for name, module in list(model.named_modules()):
@@ -113,17 +112,17 @@ def without_weights(make: Callable[[], PreTrainedModel]) -> PreTrainedModel:
 
 
 def channels(heads: Tensor, head_dim: int) -> Tensor:
-    """The places (heads * head_dim,) of whole ``heads`` among the concatenated ones."""
+    """The channels (heads * head_dim,) of ``heads`` among the concatenated heads."""
     return (heads[:, None] * head_dim + torch.arange(head_dim, device=heads.device)).flatten()
 
 
 def cut_layer(
     layer: nn.Module, cuts: Mapping[str, tuple[str, str]], kept: Mapping[str, Tensor], *, inputs_first: bool = False
 ) -> Iterator[tuple[str, Tensor]]:
-    """Every parameter of ``layer`` by its name, cut to what is ``kept``.
+    """Yields every parameter of ``layer`` by name, cut to the indices ``kept``.
 
-    ``cuts`` names for each submodule the (outputs, inputs) that its weight maps between; a vector is cut by the
-    outputs, and "" is not cut. ``inputs_first`` is for weights kept as (inputs, outputs), as Conv1D does.
+    ``cuts`` names the axes (outputs, inputs) of each submodule's weight; "" is not cut. A vector is cut by the outputs.
+    ``inputs_first`` is for weights stored as (inputs, outputs), as in Conv1D.
     """
     for name, parameter in layer.named_parameters():
         outputs, inputs = cuts[name.rpartition(".")[0]]
@@ -135,19 +134,19 @@ def cut_layer(
 
 
 def matrix_of(projection: nn.Module) -> Tensor:
-    """The weight of a projection as (outputs, inputs), a view that can be written to."""
+    """The weight of a projection as (outputs, inputs), a writable view."""
     weight: Tensor = projection.get_parameter("weight")
     return weight.T if isinstance(projection, Conv1D) else weight
 
 
 def bias_of(module: nn.Module) -> Tensor | None:
-    """What a projection or a norm adds, if it does."""
+    """The bias of a projection or a norm, or None."""
     return dict(module.named_parameters(recurse=False)).get("bias")
 
 
 @contextmanager
 def fused_gelu(*models: nn.Module) -> Iterator[None]:
-    """While open, ``gelu_new`` in ``models`` is torch's own: the same but for rounding, one kernel for eight."""
+    """While open, ``models`` use torch's own ``gelu_new``: one kernel instead of eight, equal up to rounding."""
     places = [
         (module, name, child)
         for module in chain.from_iterable(model.modules() for model in models)
@@ -164,18 +163,18 @@ def fused_gelu(*models: nn.Module) -> Iterator[None]:
 
 
 def compile_layers(family: Family, model: PreTrainedModel) -> None:
-    """Have every decoder layer of ``model`` compiled when it first runs; layers of one shape share the code."""
+    """Compile every decoder layer of ``model`` at its first run. Layers of equal shape share the compiled code."""
     for layer in family.layers(model):
         layer.compile()
 
 
 def centres(norm: nn.Module) -> bool:
-    """Whether a norm takes the mean of all channels away, as LayerNorm does and RMSNorm does not."""
+    """Whether a norm subtracts the mean of all channels. LayerNorm does; RMSNorm does not."""
     return isinstance(norm, nn.LayerNorm)
 
 
 def positions_of(mask: Tensor | None) -> dict[str, Tensor]:
-    """A model's arguments for ``mask`` (B, T): positions count the real tokens only, so left padding shifts none."""
+    """A model's arguments for ``mask`` (B, T). Positions count real tokens only, so left padding shifts none."""
     if mask is None:
         return {}
     return {"attention_mask": mask.long(), "position_ids": (mask.long().cumsum(dim=1) - 1).clamp(min=0)}

@@ -1,4 +1,4 @@
-"""GPT-2: the one file that knows its module names, for stock models and for ours with sizes by layer."""
+"""GPT-2: the only file that knows its module names, for stock models and for our models with sizes by layer."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class GPT2:
     """`trials.families.Family` for models of type ``gpt2``."""
 
     def build(self, config: GPT2Config, architecture: Architecture) -> PreTrainedModel:
-        """An empty student on the meta device, stock or custom; the rest of its configuration is the teacher's."""
+        """An empty student on the meta device, stock or custom. It inherits the rest of the teacher's configuration."""
         shape = shape_of(config)
         shape.check(architecture)
         values = inherited(config) | {"n_layer": architecture.depth, "n_embd": architecture.hidden}
@@ -43,7 +43,7 @@ class GPT2:
         return PrunedGPT2LMHeadModel(PrunedGPT2Config(head_dim=shape.head_dim, **sizes, **values))
 
     def cut(self, model: GPT2LMHeadModel, kept: Kept) -> dict[str, Tensor]:
-        """Slices of the teacher by the student's parameter names."""
+        """Slices of the teacher's weights by the student's parameter names."""
         body, shape = model.transformer, shape_of(model.config)
         state = {
             "transformer.wte.weight": body.wte.weight.index_select(1, kept.hidden),
@@ -54,7 +54,7 @@ class GPT2:
         for place, layer in enumerate(kept.layers.tolist()):
             heads = channels(kept.heads[place], shape.head_dim)
             parts = {"hidden": kept.hidden, "heads": heads, "mlp": kept.mlp[place]}
-            # c_attn holds q, k and v side by side, each of all heads.
+            # c_attn holds q of all heads, then k, then v.
             parts["qkv"] = torch.cat([heads + part * shape.heads * shape.head_dim for part in range(3)])
             for name, weight in cut_layer(body.h[layer], CUTS, parts, inputs_first=True):
                 state[f"transformer.h.{place}.{name}"] = weight
@@ -72,12 +72,12 @@ class GPT2:
         return [*(norm for pair in pairs for norm in pair), model.transformer.ln_f]
 
     def readers(self, layer: nn.Module) -> Sequence[tuple[nn.Module, Sequence[nn.Module]]]:
-        """``c_attn`` behind ln_1, ``c_fc`` behind ln_2."""
+        """``c_attn`` reads ln_1; ``c_fc`` reads ln_2."""
         pairs = (("ln_1", "attn.c_attn"), ("ln_2", "mlp.c_fc"))
         return [(layer.get_submodule(norm), [layer.get_submodule(reader)]) for norm, reader in pairs]
 
     def embeddings(self, model: GPT2LMHeadModel) -> Sequence[nn.Module]:
-        """Of tokens and of positions."""
+        """The token and position embeddings."""
         return [model.transformer.wte, model.transformer.wpe]
 
     def attention_output(self, layer: nn.Module) -> nn.Module:
@@ -94,6 +94,6 @@ class GPT2:
         return states
 
     def output_weight(self, model: GPT2LMHeadModel) -> Tensor:
-        """``lm_head``, which is the token embedding when they are tied."""
+        """The weight of ``lm_head``, which is the token embedding if they are tied."""
         weight: Tensor = model.lm_head.weight
         return weight

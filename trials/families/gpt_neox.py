@@ -1,4 +1,4 @@
-"""GPT-NeoX, of which the Pythia models are: the one file that knows its module names."""
+"""GPT-NeoX, the family of the Pythia models: the only file that knows its module names."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class GPTNeoX:
     """`trials.families.Family` for models of type ``gpt_neox``."""
 
     def build(self, config: GPTNeoXConfig, architecture: Architecture) -> PreTrainedModel:
-        """An empty student on the meta device, stock or custom; the rest of its configuration is the teacher's."""
+        """An empty student on the meta device, stock or custom. It inherits the rest of the teacher's configuration."""
         shape = shape_of(config)
         shape.check(architecture)
         values: dict[str, Any] = inherited(config)
@@ -44,7 +44,7 @@ class GPTNeoX:
         return PrunedGPTNeoXForCausalLM(PrunedGPTNeoXConfig(head_dim=shape.head_dim, **sizes, **plain))
 
     def cut(self, model: GPTNeoXForCausalLM, kept: Kept) -> dict[str, Tensor]:
-        """Slices of the teacher by the student's parameter names."""
+        """Slices of the teacher's weights by the student's parameter names."""
         body, shape = model.gpt_neox, shape_of(model.config)
         state = {
             "gpt_neox.embed_in.weight": body.embed_in.weight.index_select(1, kept.hidden),
@@ -54,7 +54,7 @@ class GPTNeoX:
         for place, layer in enumerate(kept.layers.tolist()):
             heads = kept.heads[place]
             parts = {"hidden": kept.hidden, "heads": channels(heads, shape.head_dim), "mlp": kept.mlp[place]}
-            parts["qkv"] = channels(heads, 3 * shape.head_dim)  # q, k and v of one head stand together
+            parts["qkv"] = channels(heads, 3 * shape.head_dim)  # q, k and v of one head are adjacent
             for name, weight in cut_layer(body.layers[layer], CUTS, parts):
                 state[f"gpt_neox.layers.{place}.{name}"] = weight
         if not shape.tied:
@@ -71,7 +71,7 @@ class GPTNeoX:
         return [*(norm for pair in pairs for norm in pair), model.gpt_neox.final_layer_norm]
 
     def readers(self, layer: nn.Module) -> Sequence[tuple[nn.Module, Sequence[nn.Module]]]:
-        """``query_key_value`` behind the first norm, ``dense_h_to_4h`` behind the second."""
+        """``query_key_value`` reads the first norm; ``dense_h_to_4h`` reads the second."""
         pairs = (
             ("input_layernorm", "attention.query_key_value"),
             ("post_attention_layernorm", "mlp.dense_h_to_4h"),
@@ -79,7 +79,7 @@ class GPTNeoX:
         return [(layer.get_submodule(norm), [layer.get_submodule(reader)]) for norm, reader in pairs]
 
     def embeddings(self, model: GPTNeoXForCausalLM) -> Sequence[nn.Module]:
-        """Of tokens."""
+        """The token embedding."""
         return [model.gpt_neox.embed_in]
 
     def attention_output(self, layer: nn.Module) -> nn.Module:
@@ -96,6 +96,6 @@ class GPTNeoX:
         return states
 
     def output_weight(self, model: GPTNeoXForCausalLM) -> Tensor:
-        """``lm_head``, which is the token embedding when they are tied."""
+        """The weight of ``lm_head``, which is the token embedding if they are tied."""
         weight: Tensor = model.lm_head.weight
         return weight

@@ -1,7 +1,7 @@
-"""Llama-style decoders - llama, mistral, qwen2, qwen3: the one file that knows their module names.
+"""Llama-style decoders (llama, mistral, qwen2, qwen3): the only file that knows their module names.
 
-They differ in biases, in norms of queries and keys, and in what their configurations call things; one class each
-says which transformers classes it is made of, and the rest is read from the configuration.
+They differ in biases, in norms of queries and keys, and in the names in their configurations. One `LlamaStyle` for each
+names its transformers classes. Everything else comes from the configuration.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ CUTS = {
     "self_attn.q_proj": ("heads", "hidden"),
     "self_attn.k_proj": ("kv_heads", "hidden"),
     "self_attn.v_proj": ("kv_heads", "hidden"),
-    "self_attn.q_norm": ("", ""),  # of one head, shared by all of them
+    "self_attn.q_norm": ("", ""),  # one head long, shared by all heads
     "self_attn.k_norm": ("", ""),
     "self_attn.o_proj": ("hidden", "heads"),
     "post_attention_layernorm": ("hidden", ""),
@@ -49,16 +49,17 @@ CUTS = {
 
 @dataclass(frozen=True)
 class LlamaStyle:
-    """`trials.families.Family` for one model type: ``stock`` is transformers' class, ``custom`` ours by layer."""
+    """`trials.families.Family` for one model type. ``stock`` is transformers' class; ``custom`` has sizes by layer."""
 
     stock: type[PreTrainedModel]
     custom: type[PreTrainedModel]
 
     def build(self, config: PretrainedConfig, architecture: Architecture) -> PreTrainedModel:
-        """An empty student on the meta device, stock or custom; the rest of its configuration is the teacher's.
+        """An empty student on the meta device, stock or custom. It inherits the rest of the teacher's configuration.
 
-        transformers refuses a ``llama`` whose hidden size is no multiple of its heads, though nothing in it needs
-        that. Such a student is a ``mistral`` without a window: the same computation with the same weight names.
+        transformers rejects a ``llama`` whose hidden size is not a multiple of its heads, although the computation does
+        not need that. Such a student becomes a ``mistral`` without a sliding window, which has the same computation and
+        the same weight names.
         """
         shape = shape_of(config)
         shape.check(architecture)
@@ -83,7 +84,7 @@ class LlamaStyle:
         return self.stock(self.stock.config_class(**values))
 
     def cut(self, model: PreTrainedModel, kept: Kept) -> dict[str, Tensor]:
-        """Slices of the teacher by the student's parameter names."""
+        """Slices of the teacher's weights by the student's parameter names."""
         body, shape = model.model, shape_of(model.config)
         state = {
             "model.embed_tokens.weight": body.embed_tokens.weight.index_select(1, kept.hidden),
@@ -112,13 +113,13 @@ class LlamaStyle:
         return [*(norm for pair in pairs for norm in pair), model.model.norm]
 
     def readers(self, layer: nn.Module) -> Sequence[tuple[nn.Module, Sequence[nn.Module]]]:
-        """Queries, keys and values behind the first norm, gate and up behind the second."""
+        """Queries, keys and values read the first norm; gate and up read the second."""
         attention = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
         pairs = (("input_layernorm", attention), ("post_attention_layernorm", ("mlp.gate_proj", "mlp.up_proj")))
         return [(layer.get_submodule(norm), [layer.get_submodule(one) for one in readers]) for norm, readers in pairs]
 
     def embeddings(self, model: PreTrainedModel) -> Sequence[nn.Module]:
-        """Of tokens."""
+        """The token embedding."""
         return [model.model.embed_tokens]
 
     def attention_output(self, layer: nn.Module) -> nn.Module:
@@ -135,7 +136,7 @@ class LlamaStyle:
         return states
 
     def output_weight(self, model: PreTrainedModel) -> Tensor:
-        """``lm_head``, which is the token embedding when they are tied."""
+        """The weight of ``lm_head``, which is the token embedding if they are tied."""
         weight: Tensor = model.lm_head.weight
         return weight
 

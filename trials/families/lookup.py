@@ -21,5 +21,5 @@ FAMILIES: dict[str, Family] = {
 
 
 def family_of(config: PretrainedConfig) -> Family:
-    """The family of a teacher with ``config``. Raises InputError as `trials.families.shapes.shape_of`."""
+    """The family of a teacher with ``config``. Raises InputError as `trials.families.shapes.shape_of` does."""
     return FAMILIES[shape_of(config).family]

@@ -1,6 +1,6 @@
-"""GPT-2 with its own number of heads and MLP neurons in each layer, and a width free of both.
+"""GPT-2 whose number of heads and MLP neurons differs by layer and does not depend on the width.
 
-This file is the whole model: exported checkpoints carry a copy of it, so it imports torch and transformers only.
+This file is complete: exported checkpoints contain a copy of it, so it imports torch and transformers only.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from transformers.pytorch_utils import Conv1D
 class PrunedGPT2Config(GPT2Config):  # type: ignore[misc]
     """A GPT-2 configuration with sizes by layer.
 
-    ``head_dim`` is the width of one head; ``layer_heads`` and ``layer_mlp`` hold the heads and the MLP neurons of
-    each of the ``n_layer`` layers. Left out, they are what plain GPT-2 has.
+    ``head_dim`` is the width of one head. ``layer_heads`` and ``layer_mlp`` hold the heads and the MLP neurons of each
+    of the ``n_layer`` layers. The defaults are plain GPT-2's.
     """
 
     model_type = "pruned_gpt2"
@@ -70,7 +70,7 @@ class PrunedGPT2Model(GPT2Model):  # type: ignore[misc]
     _no_split_modules = ("PrunedGPT2Block",)
 
     def __init__(self, config: PrunedGPT2Config) -> None:
-        super(GPT2Model, self).__init__(config)  # not GPT2Model's own, which would build stock layers
+        super(GPT2Model, self).__init__(config)  # skips GPT2Model's own __init__, which would build stock layers
         self.embed_dim = config.n_embd
         self.wte = nn.Embedding(config.vocab_size, config.n_embd)
         self.wpe = nn.Embedding(config.n_positions, config.n_embd)
@@ -82,7 +82,7 @@ class PrunedGPT2Model(GPT2Model):  # type: ignore[misc]
 
 
 class PrunedGPT2LMHeadModel(GPT2LMHeadModel):  # type: ignore[misc]
-    """The causal language model; use it as any GPT-2."""
+    """The causal language model. Use it like any GPT-2."""
 
     config_class = PrunedGPT2Config
     _no_split_modules = ("PrunedGPT2Block",)
@@ -94,6 +94,6 @@ class PrunedGPT2LMHeadModel(GPT2LMHeadModel):  # type: ignore[misc]
         self.post_init()
 
 
-# Written into the configuration of every saved checkpoint, together with a copy of this file.
+# Every saved checkpoint refers to these classes in its configuration and contains a copy of this file.
 PrunedGPT2Config.register_for_auto_class()
 PrunedGPT2LMHeadModel.register_for_auto_class("AutoModelForCausalLM")

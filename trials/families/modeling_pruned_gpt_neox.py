@@ -1,6 +1,6 @@
-"""GPT-NeoX with its own number of heads and MLP neurons in each layer, and a width free of both.
+"""GPT-NeoX whose number of heads and MLP neurons differs by layer and does not depend on the width.
 
-This file is the whole model: exported checkpoints carry a copy of it, so it imports torch and transformers only.
+This file is complete: exported checkpoints contain a copy of it, so it imports torch and transformers only.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from transformers.models.gpt_neox.modeling_gpt_neox import GPTNeoXAttention, GPT
 class PrunedGPTNeoXConfig(GPTNeoXConfig):  # type: ignore[misc]
     """A GPT-NeoX configuration with sizes by layer.
 
-    ``head_dim`` is the width of one head; ``layer_heads`` and ``layer_mlp`` hold the heads and the MLP neurons of
-    each layer. The plain num_attention_heads is 1 and says nothing here: transformers would refuse one that does
-    not divide the hidden size.
+    ``head_dim`` is the width of one head. ``layer_heads`` and ``layer_mlp`` hold the heads and the MLP neurons of each
+    layer. num_attention_heads is always 1 and has no meaning here, because transformers rejects a number that does not
+    divide the hidden size.
     """
 
     model_type = "pruned_gpt_neox"
@@ -40,12 +40,12 @@ class PrunedGPTNeoXAttention(GPTNeoXAttention):  # type: ignore[misc]
 
 
 class PrunedGPTNeoXForCausalLM(GPTNeoXForCausalLM):  # type: ignore[misc]
-    """Use it as any GPT-NeoX: its layers are stock ones, each built to its own sizes."""
+    """The causal language model. Use it like any GPT-NeoX. Each layer is a stock layer with its own sizes."""
 
     config_class = PrunedGPTNeoXConfig
 
     def __init__(self, config: PrunedGPTNeoXConfig) -> None:
-        layers, config.num_hidden_layers = config.num_hidden_layers, 0  # without stock layers, which may not exist
+        layers, config.num_hidden_layers = config.num_hidden_layers, 0  # builds no stock layers, which may be invalid
         super().__init__(config)
         config.num_hidden_layers = layers
         self.gpt_neox.layers = nn.ModuleList([_layer(config, place) for place in range(layers)])
@@ -54,13 +54,13 @@ class PrunedGPTNeoXForCausalLM(GPTNeoXForCausalLM):  # type: ignore[misc]
 
 def _layer(config: PrunedGPTNeoXConfig, place: int) -> GPTNeoXLayer:
     own = copy.copy(config)
-    own.num_attention_heads = 1  # of the stock attention, which makes way for ours
+    own.num_attention_heads = 1  # for the stock attention, which is replaced below
     own.intermediate_size = config.layer_mlp[place]
     layer = GPTNeoXLayer(own, place)
     layer.attention = PrunedGPTNeoXAttention(config, place)
     return layer
 
 
-# Written into the configuration of every saved checkpoint, together with a copy of this file.
+# Every saved checkpoint refers to these classes in its configuration and contains a copy of this file.
 PrunedGPTNeoXConfig.register_for_auto_class()
 PrunedGPTNeoXForCausalLM.register_for_auto_class("AutoModelForCausalLM")

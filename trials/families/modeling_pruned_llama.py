@@ -1,6 +1,6 @@
-"""Llama-style decoders with their own number of heads, key/value heads and MLP neurons in each layer.
+"""Llama-style decoders whose number of heads, key/value heads and MLP neurons differs by layer.
 
-This file is the whole model: exported checkpoints carry a copy of it, so it imports torch and transformers only.
+This file is complete: exported checkpoints contain a copy of it, so it imports torch and transformers only.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from transformers import (
 
 @dataclass(kw_only=True)
 class SizesByLayer:
-    """What the configurations have in common: heads, key/value heads and MLP neurons of every layer, first to last.
+    """The common part of the configurations: heads, key/value heads and MLP neurons of every layer, first to last.
 
-    The plain configuration's num_attention_heads and num_key_value_heads are 1 and say nothing here: transformers
-    would refuse others that do not divide the hidden size.
+    num_attention_heads and num_key_value_heads are always 1 and have no meaning here, because transformers rejects
+    numbers that do not divide the hidden size.
     """
 
     layer_heads: list[int]
@@ -36,7 +36,7 @@ class SizesByLayer:
 
 
 class LayersBySize:
-    """What the models have in common: the layers of the stock model, each built to its own sizes."""
+    """The common part of the models: each layer is a stock layer with its own sizes."""
 
     def __init__(self, config: PretrainedConfig) -> None:
         super().__init__(config)  # type: ignore[call-arg]
@@ -79,30 +79,30 @@ class PrunedQwen3Config(SizesByLayer, Qwen3Config):  # type: ignore[misc]
 
 
 class PrunedLlamaForCausalLM(LayersBySize, LlamaForCausalLM):  # type: ignore[misc]
-    """Use it as any Llama."""
+    """The causal language model. Use it like any Llama."""
 
     config_class = PrunedLlamaConfig
 
 
 class PrunedMistralForCausalLM(LayersBySize, MistralForCausalLM):  # type: ignore[misc]
-    """Use it as any Mistral."""
+    """The causal language model. Use it like any Mistral."""
 
     config_class = PrunedMistralConfig
 
 
 class PrunedQwen2ForCausalLM(LayersBySize, Qwen2ForCausalLM):  # type: ignore[misc]
-    """Use it as any Qwen2."""
+    """The causal language model. Use it like any Qwen2."""
 
     config_class = PrunedQwen2Config
 
 
 class PrunedQwen3ForCausalLM(LayersBySize, Qwen3ForCausalLM):  # type: ignore[misc]
-    """Use it as any Qwen3."""
+    """The causal language model. Use it like any Qwen3."""
 
     config_class = PrunedQwen3Config
 
 
-# Written into the configuration of every saved checkpoint, together with a copy of this file.
+# Every saved checkpoint refers to these classes in its configuration and contains a copy of this file.
 for _config, _model in (
     (PrunedLlamaConfig, PrunedLlamaForCausalLM),
     (PrunedMistralConfig, PrunedMistralForCausalLM),

@@ -1,18 +1,21 @@
-"""The geometry of a model, by the ``model_type`` of its configuration, which is all that is read."""
+"""The shape of a model, from its configuration alone, by ``model_type``."""
 
 from __future__ import annotations
 
-from transformers import GPT2Config, GPTNeoXConfig, PretrainedConfig
+from typing import TYPE_CHECKING
 
 from search_spaces.errors import InputError
 from search_spaces.shape import ModelShape
 
-QKV_BIAS = {"qwen2"}  # types whose configuration does not say so
-HEAD_NORMS = {"qwen3": 2}  # norms of a head's queries and keys
+if TYPE_CHECKING:  # takes seconds to import, and the checks of a command line need none of it
+    from transformers import GPT2Config, GPTNeoXConfig, PretrainedConfig
+
+QKV_BIAS = {"qwen2"}  # model types that have these biases although their configuration does not say so
+HEAD_NORMS = {"qwen3": 2}  # number of norms on a head's queries and keys
 
 
 def shape_of(config: PretrainedConfig) -> ModelShape:
-    """The geometry of ``config``. Raises InputError when it cannot be pruned, naming the model types that can."""
+    """The shape of ``config``. Raises InputError that names the supported model types when it cannot be pruned."""
     try:
         read = SHAPES[config.model_type]
     except KeyError:
@@ -23,12 +26,14 @@ def shape_of(config: PretrainedConfig) -> ModelShape:
 
 
 def _gpt2(config: GPT2Config) -> ModelShape:
-    """The geometry of ``config``; InputError for cross-attention and for scores scaled by the layer's index."""
+    """The shape of ``config``. Raises InputError for cross-attention and for attention scaled by the layer index."""
     for option in ("add_cross_attention", "scale_attn_by_inverse_layer_idx"):
         if getattr(config, option):
             raise InputError(f"model with {option}=True: cannot be pruned; take a GPT-2 without it")
     if config.n_embd % config.n_head:
-        raise InputError(f"model with n_embd={config.n_embd}: not a multiple of its n_head={config.n_head}")
+        raise InputError(
+            f"model with n_embd={config.n_embd}: not a multiple of its n_head={config.n_head}; correct its config.json"
+        )
     return ModelShape(
         family="gpt2",
         layers=config.n_layer,
@@ -43,7 +48,7 @@ def _gpt2(config: GPT2Config) -> ModelShape:
 
 
 def _gpt_neox(config: GPTNeoXConfig) -> ModelShape:
-    """The geometry of ``config``."""
+    """The shape of ``config``."""
     return ModelShape(
         family="gpt_neox",
         layers=config.num_hidden_layers,
@@ -61,9 +66,11 @@ def _gpt_neox(config: GPTNeoXConfig) -> ModelShape:
 
 
 def _llama(config: PretrainedConfig) -> ModelShape:
-    """The geometry of ``config``; InputError when only some of its layers have a sliding window."""
+    """The shape of ``config``. Raises InputError when only some of its layers have a sliding window."""
     if len(kinds := set(getattr(config, "layer_types", None) or ["full_attention"])) > 1:
-        raise InputError(f"model with layer_types {sorted(kinds)}: cannot be pruned; take one whose layers are alike")
+        raise InputError(
+            f"model with layer_types {sorted(kinds)}: cannot be pruned; take one whose layers have the same type"
+        )
     biased, gated = getattr(config, "attention_bias", False), getattr(config, "mlp_bias", False)
     plain = config.model_type != "llama" or not (biased or gated)
     return ModelShape(

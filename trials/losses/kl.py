@@ -1,4 +1,4 @@
-"""The distillation loss over a whole vocabulary, without ever holding tokens x vocabulary numbers."""
+"""The distillation loss over a whole vocabulary, computed in chunks of tokens to bound memory."""
 
 from __future__ import annotations
 
@@ -13,29 +13,29 @@ from torch.nn import functional as F
 
 from trials.losses.precision import compiles
 
-# Per float32 tensor of chunk x vocabulary, of which about five are alive at once where nothing is compiled.
+# The size of one float32 tensor (chunk, vocabulary). About five such tensors exist at once without compilation.
 CHUNK_BYTES = {"cpu": 32 * 2**20, "cuda": 512 * 2**20}
-GRADIENT_CHUNKS = {"cpu": 1, "cuda": 4}  # as many rows together where a gradient is wanted: `gradient_chunk_tokens`
-ALIGNED = {"cpu": 1, "cuda": 64}  # logits of a token: tensor cores want rows of whole 16 bytes, best of whole 128
-NEVER = -3e4  # the logit of a token that is not there: exp gives 0, and the difference of two is finite
+GRADIENT_CHUNKS = {"cpu": 1, "cuda": 4}  # how many chunks are joined for losses with a gradient
+ALIGNED = {"cpu": 1, "cuda": 64}  # logits per token are padded to a multiple: tensor cores are fastest at 128 bytes
+NEVER = -3e4  # the logit of padding: its exp is 0, and differences of two such logits are finite
 
 log = logging.getLogger(__name__)
 
 
 def chunk_tokens(vocabulary: int, device: str) -> int:
-    """How many tokens to take at a time, so that one float32 row for each fits in `CHUNK_BYTES`.
+    """The number of tokens in a chunk, so that a float32 tensor (chunk, ``vocabulary``) fits in `CHUNK_BYTES`.
 
-    On CUDA a power of two, so that micro-batches are cut into equal chunks, whose shape is compiled once.
+    On CUDA it is a power of two, so that micro-batches split into equal chunks and their shape is compiled once.
     """
     most = max(1, CHUNK_BYTES[device] // (4 * vocabulary))
     return most if device == "cpu" else 2 ** (most.bit_length() - 1)
 
 
 def gradient_chunk_tokens(vocabulary: int, device: str) -> int:
-    """`chunk_tokens` of the losses that are trained on.
+    """`chunk_tokens` for losses with a gradient. Chunks are larger on CUDA.
 
-    The gradient of the output projection, (V, H) in float32, is read and written once a chunk: on an H200 chunks of
-    8,192 tokens for 2,048 make a step of gpt2-medium's student 4 % faster.
+    Every chunk reads and writes the gradient of the output projection, (V, H) in float32. On an H200, chunks of 8,192
+    instead of 2,048 tokens make a training step of gpt2-medium's student 4 % faster.
     """
     return GRADIENT_CHUNKS[device] * chunk_tokens(vocabulary, device)
 
@@ -46,13 +46,13 @@ def chunked_kl(
     """KL(teacher || student) of the next-token distributions at temperature 1, in mean nats per token.
 
     ``student_hidden`` (N, H_s) and ``teacher_hidden`` (N, H_t) are the inputs of the output projections
-    ``student_weight`` (V, H_s) and ``teacher_weight`` (V, H_t). Differentiable in the student's two tensors.
-    ``chunk`` tokens are worked on at a time; it bounds the memory and does not change the value.
+    ``student_weight`` (V, H_s) and ``teacher_weight`` (V, H_t). The loss is differentiable in the student's two
+    tensors. ``chunk`` tokens are processed at a time, which bounds memory and does not change the value.
 
     Forward KL on logits alone is Minitron's recipe (arXiv 2407.14679, section 3; Hinton et al., arXiv 1503.02531).
-    The gradient of a softmax is known in closed form, so it is computed with the loss, chunk by chunk, and only
-    (N, H) and (V, H) are kept: the idea of Liger Kernel's fused linear losses (arXiv 2410.10989).
-    Under autocast the products run in its format; softmax, loss and gradient sums are in float32.
+    The gradient of a softmax has a closed form. It is computed with the loss, chunk by chunk, so that only gradients
+    of shape (N, H) and (V, H) are kept. This is the idea of Liger Kernel's fused linear losses (arXiv 2410.10989).
+    Under autocast, matrix products run in its dtype; softmax, loss and gradient sums are in float32.
     """
     device, vocabulary, tokens = teacher_hidden.device.type, len(teacher_weight), len(teacher_hidden)
     target, target_weight = _in_autocast_dtype(teacher_hidden, teacher_weight)
@@ -68,12 +68,12 @@ def chunked_kl(
 def chunked_drawn_kl(
     student_hidden: Tensor, student_weight: Tensor, ids: Tensor, likelihoods: Tensor, chunk: int
 ) -> Tensor:
-    """`chunked_kl`, estimated from k tokens ``ids`` (N, k; int64) drawn from each distribution of the teacher.
+    """An unbiased estimate of `chunked_kl` from k tokens ``ids`` (N, k; int64) drawn from each teacher distribution.
 
-    ``likelihoods`` (N,) are the means over the k of the teacher's log-probabilities, in nats. With x_j drawn with
-    replacement from p, sum_j (log p(x_j) - log q(x_j)) / k has the mean KL(p || q), and its gradient that of the KL:
-    for the logits, q minus the share of the k that each token has (random sampling knowledge distillation, arXiv
-    2503.16870). The value of a single batch may be below 0.
+    ``likelihoods`` (N,) are the teacher's log-probabilities in nats, averaged over the k drawn tokens. For x_j drawn
+    from p with replacement, the expectation of sum_j (log p(x_j) - log q(x_j)) / k is KL(p || q). The expectation of
+    its gradient is the gradient of the KL. For the logits, the gradient is q minus each token's share of the k draws
+    (random sampling knowledge distillation, arXiv 2503.16870). The value of a single batch may be below 0.
     """
     one_chunk = _on(student_hidden.device.type, _one_drawn_chunk)
 
@@ -85,15 +85,15 @@ def chunked_drawn_kl(
 
 
 def chunked_cross_entropy(hidden: Tensor, weight: Tensor, ids: Tensor, chunk: int) -> Tensor:
-    """Cross-entropy with the tokens ``ids`` (N,; int64) in mean nats per token; as `chunked_kl` in all else.
+    """Cross-entropy with the tokens ``ids`` (N,; int64) in mean nats per token; otherwise as `chunked_kl`.
 
-    It is the divergence from what is sure of them.
+    It equals the KL divergence from distributions that give each token of ``ids`` probability 1.
     """
     return chunked_drawn_kl(hidden, weight, ids[:, None], hidden.new_zeros(len(ids), dtype=torch.float32), chunk)
 
 
 Compare = Callable[[slice, Tensor], tuple[Tensor, Tensor]]
-"""Of the rows of a chunk and a student's logits (n, V) there: the summed loss, and the mean's gradient for them."""
+"""Maps the rows of a chunk and the student's logits (n, V) to the summed loss and the mean loss's logit gradient."""
 
 
 class _Chunked(torch.autograd.Function):
@@ -135,13 +135,13 @@ def _in_autocast_dtype(*tensors: Tensor) -> tuple[Tensor, ...]:
 
 
 def _aligned(weight: Tensor) -> Tensor:
-    """``weight`` (V, H) with rows of zeros behind it, to a multiple of `ALIGNED`."""
+    """``weight`` (V, H), padded with rows of zeros to a multiple of `ALIGNED`."""
     lacking = -len(weight) % ALIGNED[weight.device.type]
     return F.pad(weight, (0, 0, 0, lacking)) if lacking else weight
 
 
 def _logits(states: Tensor, weight: Tensor, vocabulary: int) -> Tensor:
-    """Of ``states`` (n, H) and an `_aligned` ``weight``: (n, aligned V), `NEVER` from ``vocabulary`` on."""
+    """The logits (n, aligned V) of ``states`` (n, H) with an `_aligned` ``weight``; `NEVER` from ``vocabulary`` on."""
     logits = states @ weight.T
     if logits.shape[1] > vocabulary:
         logits[:, vocabulary:] = NEVER
@@ -153,7 +153,7 @@ OneChunk = Callable[..., tuple[Tensor, Tensor]]
 
 @lru_cache
 def _on(device: str, one_chunk: OneChunk) -> OneChunk:
-    """``one_chunk`` as it is to run there: compiled, two or three passes over the logits instead of about ten."""
+    """``one_chunk``, compiled if ``device`` allows it: two or three passes over the logits instead of about ten."""
     compiled, reason = compiles(device)
     if compiled:
         return torch.compile(one_chunk)
@@ -163,7 +163,7 @@ def _on(device: str, one_chunk: OneChunk) -> OneChunk:
 
 
 def _one_chunk(logits: Tensor, teacher_logits: Tensor, tokens: int) -> tuple[Tensor, Tensor]:
-    """The summed KL of one chunk of logits (n, V), and the gradient of its share in the mean over ``tokens``."""
+    """The summed KL of a chunk of logits (n, V), and the logit gradient of its part in the mean over ``tokens``."""
     own = torch.log_softmax(logits, dim=-1, dtype=torch.float32)
     target = torch.log_softmax(teacher_logits, dim=-1, dtype=torch.float32)
     probability = target.exp()
@@ -172,7 +172,7 @@ def _one_chunk(logits: Tensor, teacher_logits: Tensor, tokens: int) -> tuple[Ten
 
 
 def _one_drawn_chunk(logits: Tensor, ids: Tensor, likelihoods: Tensor, tokens: int) -> tuple[Tensor, Tensor]:
-    """The same from tokens ``ids`` (n, k) that the teacher drew, and their mean log-probabilities (n,)."""
+    """As `_one_chunk`, from drawn tokens ``ids`` (n, k) and the teacher's mean log-probabilities of them (n,)."""
     own = torch.log_softmax(logits, dim=-1, dtype=torch.float32)
     loss = likelihoods.sum() - own.gather(1, ids).mean(dim=1).sum()
     gradient = own.exp_()

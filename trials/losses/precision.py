@@ -1,4 +1,4 @@
-"""In which number format a device trains, and what is compiled there: the one place that decides, and says why."""
+"""Decides which number format a device trains in and whether it uses `torch.compile`, with the reasons."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import torch
 
 
 def training_precision(device: str) -> tuple[torch.dtype, str]:
-    """The format of matrix products in training on ``device`` ("cpu" or "cuda"), and the reason in words.
+    """The dtype of matrix products in training on ``device`` ("cpu" or "cuda"), and the reason in words.
 
-    bfloat16 where the hardware multiplies it; elsewhere it is emulated, several times slower than float32.
+    It is bfloat16 if the hardware multiplies it natively. Emulated bfloat16 is several times slower than float32.
     """
     if device == "cuda":
         native = torch.cuda.is_bf16_supported(including_emulation=False)
@@ -23,7 +23,7 @@ def training_precision(device: str) -> tuple[torch.dtype, str]:
 
 
 def autocast(device: str) -> torch.autocast:
-    """The context in which to run a training step on ``device``; weights and optimizer stay in float32."""
+    """The autocast context for a training step on ``device``. Weights and optimizer state stay in float32."""
     dtype, _ = training_precision(device)
     return torch.autocast(device, dtype=torch.bfloat16, enabled=dtype is torch.bfloat16)
 
@@ -31,16 +31,16 @@ def autocast(device: str) -> torch.autocast:
 def compiles(device: str) -> tuple[bool, str]:
     """Whether `torch.compile` is used on ``device``, and the reason in words.
 
-    On CUDA it makes one kernel of many that only move numbers.
+    On CUDA it fuses many memory-bound kernels into one.
     """
     if device == "cpu":
         return False, "nothing is compiled on a CPU"
     if importlib.util.find_spec("triton") is None:
-        return False, "nothing is compiled, which costs speed: there is no Triton beside this torch"
+        return False, "nothing is compiled, so training is slower: Triton is not installed"
     if not any(map(shutil.which, ("cc", "gcc", "clang"))):
-        return False, "nothing is compiled, which costs speed: Triton finds no C compiler (cc, gcc or clang)"
+        return False, "nothing is compiled, so training is slower: Triton needs a C compiler (cc, gcc or clang)"
     if not Path(sysconfig.get_path("include"), "Python.h").is_file():
-        return False, "nothing is compiled, which costs speed: Triton finds no Python.h (Debian's python3-dev)"
+        return False, "nothing is compiled, so training is slower: Triton needs Python.h (Debian: python3-dev)"
     return True, "losses are compiled by Triton"
 
 

@@ -1,4 +1,4 @@
-"""Losses on held-out text, window by window: how they are measured, and the one number that they come to."""
+"""Losses on validation text: measured window by window, and averaged to one number."""
 
 from __future__ import annotations
 
@@ -14,25 +14,24 @@ from torch import Tensor
 from trials.losses.kl import chunk_tokens
 from trials.losses.precision import autocast
 
-if TYPE_CHECKING:  # the code of models takes seconds to import, and whoever only reads losses needs none
+if TYPE_CHECKING:  # model code takes seconds to import, and processes that only read stored losses do not need it
     from transformers import PreTrainedModel
 
     from trials.families.base import Family
 
 BATCH_TOKENS = {"cpu": 2048, "cuda": 32768}
 
-# By the name of a validation text: the loss of each of its windows in nats per token, shape (n,).
+# Maps the name of a validation text to the loss of each of its windows in nats per token, shape (n,).
 WindowLosses = Mapping[str, NDArray[np.float64]]
-OF_TEXT = "val_loss/"  # before the name of a text: the metric that is the loss on it
 
 
 def mean_loss(losses: WindowLosses) -> float:
-    """The one number by which candidates are compared: the mean over texts, each counting alike, of their losses."""
+    """The loss that compares candidates: the mean over texts of their mean losses. Every text has the same weight."""
     return float(np.mean([one.mean() for one in losses.values()]))
 
 
 def text_losses(losses: WindowLosses) -> dict[str, float]:
-    """The mean loss on each text; nothing where there is one text alone, whose mean is all there is to say."""
+    """The mean loss on each text, by name; empty if there is only one text."""
     return {name: float(one.mean()) for name, one in losses.items()} if len(losses) > 1 else {}
 
 
@@ -49,14 +48,14 @@ def window_losses(
 ) -> NDArray[np.float64]:
     """Mean next-token cross-entropy of each of ``windows`` (n, length), in nats per predicted token, shape (n,).
 
-    Every window is read on its own, so each gives length - 1 predictions. ``batch`` windows are read at a time;
-    by default as many as make `BATCH_TOKENS`. In float32 on a CPU, where a bfloat16 forward moves the loss by more
-    than close candidates differ; on CUDA with the products in the training format.
+    Windows are independent, so each gives length - 1 predictions. ``batch`` windows are processed at a time; the
+    default is `BATCH_TOKENS` tokens. On a CPU the model runs in float32, because bfloat16 changes the loss by more than
+    close candidates differ. On CUDA matrix products run in the training dtype.
     """
     device = model.device.type
     batch = batch or max(1, BATCH_TOKENS[device] // windows.shape[1])
     losses: list[Tensor] = []
-    model.eval()  # and it stays so: dropout is never wanted here
+    model.eval()  # stays in eval mode afterwards, because this project never uses dropout
     for start in range(0, len(windows), batch):
         tokens = torch.from_numpy(windows[start : start + batch].astype(np.int64)).to(model.device)
         with torch.autocast(device, enabled=False) if device == "cpu" else autocast(device):
@@ -66,14 +65,14 @@ def window_losses(
 
 
 def _token_losses(model: PreTrainedModel, family: Family, tokens: Tensor) -> Tensor:
-    """Of ``tokens`` (B, T), the cross-entropy of all but the first of each row, (B, T - 1), in float32."""
+    """The cross-entropy of ``tokens`` (B, T) without the first of each row, (B, T - 1), in float32."""
     return state_losses(family.backbone(model, tokens), family.output_weight(model), tokens)
 
 
 def state_losses(states: Tensor, weight: Tensor, tokens: Tensor) -> Tensor:
-    """Cross-entropy in nats of all of ``tokens`` (B, T) but the first of each row, (B, T - 1), in float32.
+    """The cross-entropy in nats of ``tokens`` (B, T) without the first of each row, (B, T - 1), in float32.
 
-    ``states`` (B, T, H) are those behind the final normalisation, ``weight`` (V, H) is the output projection.
+    ``states`` (B, T, H) are the states after the final norm; ``weight`` (V, H) is the output projection.
     """
     hidden, targets = states[:, :-1].flatten(0, 1), tokens[:, 1:].flatten()
     losses = torch.empty(targets.shape, dtype=torch.float32, device=tokens.device)

@@ -1,1 +1,1 @@
-"""Pruning: importance scores, which parts stay, and the refit of what stays."""
+"""Pruning: scores importance, chooses the parts that stay, and refits them."""

@@ -1,4 +1,4 @@
-"""How much each layer, hidden channel, head and MLP neuron of the teacher matters, on calibration text."""
+"""Scores the importance of the teacher's layers, hidden channels, heads and MLP neurons on calibration text."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ BATCH = 4  # windows in one forward pass; bounds memory, changes no score
 
 @dataclass(frozen=True, eq=False)
 class ImportanceScores:
-    """Scores of one teacher, float32; higher matters more.
+    """The importance scores of one teacher, float32; a higher score is more important.
 
-    ``layers`` (L,), ``hidden`` (H,) - one ranking for the whole network -, ``heads`` (L, A), ``mlp`` (L, M). Those of
-    `compute_importance` are Minitron's, those of a search are of `load_importance`.
+    Shapes: ``layers`` (L,), ``hidden`` (H,), ``heads`` (L, A), ``mlp`` (L, M). ``hidden`` is one ranking for the whole
+    network. `compute_importance` gives Minitron's scores; `load_importance` gives those that a search uses.
     """
 
     layers: NDArray[np.float32]
@@ -63,21 +63,24 @@ def compute_importance(
 ) -> ImportanceScores:
     """Minitron's activation scores (arXiv 2407.14679, section 2.2; mean over tokens, L2 over windows).
 
-    ``windows`` (n, T) are token ids; ``mask`` (n, T) is False at padding, which is counted nowhere. Over windows b
-    with T_b real tokens t,
+    ``windows`` (n, T) are token ids. ``mask`` (n, T) is False at padding, which is not counted. For windows b with T_b
+    real tokens t,
 
-        score_i = sqrt( sum_b ( 1/T_b * sum_t |a_bti| )^2 )
+        score_i = sqrt( sum_b ( 1/T_b * sum_t |a_bti| )^2 ),
 
-    where a_bti is: for hidden channel i the output of a LayerNorm, the scores of all LayerNorms of the network
-    then being summed; for MLP neuron i its activation, the input of the MLP output projection; for head i the L2 norm
-    of its output, the input of the attention output projection. A layer scores its Block Importance,
-    1 - E_bt[cos(its input, its output)].
+    where a_bti is
 
-    ``model`` must be in eval mode. Raises InputError when it yields activations that are not finite.
+    - for hidden channel i: the output of a norm; the scores of all norms of the network are summed;
+    - for MLP neuron i: its activation, which is the input of the MLP output projection;
+    - for head i: the L2 norm of its output, which is the input of the attention output projection.
+
+    The score of a layer is its Block Importance, 1 - E_bt[cos(layer input, layer output)].
+
+    ``model`` must be in eval mode. Raises InputError when a score is not finite.
     """
     real = torch.ones_like(windows, dtype=torch.bool) if mask is None else mask.bool()
     collector = _Collector(shape_of(model.config).head_dim)
-    with _reading(model, family, collector):
+    with _hooked(model, family, collector):
         for start in range(0, len(windows), batch):
             part = slice(start, start + batch)
             collector.mask = real[part].to(model.device)
@@ -88,8 +91,9 @@ def compute_importance(
 def load_importance(teacher: Teacher, windows: NDArray[np.integer], cache: Cache) -> tuple[ImportanceScores, bool]:
     """The scores of ``teacher`` on calibration ``windows`` (n, T), and whether they came from the cache.
 
-    Layers are scored by `trials.prune.layer_order.removal_losses`, neurons by `trials.prune.neuron_order.elimination_losses`, which
-    leave the better students, docs/results.md; all others are Minitron's, see `compute_importance`.
+    Layers are scored by `trials.prune.layer_order.removal_losses` and neurons by
+    `trials.prune.neuron_order.elimination_losses`, because these scores give better students than Minitron's
+    (docs/lab/layers.md, docs/lab/heads-and-neurons.md). The other scores are those of `compute_importance`.
     """
     tokens = np.ascontiguousarray(windows, dtype=np.int64)
     key = digest(teacher.fingerprint, *tokens.shape, tokens.tobytes(), SCORING_VERSION)
@@ -99,11 +103,9 @@ def load_importance(teacher: Teacher, windows: NDArray[np.integer], cache: Cache
         family, text = family_of(teacher.model.config), torch.from_numpy(tokens)
         log.info("scoring heads on %s tokens", f"{text.numel():,}")
         scores = compute_importance(teacher.model, family, text)
-        log.info("ordering %d layers by the loss without them", teacher.shape.layers)
+        log.info("ranking %d layers for removal", teacher.shape.layers)
         layers = removal_losses(teacher.model, family, text)
-        log.info(
-            "ordering the %s neurons of each layer by what the others cannot make up for", f"{teacher.shape.mlp:,}"
-        )
+        log.info("ranking the %s neurons of each layer for removal", f"{teacher.shape.mlp:,}")
         mlp = elimination_losses(teacher.model, family, text)
         computed.append(replace(scores, layers=layers, mlp=mlp))
         computed[0].save(folder / SCORES_FILE)
@@ -114,7 +116,7 @@ def load_importance(teacher: Teacher, windows: NDArray[np.integer], cache: Cache
 
 @dataclass
 class _Collector:
-    """Running sums over windows, one float32 vector for each place that is read."""
+    """Running sums over windows: one float32 tensor for each hooked module."""
 
     head_dim: int
     mask: Tensor = field(default_factory=lambda: torch.empty(0))
@@ -123,19 +125,19 @@ class _Collector:
     tokens: dict[str, Tensor] = field(default_factory=dict)
 
     def add_norm(self, place: str, _: Tensor, channels: Tensor) -> None:
-        """Count the outputs (B, T, H) of a norm."""
+        """Add the outputs (B, T, H) of a norm."""
         self._add(place, channels.float().abs())
 
     def add_heads(self, place: str, heads: Tensor, _: Tensor) -> None:
-        """Count the inputs (B, T, A * head_dim) of an attention output projection, by the norm of each head."""
+        """Add the norm of each head from the inputs (B, T, A * head_dim) of an attention output projection."""
         self._add(place, heads.float().reshape(*heads.shape[:2], -1, self.head_dim).norm(dim=-1))
 
     def add_mlp(self, place: str, neurons: Tensor, _: Tensor) -> None:
-        """Count the inputs (B, T, M) of an MLP's output projection."""
+        """Add the inputs (B, T, M) of an MLP's output projection."""
         self._add(place, neurons.float().abs())
 
     def add_layer(self, place: str, before: Tensor, after: Tensor) -> None:
-        """Count the cosines between the inputs and the outputs (B, T, H) of a layer."""
+        """Add the cosines between the inputs and the outputs (B, T, H) of a layer."""
         cosines = cosine_similarity(before.float(), after.float(), dim=-1)
         _accumulate(self.cosines, place, cosines.masked_fill(~self.mask, 0).sum())
         _accumulate(self.tokens, place, self.mask.sum())
@@ -146,7 +148,7 @@ class _Collector:
         _accumulate(self.squares, place, means.square().sum(dim=0))
 
     def scores(self, layers: int) -> ImportanceScores:
-        """The finished scores. Raises InputError when one is not finite."""
+        """The scores from the sums so far. Raises InputError when one is not finite."""
         norms = [total.sqrt() for place, total in self.squares.items() if place.startswith("norm")]
         block = [1 - self.cosines[f"layer {layer}"] / self.tokens[f"layer {layer}"] for layer in range(layers)]
         scores = ImportanceScores(
@@ -170,16 +172,16 @@ def _array(values: Tensor) -> NDArray[np.float32]:
 
 
 @contextmanager
-def _reading(model: PreTrainedModel, family: Family, collector: _Collector) -> Iterator[None]:
-    """While open, every forward pass of ``model`` is counted by ``collector``."""
+def _hooked(model: PreTrainedModel, family: Family, collector: _Collector) -> Iterator[None]:
+    """While this context is open, ``collector`` receives the activations of every forward pass of ``model``."""
     handles = [
-        _watch(norm, partial(collector.add_norm, f"norm {number}")) for number, norm in enumerate(family.norms(model))
+        _hook(norm, partial(collector.add_norm, f"norm {number}")) for number, norm in enumerate(family.norms(model))
     ]
     for number, layer in enumerate(family.layers(model)):
         handles += [
-            _watch(layer, partial(collector.add_layer, f"layer {number}")),
-            _watch(family.attention_output(layer), partial(collector.add_heads, f"heads {number}")),
-            _watch(family.mlp_output(layer), partial(collector.add_mlp, f"mlp {number}")),
+            _hook(layer, partial(collector.add_layer, f"layer {number}")),
+            _hook(family.attention_output(layer), partial(collector.add_heads, f"heads {number}")),
+            _hook(family.mlp_output(layer), partial(collector.add_mlp, f"mlp {number}")),
         ]
     try:
         yield
@@ -188,5 +190,5 @@ def _reading(model: PreTrainedModel, family: Family, collector: _Collector) -> I
             handle.remove()
 
 
-def _watch(module: nn.Module, read: Callable[[Tensor, Tensor], None]) -> RemovableHandle:
-    return module.register_forward_hook(lambda _, inputs, output: read(inputs[0], output))
+def _hook(module: nn.Module, add: Callable[[Tensor, Tensor], None]) -> RemovableHandle:
+    return module.register_forward_hook(lambda _, inputs, output: add(inputs[0], output))

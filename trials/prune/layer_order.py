@@ -1,4 +1,7 @@
-"""Which layers can go: one after another, each time the one without which the loss rises least."""
+"""Ranks layers for removal.
+
+The search removes one layer at a time and always takes the one whose removal raises the loss least.
+"""
 
 from __future__ import annotations
 
@@ -16,22 +19,24 @@ from trials.families.base import Family
 from trials.losses.precision import autocast
 from trials.losses.window_losses import state_losses
 
-TOKENS = 2_048  # at most; docs/results.md
+TOKENS = 2_048  # at most; docs/lab/layers.md
 
 
 def removal_losses(model: PreTrainedModel, family: Family, windows: Tensor) -> NDArray[np.float32]:
-    """For each of L layers, the loss of ``model`` when it has gone as well as all that go before it; (L,).
+    """For each of L layers, the loss of ``model`` without it and without all layers removed before it; (L,).
 
-    In mean nats per token of ``windows`` (n, T), token ids, of which as many are read as make `TOKENS`, at least one,
-    in the format in which the device trains.
-    The order is greedy: of the layers that are left, the one without which the loss is lowest goes next. A loss that
-    is lower than that of fewer layers gone is raised to just above it, so that the order of the numbers is that in
-    which layers go, and of any depth the layers with the highest stay.
+    The loss is in mean nats per token, on the first windows of ``windows`` (n, T; token ids) up to `TOKENS` tokens, at
+    least one window, in the device's training dtype.
 
-    Nothing in front of a candidate is computed anew for it. And not all that are left are candidates: what a layer
-    adds to the loss when it goes is taken to be at least what it added when it was last tried, with more layers there,
-    so that those which even then were worse than the best so far need not be tried again (accelerated greedy, Minoux
-    1978). Greedy removal by the loss is SLEB's (arXiv 2402.09025), and Shortened LLaMA (2402.02834) has it in one shot.
+    The order is greedy: the next layer to go is the one whose removal gives the lowest loss. Losses are made strictly
+    increasing in the order of removal, so that a student of any depth keeps the layers with the highest values.
+
+    Two shortcuts save work. The layers before a candidate are not computed again. A candidate is skipped when its loss
+    increase at its last trial was no smaller than the best found so far, because increases are assumed not to shrink
+    while layers are removed (accelerated greedy, Minoux 1978).
+
+    Greedy removal by the loss follows SLEB (arXiv 2402.09025). Shortened LLaMA (arXiv 2402.02834) uses the same
+    criterion once for all layers.
     """
     tokens = windows[: max(1, TOKENS // windows.shape[1])].to(model.device)
     with autocast(model.device.type):
@@ -47,7 +52,7 @@ def removal_losses(model: PreTrainedModel, family: Family, windows: Tensor) -> N
 
 @dataclass
 class _Call:
-    """How the model calls a layer: everything but the stream."""
+    """A layer with the arguments of its call by the model, except the stream."""
 
     layer: nn.Module
     arguments: tuple[Any, ...]
@@ -59,7 +64,7 @@ class _Call:
 
 
 class _Remover:
-    """The layers that are ``kept``, what each reads, and those ``gone`` with the loss from then on."""
+    """The state of the search: the layers ``kept``, their inputs ``streams``, and ``gone``, pairs (layer, loss)."""
 
     @torch.inference_mode()
     def __init__(self, model: PreTrainedModel, family: Family, tokens: Tensor) -> None:
@@ -67,12 +72,12 @@ class _Remover:
         self.calls, self.streams = _traced(family.layers(model), lambda: family.backbone(model, tokens))
         self.kept = list(range(len(self.calls)))
         self.loss = self._loss_of(self.calls[-1](self.streams[-1]))
-        self.added = dict.fromkeys(self.kept, -np.inf)  # to the loss by each, when it was last tried
+        self.added = dict.fromkeys(self.kept, -np.inf)  # loss increase without each layer, when it was last tried
         self.gone: list[tuple[int, float]] = []
 
     @torch.inference_mode()
     def remove_one(self) -> None:
-        """Take out the layer without which the loss is lowest; of equal ones the earlier."""
+        """Remove the layer whose removal gives the lowest loss; the earlier of equal ones."""
         found: dict[int, float] = {}
         for layer in sorted(self.kept, key=self.added.__getitem__):
             if found and min(found.values()) <= self.loss + self.added[layer]:
@@ -86,7 +91,7 @@ class _Remover:
         del self.kept[place], self.streams[place]
 
     def _after(self, place: int, keep: bool = False) -> Tensor:
-        """The stream behind the last layer without the one at ``place``; ``keep`` what the layers behind it read."""
+        """The stream after the last layer, without the layer at ``place``. ``keep`` stores the new layer inputs."""
         stream = self.streams[place]
         for behind in range(place + 1, len(self.kept)):
             if keep:
@@ -99,15 +104,15 @@ class _Remover:
 
 
 def _traced(layers: Sequence[nn.Module], run: Callable[[], object]) -> tuple[list[_Call], list[Tensor]]:
-    """How ``run`` calls each of ``layers``, and the stream (n, T, H) that each reads."""
+    """The calls of ``layers`` in ``run``, and the input stream (n, T, H) of each."""
     calls: list[_Call] = []
     streams: list[Tensor] = []
 
-    def watch(layer: nn.Module, arguments: tuple[Any, ...], options: dict[str, Any]) -> None:
+    def hook(layer: nn.Module, arguments: tuple[Any, ...], options: dict[str, Any]) -> None:
         calls.append(_Call(layer, arguments[1:], options))
         streams.append(arguments[0])
 
-    handles = [layer.register_forward_pre_hook(watch, with_kwargs=True) for layer in layers]
+    handles = [layer.register_forward_pre_hook(hook, with_kwargs=True) for layer in layers]
     try:
         run()
     finally:

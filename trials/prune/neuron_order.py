@@ -1,4 +1,7 @@
-"""Which MLP neurons can go: one after another, each time the one that the others can best stand in for."""
+"""Ranks MLP neurons for removal.
+
+Removes one neuron of a layer at a time and always takes the one that the other neurons replace best.
+"""
 
 from __future__ import annotations
 
@@ -15,17 +18,18 @@ from trials.losses.precision import autocast
 from trials.prune.refit import RIDGE
 from trials.teacher.second_moments import second_moments
 
-TOKENS = 65_536  # at most; half as many leave worse students of mini, not of SmolLM2: docs/results.md
+# At most. Half as many tokens gave worse students of mini, but not of SmolLM2: docs/lab/heads-and-neurons.md.
+TOKENS = 65_536
 BATCH_TOKENS = 1_024  # in one forward pass; bounds memory
-MOMENT_BYTES = 4 * 2**30  # of second moments at a time: as many layers as fit are read in one pass, at least one
-COMPACT = 8  # times at least that what is left is moved together while all go
+MOMENT_BYTES = 4 * 2**30  # second moments held at a time; one pass over the text covers as many layers as fit
+COMPACT = 8  # the matrices are shrunk to the remaining neurons at least this many times
 
 
 def elimination_losses(model: PreTrainedModel, family: Family, windows: Tensor) -> NDArray[np.float32]:
-    """For each MLP neuron, what its layer has lost when it has gone as well as all that go before it; (L, M).
+    """For each MLP neuron, its layer's loss without it and without all neurons removed before it; (L, M).
 
-    See `eliminated`; the second moments are those on ``windows`` (n, T), token ids, of which as many are read as make
-    `TOKENS`, at least one, by the teacher as it is.
+    See `eliminated`. Second moments are measured in the intact teacher on the first windows of ``windows`` (n, T; token
+    ids) up to `TOKENS` tokens, at least one window.
     """
     text = windows[: max(1, TOKENS // windows.shape[1])]
     outputs = [family.mlp_output(layer) for layer in family.layers(model)]
@@ -41,18 +45,24 @@ def elimination_losses(model: PreTrainedModel, family: Family, windows: Tensor) 
 
 @torch.no_grad()
 def eliminated(second: Tensor, weight: Tensor, ridge: float = RIDGE) -> Tensor:
-    """The loss when each of n inputs of a projection ``weight`` (m, n) has gone as well as those before it; (n,).
+    """For each of n inputs of a projection, the loss without it and without all inputs removed before it; (n,).
 
-    ``second`` (n, n) are the second moments C of the inputs, about their mean where the projection has a bias. Of those
-    that are left the input goes next without which the loss is least when the weights of all others are refitted,
+    ``weight`` W (m, n) is the projection's weight.
+    ``second`` C (n, n) holds the second moments of the inputs x, about their mean if the projection has a bias. The
+    loss of a refitted weight V is
 
-        E |W x - V x|^2 + sum_i lambda_i |W_i - V_i|^2,   lambda_i = ridge * C_ii,   V_i = 0 for all that have gone,
+        E |W x - V x|^2 + sum_i lambda_i |W_i - V_i|^2,   lambda_i = ridge * C_ii,   V_i = 0 for removed inputs i.
 
-    as `trials.prune.refit.fitted` does, but for the ridge, of which each input has its own share: where a few have nearly all
-    of the mean square, one for all hides what the others are worth. Backward elimination by Optimal Brain Surgeon
-    (Hassibi and Stork 1993): with P the inverse of C + diag(lambda) over what is left, input i costs |V_i|^2 / P_ii,
-    the others take it over by V -= V_i P_i / P_ii, and P loses P_i P_i^T / P_ii; ZipLM (arXiv 2302.04089) removes
-    neurons so. Losses increase in the order in which inputs go, so that of any number those with the highest stay.
+    The next input to go is the one whose removal gives the lowest loss, when the weights of all others are refitted.
+    `trials.prune.refit.fitted` solves the same problem with one lambda for all inputs. Here each input has its own,
+    because a few inputs may have nearly all of the mean square, and a common lambda would then hide the others.
+
+    The method is backward elimination by Optimal Brain Surgeon (Hassibi and Stork 1993), as ZipLM (arXiv 2302.04089)
+    uses it for neurons. With P the inverse of C + diag(lambda) over the remaining inputs, removing input i costs
+    |V_i|^2 / P_ii. Then V -= V_i P_i / P_ii and P -= P_i P_i^T / P_ii.
+
+    Losses strictly increase in the order of removal, so that a student of any size keeps the inputs with the highest
+    losses.
     """
     count = len(second)
     sizes = second.double().diagonal().clamp(min=torch.finfo(torch.float32).tiny).sqrt()
@@ -76,13 +86,13 @@ def eliminated(second: Tensor, weight: Tensor, ridge: float = RIDGE) -> Tensor:
         fitted.addr_(fitted[:, out].clone(), share, alpha=-1)
         inverse.addr_(row, share, alpha=-1)
         gone[out] = True
-        inverse[out, out] = 1  # its row and column are 0 but for rounding, and it is never chosen again
+        inverse[out, out] = 1  # avoids a division by about 0; the input is masked and never chosen again
     return losses.float()
 
 
 @torch.no_grad()
 def _moments(model: PreTrainedModel, family: Family, text: Tensor, layers: range) -> dict[int, Tensor]:
-    """Of what the output projections of these ``layers`` read, by layer: (M, M), centred where there is a bias."""
+    """Second moments (M, M) of the inputs of the MLP output projections, by layer; centred where there is a bias."""
     sums: dict[int, Tensor] = {}
     products: dict[int, Tensor] = {}
 

@@ -1,4 +1,4 @@
-"""The teacher cut down to an architecture: the most important parts stay, in order, and make up for the others."""
+"""Prunes the teacher to an architecture: keeps the most important parts in order and refits them."""
 
 from __future__ import annotations
 
@@ -26,13 +26,14 @@ from trials.teacher.streams import Streams
 def prune(
     teacher: PreTrainedModel, scores: ImportanceScores, architecture: Architecture, streams: Streams | None = None
 ) -> PreTrainedModel:
-    """A student of ``architecture`` made of slices of ``teacher``, which shares no memory with it.
+    """A student of ``architecture`` cut from ``teacher``. The two share no memory.
 
-    Layers, hidden channels (one choice for the whole network), heads and MLP neurons stay by their ``scores``;
-    of equal ones the earlier stays. Without ``streams`` all weights are the teacher's own. With them, and unless
-    nothing is cut, the principal components of the stream stay instead of its channels (`trials.prune.rotate`), and the
-    output projections are fitted to it (`trials.prune.refit`). Dtype and device are the teacher's. The student is in eval
-    mode and its parameters want gradients.
+    Layers, hidden channels (one choice for the whole network), heads and MLP neurons with the highest ``scores`` stay;
+    the earlier of equal ones stays. Without ``streams``, all weights are slices of the teacher's. With ``streams``,
+    the principal components of the stream stay instead of its channels (`trials.prune.rotate`), and the output
+    projections are refitted (`trials.prune.refit`). An ``architecture`` equal to the teacher's is a plain copy.
+
+    Dtype and device are the teacher's. The student is in eval mode and its parameters require gradients.
 
     Raises InputError when ``architecture`` exceeds the teacher.
     """
@@ -66,8 +67,8 @@ def _refitted(
 def student_from(config: PretrainedConfig, architecture: Architecture, state: Mapping[str, Tensor]) -> PreTrainedModel:
     """A student in eval mode whose parameters are the tensors of ``state`` themselves, not copies.
 
-    ``config`` is the teacher's; ``state`` is by parameter name, as `Family.cut` or a safetensors file gives it:
-    tied weights once or twice. Raises ValueError when a tensor is missing, unknown or of another size.
+    ``config`` is the teacher's. ``state`` maps parameter names to tensors, as from `Family.cut` or a safetensors file;
+    tied weights may occur once or twice. Raises ValueError when a tensor is missing, unknown or of another size.
     """
     student = family_of(config).build(config, architecture)
     try:
@@ -79,17 +80,17 @@ def student_from(config: PretrainedConfig, architecture: Architecture, state: Ma
     if empty := [name for name, tensor in tensors if tensor.is_meta]:
         raise ValueError(f"weights for architecture {architecture.key} lack {empty[0]}")
     if unknown:
-        raise ValueError(f"weights for architecture {architecture.key} have {unknown[0]}, which it does not")
+        raise ValueError(f"weights for architecture {architecture.key} have an unknown tensor {unknown[0]}")
     student.config.dtype = student.dtype
-    return student.to(student.device).eval()  # buffers go where the weights are
+    return student.to(student.device).eval()  # moves the buffers to the device of the weights
 
 
 def choose(
     scores: ImportanceScores, architecture: Architecture, group: int = 1, device: torch.device | None = None
 ) -> Kept:
-    """The parts that stay: for each axis the highest scores, as ascending indices on ``device``.
+    """The parts with the highest scores on each axis, as ascending indices on ``device``.
 
-    ``group`` heads of the teacher share one key/value head, and groups stay whole: see `_best_groups`.
+    ``group`` heads of the teacher share one key/value head. `_best_groups` chooses among them.
     """
     layers = _top(scores.layers, architecture.depth)
     sizes = zip(layers.tolist(), architecture.heads, architecture.kv_heads, strict=True)
@@ -105,17 +106,17 @@ def choose(
 
 
 def _top(values: NDArray[np.float32], count: int) -> NDArray[np.int64]:
-    """The places of the highest of ``values`` (n,), ascending; of equal ones the earlier."""
+    """The indices of the ``count`` highest of ``values`` (n,), ascending; the earlier of equal ones."""
     return np.sort(np.argsort(-values, kind="stable")[:count])
 
 
 def _best_groups(
     scores: NDArray[np.float32], kv_heads: int, members: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Heads and key/value heads that stay of ``scores`` (kv_heads, group): ``members`` heads in each kept group.
+    """The heads and key/value heads that stay, from ``scores`` (kv_heads, group).
 
-    The choice with the highest sum of kept scores: the best members of each group, and the groups whose best
-    members have most.
+    ``kv_heads`` groups stay, each with ``members`` heads. The choice has the highest sum of scores: the best members
+    of each group, and the groups whose best members have the highest sum.
     """
     best = np.stack([_top(one, members) for one in scores])
     groups = _top(np.take_along_axis(scores, best, axis=1).sum(axis=1), kv_heads)

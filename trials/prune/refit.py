@@ -1,4 +1,4 @@
-"""Output projections fitted anew after pruning: what is left of a model takes over what it can of what is gone."""
+"""Refits the output projections of a pruned model by least squares, so that it replaces what was removed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from trials.prune.rotate import Rotation
 from trials.teacher.second_moments import second_moments
 from trials.teacher.streams import Streams
 
-RIDGE = 0.1  # of the mean variance of a projection's inputs, on the diagonal; docs/results.md
+RIDGE = 0.1  # as a share of the mean variance of a projection's inputs; docs/lab/refit.md
 
 
 @torch.no_grad()
@@ -29,21 +29,22 @@ def refit(
     rotation: Rotation | None = None,
     ridge: float = RIDGE,
 ) -> None:
-    """Bring the residual stream of ``student`` back to its teacher's, layer by layer.
+    """Change the output projections of ``student`` in place, so that its residual stream comes close to the teacher's.
 
-    Its layers are the teacher's number ``kept``, its stream is the teacher's turned by ``rotation``, if there is one.
+    The student's layers are the teacher's number ``kept``. Its stream is the teacher's, rotated by ``rotation`` if
+    given. ``streams`` hold the teacher's stream on calibration text.
 
-    From the first layer to the last, each output projection - of attention, then of the MLP - is changed by least
-    squares (see `fitted`, also for ``ridge``) so that the student's stream behind it comes as near as it can to the
-    teacher's at the same place, on calibration text: what is missing there is what the layer itself has lost and all
-    that the layers before left over. Behind the MLP of a layer whose successors were dropped, the place is the one
-    behind those, so that it stands in for them too. All of it happens in one forward pass of the student, in which each
-    projection is fitted when its inputs arrive.
+    The refit goes from the first layer to the last, first the attention output, then the MLP output. Each projection is
+    fitted by least squares (see `fitted`, also for ``ridge``), so that the student's stream after it is as close as
+    possible to the teacher's stream at the same place. It thus corrects the losses of its own layer and the remaining
+    error of all layers before. If the layers that followed in the teacher were removed, the MLP's target is the
+    teacher's stream after those, so that it replaces them too. All of this happens in one forward pass of the student:
+    each projection is fitted when its inputs arrive.
 
-    Least squares of a cut layer against the whole one is the reconstruction of channel pruning (He et al., arXiv
-    1707.06168) and SparseGPT (arXiv 2301.00774); with the inputs of the cut model and the outputs of the whole one,
-    layer after layer, it is the asymmetric reconstruction of Zhang et al. (arXiv 1505.06798). Here the target is the
-    stream and not the layer's own output, so that it also holds what a residual network carries past a layer.
+    Least squares of a pruned layer against the full one is the reconstruction of channel pruning (He et al., arXiv
+    1707.06168) and SparseGPT (arXiv 2301.00774). With the pruned model's inputs and the full model's outputs, layer
+    after layer, it is the asymmetric reconstruction of Zhang et al. (arXiv 1505.06798). Here the target is the stream
+    instead of the layer's output, so that it includes what the residual connection carries past the layer.
     """
     wanted = _Wanted(streams, rotation)
     handles: list[RemovableHandle] = []
@@ -51,7 +52,8 @@ def refit(
         for layer, number, following in zip(
             family.layers(student), kept, [*kept[1:], len(streams.inputs) - 1], strict=True
         ):
-            handles += _watch(layer, family, partial(wanted.attended, number), partial(wanted.read, following), ridge)
+            targets = partial(wanted.after_attention, number), partial(wanted.before, following)
+            handles += _hooks(layer, family, *targets, ridge)
         with autocast(student.device.type):
             family.backbone(student, streams.windows.to(student.device))
     finally:
@@ -62,14 +64,14 @@ def refit(
 def fitted(
     inputs: Tensor, wanted: Tensor, weight: Tensor, biased: bool, ridge: float = RIDGE
 ) -> tuple[Tensor, Tensor | None]:
-    """A projection (m, n), near to ``weight``, that gives ``wanted`` (N, m) from ``inputs`` (N, n); its bias (m,).
+    """A weight (m, n) near ``weight`` W that maps ``inputs`` x (N, n) to ``wanted`` (N, m), and its bias (m,) or None.
 
-    W + D with the minimum of E |wanted - (W + D) x|^2 + lambda |D|^2, lambda = ridge * mean of the diagonal of C:
+    Returns W + D with the minimum of E |wanted - (W + D) x|^2 + lambda |D|^2, lambda = ridge * mean diagonal of C:
 
-        D = (E[wanted x^T] - W C) (C + lambda I)^-1,   C = E[x x^T],   no bias,
+        D = (E[wanted x^T] - W C) (C + lambda I)^-1,   C = E[x x^T],   no bias.
 
-    or if ``biased`` the same with x and ``wanted`` centred, and the bias E[wanted] - (W + D) E[x]. Moments are summed
-    in the format of ``inputs``, the rest is float64.
+    If ``biased``, x and ``wanted`` are centred, and the bias is E[wanted] - (W + D) E[x]. Moments are summed in the
+    dtype of ``inputs``; everything else is float64.
     """
     mean, offset, weight = inputs.mean(dim=0).double(), wanted.mean(dim=0), weight.double()
     second = second_moments(inputs).double() / len(inputs)
@@ -85,18 +87,18 @@ def fitted(
 
 @dataclass(frozen=True, eq=False)
 class _Wanted:
-    """What the student's stream (N, k) is to be at the places of its teacher's."""
+    """The target for the student's stream (N, k), from the teacher's stream at the same place."""
 
     streams: Streams
     rotation: Rotation | None
 
-    def attended(self, layer: int, device: torch.device) -> Tensor:
-        """When the attention of ``layer`` has added its part."""
+    def after_attention(self, layer: int, device: torch.device) -> Tensor:
+        """After the attention of the teacher's ``layer``."""
         stream = self.streams.after_attention(layer, device)
         return stream if self.rotation is None else self.rotation.turned(stream)
 
-    def read(self, layer: int, device: torch.device) -> Tensor:
-        """Where ``layer`` reads it, or behind the last one the final norm."""
+    def before(self, layer: int, device: torch.device) -> Tensor:
+        """Before the teacher's ``layer``; for layer L, before the final norm."""
         stream = self.streams.before(layer, device)
         if self.rotation is None:
             return stream
@@ -104,17 +106,17 @@ class _Wanted:
         return self.rotation.turned_last(stream) if last else self.rotation.turned(stream)
 
 
-def _watch(
+def _hooks(
     layer: nn.Module,
     family: Family,
-    attended: Callable[[torch.device], Tensor],
-    done: Callable[[torch.device], Tensor],
+    after_attention: Callable[[torch.device], Tensor],
+    after_layer: Callable[[torch.device], Tensor],
     ridge: float,
 ) -> list[RemovableHandle]:
-    """While these hooks are there, a pass of the student fits the projections of ``layer``.
+    """Hooks that fit the projections of ``layer`` during a forward pass of the student.
 
-    The stream is to be ``attended`` when its attention has added its part, and ``done`` behind it. It is what it reads,
-    plus what its attention adds, plus what its MLP adds, also where both read the same.
+    ``after_attention`` and ``after_layer`` give the wanted streams. The output of a layer is its input plus the outputs
+    of attention and MLP. This also holds for parallel layers, where both read the layer's input.
     """
     stream = torch.empty(0)
 
@@ -136,14 +138,14 @@ def _watch(
     attention, mlp = family.attention_output(layer), family.mlp_output(layer)
     return [
         layer.register_forward_pre_hook(begin),
-        attention.register_forward_pre_hook(fit(attended)),
+        attention.register_forward_pre_hook(fit(after_attention)),
         attention.register_forward_hook(add),
-        mlp.register_forward_pre_hook(fit(done)),
+        mlp.register_forward_pre_hook(fit(after_layer)),
     ]
 
 
 def fit_projection(projection: nn.Module, inputs: Tensor, wanted: Tensor, ridge: float) -> None:
-    """Change ``projection`` so that from ``inputs`` (N, n) it gives what is ``wanted`` (N, m), see `fitted`."""
+    """Change ``projection`` in place, so that it maps ``inputs`` (N, n) to ``wanted`` (N, m); see `fitted`."""
     matrix, bias = matrix_of(projection), bias_of(projection)
     fresh, shift = fitted(inputs, wanted, matrix, bias is not None, ridge)
     matrix.copy_(fresh)

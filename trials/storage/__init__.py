@@ -1,1 +1,1 @@
-"""Files that outlive a process: the shared cache, sealed folders, arrays of activations."""
+"""Durable files: the shared cache, sealed folders, arrays of activations."""

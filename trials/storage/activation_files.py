@@ -1,4 +1,4 @@
-"""Activations in files: numpy has no bfloat16, so its bits are kept as int16."""
+"""Arrays of activations in ``.npy`` files. The bits of bfloat16 are stored as int16, because numpy has no bfloat16."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ Stored = NDArray[np.float32] | NDArray[np.int16]
 
 
 def create(path: Path, dtype: torch.dtype, shape: tuple[int, ...]) -> np.memmap[Any, Any]:
-    """A new ``.npy`` file of ``shape`` for values in ``dtype``, float32 or bfloat16; `flush` it when it is filled."""
+    """A new ``.npy`` file of ``shape`` for values in ``dtype``, float32 or bfloat16. Call `flush` when it is full."""
     stored = np.int16 if dtype is torch.bfloat16 else np.float32
     array: np.memmap[Any, Any] = np.lib.format.open_memmap(path, mode="w+", dtype=stored, shape=shape)
     return array
 
 
 def to_array(values: Tensor, dtype: torch.dtype) -> Stored:
-    """``values`` in ``dtype`` as `create` keeps them."""
+    """``values`` converted to ``dtype``, in the storage format of `create`."""
     values = values.to(dtype).cpu()
     array: Stored = (values.view(torch.int16) if dtype is torch.bfloat16 else values).numpy()
     return array
 
 
 def to_tensor(array: Stored) -> Tensor:
-    """A copy of what is stored, in the format in which it was."""
+    """A copy of a stored array as float32 or bfloat16 values."""
     values = torch.from_numpy(np.array(array))
     return values.view(torch.bfloat16) if values.dtype is torch.int16 else values
 
 
 def to_device(values: Tensor, device: torch.device) -> Tensor:
-    """``values`` of the host on ``device``; a GPU goes on working meanwhile, which only page-locked memory allows."""
+    """``values`` copied from the host to ``device``. Pinned memory lets a GPU continue to work during the copy."""
     if device.type != "cuda":
         return values.to(device)
     return values.pin_memory().to(device, non_blocking=True)

@@ -1,4 +1,4 @@
-"""A content-addressed store for what trials share: built once, by one process, and never seen half-built."""
+"""A content-addressed cache shared by trials. Each entry is built once, by one process, and appears atomically."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ log = logging.getLogger(__name__)
 
 
 def digest(*parts: str | bytes | int | float) -> str:
-    """32 hex digits which differ whenever the parts do, in type, value, number or order.
+    """32 hex digits that depend on the type, value, number and order of ``parts``.
 
-    Every part is hashed behind its type and length: ("ab", "c") and ("a", "bc") differ, and so do 1 and "1".
+    Every part is hashed after its type and length, so that ("ab", "c") and ("a", "bc") differ, and 1 and "1" too.
     """
     hashed = hashlib.sha256()
     for part in parts:
@@ -38,17 +38,17 @@ def digest(*parts: str | bytes | int | float) -> str:
 class Cache:
     """Folders ``<root>/<kind>/<key>``, each with a manifest of its files' sizes and sha256.
 
-    A folder appears by rename, after everything in it is on disk. What is in it never changes; whoever reads
-    it must not write there. Each `build` and `has` reads the folder once to check it (about 1 GB/s).
+    A folder appears by rename, after all of its files are on disk. Its content never changes: readers must not write
+    there. Each `build` and `has` reads the whole folder to check it (about 1 GB/s).
     """
 
     root: Path
 
     def build(self, kind: str, key: str, writer: Callable[[Path], None]) -> Path:
-        """The folder for ``key``; when it is not there, or damaged, made by ``writer(empty_folder)``.
+        """The folder for ``key``. If it is missing or damaged, ``writer(empty_folder)`` builds it.
 
-        One process at a time builds a key; the others wait and find it built. When ``writer`` raises, nothing
-        is left and the error is passed on.
+        One process at a time builds a key; other processes wait for it. When ``writer`` raises, nothing is left behind
+        and the error is passed on.
         """
         folder = self._folder(kind, key)
         if damage(folder) is None:
@@ -64,13 +64,13 @@ class Cache:
         return folder
 
     def has(self, kind: str, key: str) -> bool:
-        """Whether the folder for ``key`` is there and whole."""
+        """Whether the folder for ``key`` exists and is undamaged."""
         return damage(self._folder(kind, key)) is None
 
     def _folder(self, kind: str, key: str) -> Path:
         for name in (kind, key):
             if not NAME.fullmatch(name):
-                raise ValueError(f"cache name {name!r}: letters, digits, '.', '_' and '-' only")
+                raise ValueError(f"cache name {name!r}: only letters, digits, '.', '_' and '-' are allowed")
         return self.root / kind / key
 
 
@@ -80,7 +80,7 @@ def _only_builder(folder: Path) -> Iterator[None]:
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        log.info("waiting for another process which builds %s", folder)
+        log.info("waiting for another process that builds %s", folder)
         lock.acquire()
     try:
         yield

@@ -1,4 +1,4 @@
-"""Files and folders that are there whole or not at all, whenever the power goes; and checksums to prove it."""
+"""Writes files and folders atomically, so that they survive a power loss, and verifies them by checksums."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ MANIFEST = "manifest.json"
 
 
 def write_file(path: Path, content: bytes) -> None:
-    """Replace ``path`` by ``content``: temporary sibling, fsync, rename. A crash leaves old or new."""
+    """Replace ``path`` by ``content``: temporary sibling, fsync, rename. A crash leaves the old file or the new one."""
     temporary = temporary_sibling(path)
     try:
         temporary.write_bytes(content)
@@ -26,9 +26,9 @@ def write_file(path: Path, content: bytes) -> None:
 
 
 def write_folder(path: Path, writer: Callable[[Path], None]) -> None:
-    """Let ``writer`` fill a temporary sibling of ``path``, then put that in the place of ``path``.
+    """Let ``writer`` fill a temporary sibling of ``path``, then rename it to ``path``.
 
-    A crash leaves the old folder, the new one or, between the two renames, none; never part of one.
+    A crash leaves the old folder, the new one or, between the two renames, none. It never leaves part of one.
     """
     temporary, retired = temporary_sibling(path), temporary_sibling(path)
     try:
@@ -45,7 +45,7 @@ def write_folder(path: Path, writer: Callable[[Path], None]) -> None:
 
 
 def write_sealed(path: Path, writer: Callable[[Path], None]) -> None:
-    """`write_folder`, with a manifest of every file's size and sha256 by which `damage` can judge it later."""
+    """As `write_folder`, with a manifest of every file's size and sha256, which `damage` checks later."""
 
     def fill(folder: Path) -> None:
         writer(folder)
@@ -56,7 +56,7 @@ def write_sealed(path: Path, writer: Callable[[Path], None]) -> None:
 
 
 def damage(folder: Path) -> str | None:
-    """What is wrong with a sealed folder, or None when it is exactly as it was written. Reads all of it."""
+    """The first problem of a sealed folder, or None if it is exactly as written. Reads all files."""
     try:
         manifest: dict[str, tuple[int, str]] = json.loads((folder / MANIFEST).read_text())
         present = dict(_files(folder))
@@ -65,24 +65,24 @@ def damage(folder: Path) -> str | None:
         for name, (size, checksum) in manifest.items():
             if present[name].stat().st_size != size or file_sha256(present[name]) != checksum:
                 return f"{name} differs from its checksum"
-    except (OSError, ValueError, TypeError, AttributeError) as error:  # the last two: JSON, but no manifest
+    except (OSError, ValueError, TypeError, AttributeError) as error:  # the last two: JSON that is not a manifest
         return f"{type(error).__name__}: {error}"
     return None
 
 
 def file_sha256(path: Path) -> str:
-    """Hex sha256 of one file's bytes."""
+    """The sha256 of a file in hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def temporary_sibling(path: Path) -> Path:
-    """A new hidden name beside ``path``; `sweep` finds it by that name."""
+    """A new hidden path beside ``path``. `sweep` finds it by its name."""
     return path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
 
 
 def sweep(path: Path) -> None:
-    """Remove what dead writers of ``path`` left beside it. Only for whoever knows that no writer is alive."""
+    """Remove the temporary files of dead writers of ``path``. Call this only if no writer of ``path`` is alive."""
     for left in path.parent.glob(f".{path.name}.*.tmp"):
         if left.is_dir():
             shutil.rmtree(left, ignore_errors=True)
@@ -99,7 +99,7 @@ def sync_tree(folder: Path) -> None:
 
 
 def sync(path: Path) -> None:
-    """fsync one file or folder, so that it outlives a loss of power."""
+    """fsync one file or folder, so that it survives a power loss."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

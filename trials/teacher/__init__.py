@@ -1,1 +1,1 @@
-"""The teacher: how it is found and loaded, and what is kept of it on disk."""
+"""The teacher: finds and loads it, and stores its streams and targets on disk."""

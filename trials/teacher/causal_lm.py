@@ -1,4 +1,4 @@
-"""Any causal language model, whoever made it, loaded to be measured: it need not be one that can be pruned."""
+"""Loads any causal language model for evaluation. It need not be of a type that can be pruned."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ PROBE_TOKENS = 8
 
 
 def resolve_causal_lm(model: str, own_code: bool) -> Path:
-    """Where the checkpoint of ``model`` is (see `resolve_model`); the hub is asked if need be.
+    """The folder of the checkpoint of ``model``; see `resolve_model`.
 
-    Raises InputError as that does, for a model that is no causal language model, and for one that comes with code of
-    its own unless ``own_code`` allows that to run.
+    Raises InputError as `resolve_model` does, for a model that is not a causal language model, and for a model with
+    its own code unless ``own_code`` allows it.
     """
     return resolve_model(model, lambda path: _check(path, own_code))
 
@@ -32,14 +32,14 @@ def load_causal_lm(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The model in eval mode without gradients, and its tokenizer. ``dtype`` is a key of `DTYPES`.
 
-    Raises InputError when weights or tokenizer are damaged or do not belong together, and when a prediction changes
-    with what comes after it: such a model has no perplexity.
+    Raises InputError when weights or tokenizer are damaged or do not belong together, and when a prediction depends on
+    later tokens. Perplexity is not defined for such a model.
     """
     tokenizer = load_tokenizer(path, own_code)
     model = load_weights(path, DTYPES[dtype], own_code).to(device).eval().requires_grad_(False)
     check_vocabulary(path, tokenizer, model.get_input_embeddings().weight.shape[0])
     if _looks_ahead(model):
-        raise InputError(f"model {path}: it reads the tokens that it should predict; take a causal language model")
+        raise InputError(f"model {path}: it reads the tokens that it should predict; use a causal language model")
     return model, tokenizer
 
 
@@ -51,15 +51,15 @@ def _check(path: Path, own_code: bool) -> None:
     config = read_config(path, own_code)
     own_classes = getattr(config, "auto_map", None) or {}
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING and "AutoModelForCausalLM" not in own_classes:
-        raise InputError(f"model {path}: type {config.model_type!r} is no causal language model; take one that is")
+        raise InputError(f"model {path}: type {config.model_type!r} is not a causal language model; use one that is")
 
 
 def _code_files(path: Path) -> list[str]:
-    """The files of code without which transformers cannot build the model in folder ``path``."""
+    """The code files that transformers needs to build the model in folder ``path``; empty for its own classes."""
     try:
         config = json.loads((path / "config.json").read_text("utf-8"))
     except (OSError, ValueError):
-        return []  # `read_config` says what is wrong with it
+        return []  # `read_config` raises an error that names the problem
     if not isinstance(config, dict) or config.get("model_type") in CONFIG_MAPPING_NAMES:
         return []
     classes = (name for name in (config.get("auto_map") or {}).values() if isinstance(name, str))

@@ -1,4 +1,4 @@
-"""Teachers in GGUF files, llama.cpp's format: unpacked once into an ordinary checkpoint folder."""
+"""Teachers in GGUF files, llama.cpp's format. Each file is unpacked once to an ordinary checkpoint folder."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from search_spaces.errors import InputError
 from trials.storage.cache import Cache, digest
 from trials.storage.durable import file_sha256
 
-FORMAT = 1  # part of the cache key: raise it when the same file gives another folder
+FORMAT = 1  # part of the cache key: raise it whenever the same file gives a different folder
 MAGIC = b"GGUF"
 BROKEN = (OSError, ValueError, KeyError, IndexError, RuntimeError, OverflowError, struct.error)
 
 
 def unpacked(file: Path) -> Path:
-    """The folder of a checkpoint with the weights (dequantised, float32), config and tokenizer of a GGUF ``file``.
+    """A checkpoint folder with the weights (dequantised, float32), config and tokenizer of a GGUF ``file``.
 
-    It lies in the cache of Hugging Face, beside what is downloaded from the hub, and is made once.
-    Raises InputError when the file is not GGUF, is truncated, or holds a model that transformers cannot read.
+    The folder is made once, in the Hugging Face cache. Raises InputError when the file is not GGUF, is truncated, or
+    holds a model that transformers cannot read.
     """
     status = file.stat()
     return _unpacked(file, status.st_size, status.st_mtime_ns)
@@ -34,7 +34,7 @@ def _unpacked(file: Path, size: int, modified: int) -> Path:
     with file.open("rb") as opened:
         if opened.read(len(MAGIC)) != MAGIC:
             raise InputError(
-                f"model {file}: not a GGUF file, which begins with {MAGIC.decode()}; give one, or a folder"
+                f"model {file}: not a GGUF file (it does not begin with {MAGIC.decode()}); give one, or a folder"
             )
     key = digest("gguf", FORMAT, file_sha256(file))
     return Cache(Path(HF_HOME) / "llm-nas").build("gguf", key, lambda folder: _unpack(file, folder))
@@ -50,6 +50,6 @@ def _unpack(file: Path, folder: Path) -> None:
         raise InputError(
             f"model {file}: its GGUF content cannot be used ({reason}); convert or copy it again"
         ) from error
-    model.hf_quantizer.remove_quantization_config(model)  # the weights are plain now
+    model.hf_quantizer.remove_quantization_config(model)  # the weights are dequantised
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

@@ -1,14 +1,14 @@
-"""Sums of products of activations."""
+"""Second moments of activations."""
 
 from __future__ import annotations
 
 from torch import Tensor
 
-STRIP = 256  # columns computed at a time
+STRIP = 256  # columns in one product
 
 
 def second_moments(inputs: Tensor) -> Tensor:
-    """The sums of products (n, n) of the columns of ``inputs`` (N, n); those that are equal are computed once."""
+    """The sums of products (n, n) of the columns of ``inputs`` (N, n). Only about half is computed, by symmetry."""
     sums = inputs.new_zeros(inputs.shape[1], inputs.shape[1])
     for start in range(0, inputs.shape[1], STRIP):
         sums[start:, start : start + STRIP] = inputs[:, start:].T @ inputs[:, start : start + STRIP]
@@ -16,5 +16,5 @@ def second_moments(inputs: Tensor) -> Tensor:
 
 
 def moments_count(width: int) -> int:
-    """How many sums `second_moments` computes for ``width`` columns."""
+    """The number of sums that `second_moments` computes for ``width`` columns."""
     return sum((width - start) * min(STRIP, width - start) for start in range(0, width, STRIP))

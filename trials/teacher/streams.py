@@ -1,4 +1,4 @@
-"""The teacher's residual stream on calibration text, kept on disk: what `trials.prune.refit` brings a student back to."""
+"""The teacher's residual stream on calibration text, stored on disk. It is the target of `trials.prune.refit`."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from trials.storage.cache import Cache, digest
 from trials.teacher.second_moments import second_moments
 from trials.teacher.teacher import Teacher
 
-VERSION = 3  # of what is kept and how: raise it, and streams of before are not taken up
-TOKENS = 65_536  # at most; a projection is a few thousand inputs wide
+VERSION = 3  # part of the cache key: raise it whenever the stored values or their format change
+TOKENS = 65_536  # at most; a fit needs many more tokens than a projection has inputs, which are a few thousand
 LIMIT_BYTES = 8 * 2**30  # on disk
-ACTIVATION_BYTES = {"cpu": 2**29, "cuda": 2**31}  # of all neurons of one MLP: a refit holds a few times as much
+ACTIVATION_BYTES = {"cpu": 2**29, "cuda": 2**31}  # of all neurons of one MLP; a refit uses a few times as much memory
 NAMES, COMPONENTS = ("inputs", "attention"), "components.npz"
 
 Keep = Callable[[str, int, Tensor], None]
@@ -35,12 +35,15 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, eq=False)
 class Streams:
-    """What a teacher of L layers adds up on ``windows`` (n, T) of token ids; N = n * T rows, memory-mapped.
+    """The residual stream of a teacher with L layers on ``windows`` (n, T) of token ids, N = n * T rows.
 
-    ``inputs`` (L + 1, N, H) are what each layer reads, then what the final norm reads; ``attention`` (L, N, H) what
-    each attention adds. In float32, or bfloat16 as its bits. ``directions`` (H, H) are the principal components of
-    the ``inputs`` of all layers alike, each row scaled to norm 1 as a norm does - and centred, for a LayerNorm -, as
-    columns, the strongest first; ``shares`` (H,) of their square lie in each.
+    - ``inputs`` (L + 1, N, H) holds the input of each layer, then of the final norm.
+    - ``attention`` (L, N, H) holds the output of each attention.
+    - ``directions`` (H, H) holds the principal components of the inputs of all layers and the final norm together, as
+      columns, strongest first. Each row was scaled to norm 1 as a norm does, and first centred for a LayerNorm.
+    - ``shares`` (H,) is the share of the total square along each direction.
+
+    The first two are memory-mapped, in float32 or as the bits of bfloat16.
     """
 
     windows: Tensor
@@ -50,25 +53,22 @@ class Streams:
     shares: Tensor
 
     def first(self, count: int) -> Streams:
-        """Those on the first ``count`` windows alone."""
+        """The streams on the first ``count`` windows."""
         rows = self.windows[:count].numel()
         inputs, attention = self.inputs[:, :rows], self.attention[:, :rows]
         return replace(self, windows=self.windows[:count], inputs=inputs, attention=attention)
 
     def before(self, layer: int, device: torch.device | str = "cpu") -> Tensor:
-        """The stream (N, H) in float32 on ``device`` that ``layer`` reads, or for L the final norm."""
+        """The input (N, H) of ``layer``, or for L of the final norm, in float32 on ``device``."""
         return to_tensor(self.inputs[layer]).to(device).float()
 
     def after_attention(self, layer: int, device: torch.device | str = "cpu") -> Tensor:
-        """The stream (N, H) in float32 on ``device`` when the attention of ``layer`` has added its part."""
+        """The stream (N, H) after the attention of ``layer``, in float32 on ``device``."""
         return self.before(layer, device) + to_tensor(self.attention[layer]).to(device).float()
 
 
 def load_streams(teacher: Teacher, windows: NDArray[np.integer], cache: Cache) -> Streams:
-    """The streams of ``teacher`` on the first of ``windows`` (n, T), from the cache or computed.
-
-    See `most_windows` for how many.
-    """
+    """The streams of ``teacher`` on the first `most_windows` of ``windows`` (n, T), from the cache or computed now."""
     dtype, _ = training_precision(teacher.model.device.type)
     count = most_windows(teacher.shape, windows.shape[1], teacher.model.device.type)
     tokens = np.ascontiguousarray(windows[:count], np.int64)
@@ -81,9 +81,9 @@ def load_streams(teacher: Teacher, windows: NDArray[np.integer], cache: Cache) -
 
 
 def most_windows(shape: ModelShape, length: int, device: str) -> int:
-    """How many windows of ``length`` tokens are read for a refit at most.
+    """The largest number of windows of ``length`` tokens that a refit uses.
 
-    `TOKENS` tokens, or as many as `LIMIT_BYTES` and `ACTIVATION_BYTES` allow, but at least one window.
+    It is `TOKENS` tokens, or fewer where `LIMIT_BYTES` or `ACTIVATION_BYTES` require it, but at least one window.
     """
     dtype, _ = training_precision(device)
     stored = (2 * shape.layers + 1) * shape.hidden * dtype.itemsize
@@ -102,10 +102,10 @@ def _write(folder: Path, teacher: Teacher, windows: Tensor, dtype: torch.dtype) 
     def keep(name: str, layer: int, values: Tensor) -> None:
         arrays[name][layer, rows] = to_array(values.flatten(0, 1), dtype)
 
-    handles = [family.norms(model)[-1].register_forward_pre_hook(_reading(keep, shape.layers))]
+    handles = [family.norms(model)[-1].register_forward_pre_hook(_input_hook(keep, shape.layers))]
     for number, layer in enumerate(family.layers(model)):
-        handles.append(layer.register_forward_pre_hook(_reading(keep, number)))
-        handles.append(family.attention_output(layer).register_forward_hook(_writing(keep, number)))
+        handles.append(layer.register_forward_pre_hook(_input_hook(keep, number)))
+        handles.append(family.attention_output(layer).register_forward_hook(_attention_hook(keep, number)))
     device, length = model.device.type, windows.shape[1]
     batch = max(1, BATCH_TOKENS[device] // length)
     try:
@@ -135,9 +135,9 @@ def _components(inputs: Stored, centred: bool, device: str) -> tuple[Tensor, Ten
     return vectors.flip(1).float().cpu(), (values / values.sum()).flip(0).float().cpu()
 
 
-def _reading(keep: Keep, layer: int) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+def _input_hook(keep: Keep, layer: int) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
     return lambda _, inputs: keep("inputs", layer, inputs[0])
 
 
-def _writing(keep: Keep, layer: int) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
+def _attention_hook(keep: Keep, layer: int) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
     return lambda _, inputs, output: keep("attention", layer, output)

@@ -1,4 +1,4 @@
-"""The teacher's targets for the training text, computed once and read by every trial."""
+"""The teacher's targets for the training text: computed once, and used by every trial."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -19,34 +19,36 @@ from trials.families.lookup import family_of
 from trials.losses.kl import chunk_tokens, chunked_drawn_kl, chunked_kl, gradient_chunk_tokens
 from trials.losses.precision import autocast, training_precision
 from trials.losses.window_losses import BATCH_TOKENS
-from trials.recipe import Way
 from trials.storage.activation_files import Stored, create, to_array, to_device, to_tensor
 from trials.storage.cache import Cache, digest
 from trials.teacher.teacher import Teacher
 from trials.text.corpus import Corpus, windows
 
-# Up to here final states are kept: 65,536 tokens of mini take 64 MiB, 10M of gpt2-medium 20 to 40 GB.
+# Final states are stored up to this size: 65,536 tokens of mini take 64 MiB, 10M of gpt2-medium take 20 to 40 GB.
 LIMIT_BYTES = 2 * 2**30
-PART_TOKENS = 2**20  # kept together: what one worker computes while others compute the rest
-DRAWS = 64  # of each distribution, where states would take more; docs/results.md
+PART_TOKENS = 2**20  # tokens in one cache entry; several workers can compute the parts of a text
+DRAWS = 64  # tokens drawn from each distribution, when final states would be too large; docs/lab/targets.md
+
+Way = Literal["cached", "drawn", "online"]
+"""How students get the targets: see `way_for`."""
 
 log = logging.getLogger(__name__)
 
 
 class Targets:
-    """What the student is to imitate: the teacher's final hidden states, from which its head makes the logits.
+    """The targets of distillation: the teacher's final hidden states. Its output projection turns them into logits.
 
-    Hidden states are exact and V / H times smaller than logits. ``stored`` arrays (windows, length, H), one after
-    the other, are indexed like the windows of the training text; None means that the teacher reads every batch anew.
+    Hidden states are exact and V / H times smaller than logits. ``stored`` holds arrays (windows, length, H) that
+    together follow the windows of the training text. If it is None, the teacher computes the states of every batch.
     """
 
     def __init__(self, teacher: Teacher, stored: Sequence[Stored] | None = None) -> None:
         self.teacher, self.stored = teacher, stored
         self.family = family_of(teacher.model.config)
-        self._ahead = _Ahead()
+        self._ahead = _Prefetch()
 
     def read_ahead(self, places: NDArray[np.int64]) -> None:
-        """Begin to read what is kept for windows number ``places`` (n,), which `divergence` will be asked for next."""
+        """Start to load the stored targets of windows number ``places`` (n,), which `divergence` will need next."""
         self._ahead.begin(self._read, places)
 
     def head(self) -> Tensor:
@@ -55,14 +57,14 @@ class Targets:
 
     @torch.no_grad()
     def hidden(self, places: NDArray[np.int64], tokens: Tensor) -> Tensor:
-        """The teacher's states (n * length, H) for windows number ``places`` (n,), whose ``tokens`` are (n, length)."""
+        """The teacher's final states (n * length, H) for windows number ``places`` (n,) with ``tokens`` (n, length)."""
         if self.stored is None:
             return self.family.backbone(self.teacher.model, tokens).flatten(0, 1)
         (states,) = self._ahead.take(self._read, places)
         return states.flatten(0, 1)
 
     def _read(self, places: NDArray[np.int64]) -> tuple[Tensor, ...]:
-        """What is kept for windows number ``places``, on the teacher's device."""
+        """The stored targets of windows number ``places``, on the teacher's device."""
         if self.stored is None:
             return ()
         return (to_device(to_tensor(_rows(self.stored, places)), self.teacher.model.device),)
@@ -70,18 +72,18 @@ class Targets:
     def divergence(self, hidden: Tensor, weight: Tensor, places: NDArray[np.int64], tokens: Tensor) -> Tensor:
         """KL(teacher || student) in mean nats per token, differentiable.
 
-        Of the final states ``hidden`` (n * length, H_s) and the output projection ``weight`` (V, H_s) of a student
-        that has read windows number ``places`` (n,), ``tokens`` (n, length).
+        ``hidden`` (n * length, H_s) are the student's final states for windows number ``places`` (n,) with ``tokens``
+        (n, length). ``weight`` (V, H_s) is its output projection.
         """
         chunk = gradient_chunk_tokens(weight.shape[0], weight.device.type)
         return chunked_kl(hidden, weight, self.hidden(places, tokens), self.head(), chunk)
 
 
 class DrawnTargets(Targets):
-    """`DRAWS` tokens drawn from each of the teacher's distributions, with replacement: an estimate without bias.
+    """Targets of `DRAWS` tokens drawn from each teacher distribution with replacement, for an unbiased KL estimate.
 
-    ``ids`` (windows, length, `DRAWS`) and the means of their log-probabilities, ``likelihoods`` (windows, length),
-    are in parts, one after the other.
+    ``ids`` holds arrays (windows, length, `DRAWS`) of drawn tokens. ``likelihoods`` holds arrays (windows, length) of
+    their mean log-probabilities in nats. Together the arrays follow the windows of the training text.
     """
 
     def __init__(
@@ -91,7 +93,7 @@ class DrawnTargets(Targets):
         self.ids, self.likelihoods = ids, likelihoods
 
     def divergence(self, hidden: Tensor, weight: Tensor, places: NDArray[np.int64], tokens: Tensor) -> Tensor:
-        """An estimate of the KL, by `trials.losses.kl.chunked_drawn_kl`."""
+        """An unbiased estimate of the KL; see `trials.losses.kl.chunked_drawn_kl`."""
         ids, likelihoods = self._ahead.take(self._read, places)
         chunk = gradient_chunk_tokens(weight.shape[0], weight.device.type)
         return chunked_drawn_kl(hidden, weight, ids.flatten(0, 1).long(), likelihoods.flatten(), chunk)
@@ -104,8 +106,8 @@ class DrawnTargets(Targets):
 Read = Callable[[NDArray[np.int64]], tuple[Tensor, ...]]
 
 
-class _Ahead:
-    """What is kept for some windows; a thread reads it while a device works, if it was said which come next."""
+class _Prefetch:
+    """Loads stored targets in a thread while the device works, if `begin` named the next windows."""
 
     def __init__(self) -> None:
         self.thread = ThreadPoolExecutor(1, "targets")
@@ -122,10 +124,10 @@ class _Ahead:
 def load_targets(
     teacher: Teacher, corpus: Corpus, length: int, cache: Cache, first: int = 0, way: Way | None = None
 ) -> Targets:
-    """Targets for ``corpus.train`` in windows of ``length``, of the kind that `way_for` names.
+    """Targets for ``corpus.train`` in windows of ``length``, of the kind that `way_for` chooses.
 
-    Those that are kept are found in the cache or computed, in parts of `PART_TOKENS`. The ``first`` windows are kept
-    apart from the others: they are those of a shorter text, and found where it is.
+    Stored targets come from the cache or are computed now, in parts of `PART_TOKENS` tokens. The ``first`` windows have
+    parts of their own. A corpus that is longer by finals' text can thus reuse the parts of the trials' text.
     """
     text = windows(corpus.train, length)
     way = way_for(teacher.shape, text.size, teacher.model.device.type, way)
@@ -142,10 +144,10 @@ def load_targets(
 def compute_share(
     teacher: Teacher, corpus: Corpus, length: int, cache: Cache, way: Way | None, place: int, shares: int
 ) -> None:
-    """Put share number ``place`` of ``shares`` of the targets for ``corpus.train`` into the cache, from the last part.
+    """Compute share number ``place`` of ``shares`` of the targets for ``corpus.train`` into the cache.
 
-    Whoever loads them meanwhile goes from the first part to the last, waits for one that is being computed here, and
-    computes one that is not.
+    This goes from the last part to the first. A process that loads the targets at the same time goes from the first to
+    the last. It waits for a part that is being computed here, and computes a missing part itself.
     """
     text = windows(corpus.train, length)
     way = way_for(teacher.shape, text.size, teacher.model.device.type, way)
@@ -155,12 +157,15 @@ def compute_share(
 
 
 def part_count(shape: ModelShape, tokens: int, device: str, way: Way | None = None) -> int:
-    """How many parts the targets for ``tokens`` tokens are kept in; 0 when none are."""
+    """The number of stored parts of the targets for ``tokens`` tokens; 0 if nothing is stored."""
     return 0 if way_for(shape, tokens, device, way) == "online" else math.ceil(tokens / PART_TOKENS)
 
 
 def way_for(shape: ModelShape, tokens: int, device: str, way: Way | None = None) -> Way:
-    """How targets for ``tokens`` tokens are had: as ``way`` says, or if None by the room that states would take."""
+    """The kind of targets for ``tokens`` tokens: ``way``, or if None "cached" up to `LIMIT_BYTES` and "drawn" beyond.
+
+    "cached" stores final states, "drawn" stores `DRAWS` tokens of each distribution, and "online" stores nothing.
+    """
     if way is not None:
         return way
     dtype, _ = training_precision(device)
@@ -168,14 +173,14 @@ def way_for(shape: ModelShape, tokens: int, device: str, way: Way | None = None)
 
 
 def _rows(parts: Sequence[NDArray[Any]], places: NDArray[np.int64]) -> NDArray[Any]:
-    """The rows number ``places`` (n,) of arrays one after the other, (n, ...)."""
+    """The rows number ``places`` (n,) of the concatenated ``parts``, (n, ...)."""
     starts = np.cumsum([0, *map(len, parts)])
     owners = np.searchsorted(starts, places, side="right") - 1
     return np.stack([parts[owner][place - starts[owner]] for owner, place in zip(owners, places, strict=True)])
 
 
 def _parts(text: NDArray[np.integer], first: int) -> list[NDArray[np.integer]]:
-    """The windows of ``text`` (n, length) that are kept together; the ``first`` apart from the others."""
+    """The windows of ``text`` (n, length), split into parts; the ``first`` windows have parts of their own."""
     size = max(1, PART_TOKENS // text.shape[1])
     return [some[at : at + size] for some in (text[:first], text[first:]) for at in range(0, len(some), size)]
 
@@ -185,7 +190,7 @@ def _key(teacher: Teacher, text: NDArray[np.integer], *kind: str | int) -> str:
 
 
 def _part(teacher: Teacher, text: NDArray[np.integer], way: Way, cache: Cache) -> Path:
-    """The folder of what is kept of ``text``, made if it is not there."""
+    """The cache folder with the targets of ``text``, which are computed if they are missing."""
     dtype, _ = training_precision(teacher.model.device.type)
     if way == "cached":
         key = _key(teacher, text, str(dtype))
@@ -196,7 +201,7 @@ def _part(teacher: Teacher, text: NDArray[np.integer], way: Way, cache: Cache) -
 
 def _write(folder: Path, teacher: Teacher, text: NDArray[np.integer], dtype: torch.dtype) -> None:
     array = create(folder / "hidden.npy", dtype, (*text.shape, teacher.shape.hidden))
-    for rows, states in _read(teacher, text):
+    for rows, states in _final_states(teacher, text):
         array[rows] = to_array(states, dtype)
     array.flush()
 
@@ -209,7 +214,7 @@ def _draw(folder: Path, teacher: Teacher, text: NDArray[np.integer], seed: int) 
     likelihoods = new(folder / "likelihoods.npy", mode="w+", dtype=np.float32, shape=(text.size,))
     generator, head = torch.Generator(device).manual_seed(seed), Targets(teacher).head()
     done = 0
-    for _, states in _read(teacher, text):
+    for _, states in _final_states(teacher, text):
         for chunk in torch.split(states.flatten(0, 1), chunk_tokens(vocab, device.type)):
             with autocast(device.type):
                 logits = torch.nn.functional.linear(chunk, head)
@@ -222,8 +227,8 @@ def _draw(folder: Path, teacher: Teacher, text: NDArray[np.integer], seed: int) 
     likelihoods.flush()
 
 
-def _read(teacher: Teacher, text: NDArray[np.integer]) -> Iterator[tuple[slice, Tensor]]:
-    """The windows (n, length) of ``text`` with the teacher's final states (n, length, H), some at a time."""
+def _final_states(teacher: Teacher, text: NDArray[np.integer]) -> Iterator[tuple[slice, Tensor]]:
+    """The teacher's final states (batch, length, H) for ``text`` (n, length), batch by batch, each with its rows."""
     log.info("computing the teacher's targets for %s tokens", f"{text.size:,}")
     online, device = Targets(teacher), teacher.model.device
     batch = max(1, BATCH_TOKENS[device.type] // text.shape[1])

@@ -1,4 +1,4 @@
-"""The teacher: loaded ready to be read from."""
+"""Loads the teacher: weights, tokenizer, shape and fingerprint."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from trials.teacher.source import fingerprint, first_line, read_shape
 
 @dataclass(frozen=True)
 class Teacher:
-    """A loaded teacher. ``model`` is in eval mode, without gradients; ``fingerprint`` is of weights and config."""
+    """A loaded teacher. ``model`` is in eval mode, without gradients. ``fingerprint`` digests weights and config."""
 
     path: Path
     model: PreTrainedModel
@@ -30,8 +30,8 @@ class Teacher:
 def load_teacher(path: Path, device: str) -> Teacher:
     """Load the checkpoint in folder ``path`` onto ``device`` ("cpu" in float32, "cuda" in bfloat16).
 
-    Raises InputError when weights are damaged, missing or tied though they differ, or when the tokenizer has more
-    entries than the model.
+    Raises InputError when weights are damaged or missing, when the config ties weights that differ, or when the
+    tokenizer has more entries than the model's embedding.
     """
     _check_manifest(path)
     shape = read_shape(path)
@@ -48,12 +48,12 @@ def check_vocabulary(path: Path, tokenizer: PreTrainedTokenizerBase, vocabulary:
     if len(tokenizer) > vocabulary:
         raise InputError(
             f"model {path}: its tokenizer has {len(tokenizer):,} entries and its embedding {vocabulary:,}; "
-            "take the tokenizer that belongs to the model"
+            "use the tokenizer that belongs to the model"
         )
 
 
 def load_tokenizer(path: Path, own_code: bool = False) -> PreTrainedTokenizerBase:
-    """The tokenizer in folder ``path``. Raises InputError when there is none that can be used."""
+    """The tokenizer in folder ``path``. Raises InputError when it cannot be loaded."""
     try:
         return AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=own_code)
     except (OSError, ValueError, KeyError) as error:
@@ -62,7 +62,7 @@ def load_tokenizer(path: Path, own_code: bool = False) -> PreTrainedTokenizerBas
 
 def load_weights(path: Path, dtype: torch.dtype, own_code: bool = False) -> PreTrainedModel:
     """The causal language model in folder ``path``, on the CPU. Raises InputError for damaged or missing weights."""
-    transformers_logging.disable_progress_bar()  # one bar for every file, in every worker's log
+    transformers_logging.disable_progress_bar()  # it would print a bar for every file to every worker's log
     try:
         model, loading = AutoModelForCausalLM.from_pretrained(
             path, dtype=dtype, local_files_only=True, output_loading_info=True, trust_remote_code=own_code
@@ -75,17 +75,17 @@ def load_weights(path: Path, dtype: torch.dtype, own_code: bool = False) -> PreT
 
 
 def _check_manifest(path: Path) -> None:
-    """A byte that flipped in a safetensors file loads without a word; what we exported can be checked."""
+    """Check an exported model against its manifest, because safetensors loads a file with flipped bytes silently."""
     if (path / MANIFEST).is_file() and (problem := damage(path)):
         raise InputError(f"model {path}: {problem}; export it again or copy it again")
 
 
 def _check_tied(path: Path, model: PreTrainedModel) -> None:
-    """transformers leaves an output projection untied when the weights differ, whatever the configuration says."""
+    """Raise InputError when tied weights differ: transformers then leaves them untied, whatever the config says."""
     if model.config.tie_word_embeddings and (
         model.get_output_embeddings().weight is not model.get_input_embeddings().weight
     ):
         raise InputError(
             f"model {path}: its weights hold an output projection of its own, but its config.json says "
-            "tie_word_embeddings: true; set that to false, or save the model with its weights tied"
+            "tie_word_embeddings: true; set that to false, or save the model with tied weights"
         )

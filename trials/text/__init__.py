@@ -1,1 +1,1 @@
-"""Text: where it comes from, how it is split and packed into tokens."""
+"""Text: finds, splits and tokenises it."""

@@ -1,4 +1,4 @@
-"""Text as packed tokens, and the batches of it: the same, in the same order, for every trial."""
+"""Packs text into tokens and orders their batches. Every trial sees the same batches in the same order."""
 
 from __future__ import annotations
 
@@ -8,11 +8,10 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-from transformers import PreTrainedTokenizerBase
 
 from search_spaces.errors import InputError
 from trials.storage.cache import Cache, digest
@@ -20,8 +19,11 @@ from trials.text.hub_text import ALIASES, from_hub, is_hub_name
 from trials.text.stdlib_text import stdlib_identity, training_documents, validation_documents
 from trials.text.text_source import SUFFIXES, TextSource, from_path
 
-FORMAT = 2  # part of the cache key: raise it when the same text and tokenizer give other tokens
-ENCODED_TOGETHER = 64  # documents; the tokenizer works on them in parallel, and few are encoded beyond the limit
+if TYPE_CHECKING:  # takes seconds to import, and the checks of a command line need none of it
+    from transformers import PreTrainedTokenizerBase
+
+FORMAT = 2  # part of the cache key: raise it whenever the same text and tokenizer give other tokens
+ENCODED_TOGETHER = 64  # documents per call: enough for a parallel tokenizer, and few are encoded beyond the limit
 
 TokenArray = npt.NDArray[np.uint16] | npt.NDArray[np.uint32]
 
@@ -30,7 +32,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ValidationText:
-    """Flat packed tokens of one text to compare candidates on; ``fingerprint`` is of the tokens themselves."""
+    """Flat packed tokens of one further validation text. ``fingerprint`` is a digest of the tokens."""
 
     name: str
     tokens: TokenArray
@@ -39,10 +41,10 @@ class ValidationText:
 
 @dataclass(frozen=True)
 class Corpus:
-    """Flat packed tokens, memory-mapped and read-only: documents, each closed by the end-of-text token.
+    """Flat packed tokens, memory-mapped and read-only. Each document ends with the end-of-text token.
 
-    ``fingerprint`` is of the tokens themselves: two corpora with the same one are the same to a trial. ``further``
-    are texts to validate on beside ``validation``.
+    ``fingerprint`` is a digest of the tokens, so corpora with the same fingerprint give the same trials. ``further``
+    holds more validation texts beside ``validation``.
     """
 
     train: TokenArray
@@ -54,18 +56,18 @@ class Corpus:
 
     @property
     def texts(self) -> dict[str, TokenArray]:
-        """All validation texts by name, the corpus' own first."""
+        """All validation texts by name, the corpus's own first."""
         own = re.sub(r"[^\w.-]+", "-", self.name)
         return {own: self.validation, **{one.name: one.tokens for one in self.further}}
 
 
 @dataclass(frozen=True)
 class BatchOrder:
-    """Which of ``n_windows`` windows are in the batch of each step: a function of seed and step, and nothing else.
+    """The windows in the batch of each step, among ``n_windows``. They depend only on the seed and the step.
 
-    Epoch after epoch is gone through in a permutation seeded by (seed, epoch); a batch may span two of them. In the
-    first epoch, ``first`` windows, where given, come before all others: the order over a text that has grown goes on
-    where the order over those ended.
+    Each epoch is a permutation seeded by (seed, epoch); a batch may span two epochs. In the first epoch, the ``first``
+    windows, if given, come before all others, in the order that they have in a text without the others. A final on a
+    longer text can thus continue the order of its trial.
     """
 
     n_windows: int
@@ -94,7 +96,7 @@ class BatchOrder:
 
 
 def windows(tokens: npt.NDArray[Any], length: int) -> npt.NDArray[Any]:
-    """The non-overlapping windows of flat tokens, shape (n, length), as a view; the remainder is dropped."""
+    """The non-overlapping windows of flat tokens, shape (n, length), as a view, without the remainder."""
     count = len(tokens) // length
     return tokens[: count * length].reshape(count, length)
 
@@ -102,7 +104,7 @@ def windows(tokens: npt.NDArray[Any], length: int) -> npt.NDArray[Any]:
 def load_corpus(
     source: str, tokenizer: PreTrainedTokenizerBase, cache: Cache, train_tokens: int, validation_tokens: int
 ) -> Corpus:
-    """The tokens of ``source``, at most ``train_tokens`` and ``validation_tokens`` of them, tokenised once.
+    """The corpus of ``source``, with at most ``train_tokens`` and ``validation_tokens`` tokens, from the cache or now.
 
     ``source`` is ``stdlib``, a ``.txt`` or ``.jsonl`` file, a folder of those, or a dataset of the hub
     (``wikitext-103``, ``org/name``, ``org/name:config``). Raises InputError when it cannot be read or is empty.
@@ -115,13 +117,13 @@ def load_corpus(
 
 
 def read_corpus(folder: Path) -> Corpus:
-    """The corpus in a folder of the cache, memory-mapped: a worker on another machine needs the folder alone."""
+    """The corpus in a folder of the cache, memory-mapped. Only the folder is needed, also on another machine."""
     arrays = {side: np.load(folder / f"{side}.npy", mmap_mode="r") for side in ("train", "validation")}
     return Corpus(**arrays, **json.loads((folder / "corpus.json").read_text("utf-8")))
 
 
 def open_source(source: str) -> TextSource:
-    """The text that ``source`` names; what is on this machine comes before the hub. Raises InputError."""
+    """The text source named ``source``. Files on this machine have precedence over the hub. Raises InputError."""
     if source == "stdlib":
         return _stdlib()
     if is_path(source):
@@ -129,8 +131,8 @@ def open_source(source: str) -> TextSource:
     if is_hub_name(source):
         return from_hub(source)
     raise InputError(
-        f"corpus {source!r}: neither a file or folder here, nor stdlib, {', '.join(sorted(ALIASES))} or a dataset "
-        "of the hub, org/name or org/name:config"
+        f"corpus {source!r}: no such file, folder or dataset; give a file or folder, stdlib, "
+        f"{', '.join(sorted(ALIASES))}, or a dataset of the hub as org/name or org/name:config"
     )
 
 
@@ -141,13 +143,13 @@ def is_path(source: str) -> bool:
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
-    """Token ids of each text, without any special token."""
+    """Token ids of each text, without special tokens."""
     ids: list[list[int]] = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
     return ids
 
 
 def tokenizer_identity(tokenizer: PreTrainedTokenizerBase) -> str:
-    """A digest of what decides the ids of a text."""
+    """A digest of everything in a tokenizer that affects the ids of a text."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         rules: dict[str, Any] = {"class": type(tokenizer).__name__, "vocab": tokenizer.get_vocab()}
@@ -175,7 +177,7 @@ def _write(folder: Path, text: TextSource, tokenizer: PreTrainedTokenizerBase, l
     }
     for side, array in tokens.items():
         if not len(array):
-            raise InputError(f"corpus {text.name}: no {side} text in it; it takes text on both sides of the split")
+            raise InputError(f"corpus {text.name}: no {side} text in it; both sides of the split need text")
         np.save(folder / f"{side}.npy", array)
     sizes = f"{len(tokens['train']):,} training and {len(tokens['validation']):,} validation tokens"
     described = {
@@ -187,14 +189,20 @@ def _write(folder: Path, text: TextSource, tokenizer: PreTrainedTokenizerBase, l
 
 
 def token_type(tokenizer: PreTrainedTokenizerBase) -> type[np.uint16] | type[np.uint32]:
-    """The smallest type that holds every id."""
+    """The smallest integer type that holds every id."""
     return np.uint16 if len(tokenizer) < 65536 else np.uint32
 
 
 def pack(documents: Iterable[str], tokenizer: PreTrainedTokenizerBase, limit: int) -> npt.NDArray[np.int64]:
-    """The first ``limit`` tokens of ``documents``, each closed by the end-of-text token. Raises InputError for none."""
+    """The first ``limit`` tokens of ``documents``, each followed by the end-of-text token.
+
+    Raises InputError when the tokenizer has no such token.
+    """
     if tokenizer.eos_token_id is None:
-        raise InputError("the model's tokenizer has no end-of-text token (eos_token), which closes each document")
+        raise InputError(
+            "the model's tokenizer has no end-of-text token (eos_token), which must follow each document; add one to "
+            "tokenizer_config.json"
+        )
     parts: list[npt.NDArray[np.int64]] = []
     remaining = limit
     for texts in _groups(documents, ENCODED_TOGETHER):

@@ -1,4 +1,4 @@
-"""The texts that models are judged on: which file or dataset each is, and how it is prepared before it is read."""
+"""The evaluation texts: the file or dataset of each, and its preparation."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from trials.text.hub_text import HubDataset, column, prepared
 from trials.text.text_source import read_rows, read_text
 from trials.text.wikitext import articles, detokenized, harness_words, hub_rows, joined
 
-EFFICIENCY = "efficiency"  # the one task that has no text
+EFFICIENCY = "efficiency"  # the only task without text
 ROWS = ".jsonl"
 NAME = re.compile(r"[\w.-]+")
 
 
 @dataclass(frozen=True)
 class Document:
-    """One document as a model reads it; ``words`` and ``bytes`` are of the original, before any preparation."""
+    """One document after preparation. ``words`` and ``bytes`` count the original text."""
 
     text: str
     words: int
@@ -28,7 +28,7 @@ class Document:
 
 @dataclass(frozen=True)
 class Text:
-    """A text for perplexities: ``stream`` is all of it at a stretch, ``documents`` are what is read one by one."""
+    """A text for perplexities: ``stream`` is the whole text, ``documents`` are its parts for rolling likelihoods."""
 
     task: str
     stream: str
@@ -37,7 +37,7 @@ class Text:
 
 @dataclass(frozen=True)
 class Passages:
-    """Passages of which the last word is to be guessed."""
+    """Passages whose last word is to be predicted."""
 
     task: str
     passages: tuple[str, ...]
@@ -45,16 +45,16 @@ class Passages:
 
 @dataclass(frozen=True)
 class TextTask:
-    """A text that was asked for: by a known name, with a file of one's own, or both. ``path`` exists."""
+    """A requested text: a known name, the user's own file, or both. ``path``, if not None, exists."""
 
     name: str
     path: Path | None
 
 
 def text_task(argument: str) -> TextTask:
-    """The task that ``name`` or ``name=path`` asks for; nothing is read yet.
+    """The task of an argument ``name`` or ``name=path``. The text is not read yet.
 
-    Raises InputError for a name that is not known and has no file, and for a file that is not there.
+    Raises InputError for an unknown name without a file, and for a file that does not exist.
     """
     name, equals, path = argument.partition("=")
     names = ", ".join([*KNOWN, EFFICIENCY])
@@ -69,11 +69,13 @@ def text_task(argument: str) -> TextTask:
 
 
 def open_text(task: TextTask) -> Text | Passages:
-    """Read the text of a task, from its file or else from the hub, and prepare it.
+    """Read and prepare the text of a task, from its file, or from the hub if it has none.
 
-    A file is a .jsonl, one ``{"text": ...}`` in each row, or else plain text. A known name keeps its preparation.
-    Raises InputError for a file that is not UTF-8, lacks the field or has no text in it, and within seconds for a hub
-    that is out of reach.
+    A .jsonl file has one ``{"text": ...}`` per row; any other file is plain text. A task with a known name gets the
+    preparation of that name, also for a file.
+
+    Raises InputError for a file that is not UTF-8, lacks the field or has no text, and for a hub that is out of reach
+    (within seconds).
     """
     known = KNOWN.get(task.name)
     rows = _rows_of_file(task.name, task.path, known) if task.path else _rows_of_hub(task.name)
@@ -88,7 +90,7 @@ def _rows_of_file(name: str, path: Path, known: _Known | None) -> list[str]:
     if known is None:
         return [read_text(path)]
     if known.rows is None:
-        raise InputError(f'task {name}: {path} is no .jsonl; give one with a row {{"text": ...}} for each passage')
+        raise InputError(f'task {name}: {path} is not a .jsonl; give one with a row {{"text": ...}} for each passage')
     return known.rows(read_text(path))
 
 
@@ -100,7 +102,7 @@ def _rows_of_hub(name: str) -> list[str]:
 
 
 def _plain(name: str, rows: Sequence[str]) -> Text:
-    """A text of one's own: each row of a .jsonl, or a whole other file, is a document."""
+    """The user's own text. Each row of a .jsonl is a document; any other file is one document."""
     documents = [row for row in rows if row.strip()]
     return Text(name, "\n\n".join(documents), tuple(_document(row) for row in documents))
 
@@ -114,8 +116,8 @@ def _wikitext(name: str, rows: Sequence[str]) -> Text:
 def _penn_treebank(name: str, rows: Sequence[str]) -> Text:
     """The sentences of the test split in one line, as in SparseGPT (datautils.py ``get_ptb``) and GPTQ's ``ptb-new``.
 
-    GPTQ's older ``ptb`` and LLM-Pruner (datasets/ppl_dataset.py) join the validation split by empty lines: their
-    figures are others. There are no documents in this text, so all of it counts as one.
+    GPTQ's older ``ptb`` and LLM-Pruner (datasets/ppl_dataset.py) join the validation split with empty lines, so their
+    values differ. The text has no documents, so it counts as one.
     """
     text = " ".join(row.strip() for row in rows if row.strip())
     return Text(name, text, (_document(text),))
@@ -131,9 +133,9 @@ def _document(text: str) -> Document:
 
 @dataclass(frozen=True)
 class _Known:
-    """A text with a name: its dataset on the hub, an example of its file, and its preparation.
+    """A text with a known name: its dataset on the hub, the usual name of its file, and its preparation.
 
-    ``rows`` makes the dataset's rows of a plain text file; None where only a .jsonl can hold them.
+    ``rows`` turns a plain text file into the dataset's rows; it is None if only a .jsonl can hold them.
     """
 
     dataset: str
@@ -159,23 +161,23 @@ KNOWN = {
         "ptb.test.txt",
         lambda text: text.split("\n"),
         _penn_treebank,
-        revision="refs/convert/parquet",  # the main branch holds a script, which `datasets` has ceased to run
+        revision="refs/convert/parquet",  # the main branch holds a script, which `datasets` no longer runs
     ),
     "lambada": _Known("EleutherAI/lambada_openai", "default", "text", "lambada_test.jsonl", None, _lambada),
 }
 
 
 def parse_tests(argument: str | None) -> tuple[TextTask, ...]:
-    """The tasks of a comma-separated list of ``name`` or ``name=path``, paths made absolute, none read yet.
+    """The tasks of a comma-separated list of ``name`` or ``name=path``, with absolute paths. No text is read yet.
 
-    Raises InputError for what is no text, for a file that is not there, and for a name that is there twice.
+    Raises InputError for the task without text, for a file that does not exist, and for a repeated name.
     """
     tasks: dict[str, TextTask] = {}
     for part in (part.strip() for part in argument.split(",")) if argument else ():
         if part.partition("=")[0] == EFFICIENCY:
-            raise InputError(f"--test {part}: is no text; python -m nas.evaluate measures it")
+            raise InputError(f"--test {part}: not a text; measure it with python -m nas.evaluate")
         task = text_task(part)
         if task.name in tasks:
-            raise InputError(f"--test {argument!r}: {task.name!r} is there twice; give one of them another name")
+            raise InputError(f"--test {argument!r}: the name {task.name!r} occurs twice; give one text another name")
         tasks[task.name] = TextTask(task.name, task.path.resolve() if task.path else None)
     return tuple(tasks.values())

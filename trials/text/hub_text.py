@@ -1,4 +1,4 @@
-"""Text of a dataset of the hub, through `datasets`, which downloads it once and reads its own copy after that."""
+"""Text from datasets of the hub. `datasets` downloads each once and uses its local copy afterwards."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ ALIASES = {
 }
 NAME = re.compile(r"(?P<dataset>[\w.-]+/[\w.-]+)(:(?P<config>[\w.-]+))?")
 ARTICLE = re.compile(r" = [^=].* = \n")
-PROBE_SECONDS = 5.0  # without a route, `datasets` retries for minutes; the hub answers in well under one second
+PROBE_SECONDS = 5.0  # the hub answers in under a second; without a network, `datasets` would retry for minutes
 WAYS_ON = "use --corpus stdlib, which needs no network, or --corpus FILE.txt with text of your own"
 
 
 @dataclass(frozen=True)
 class HubDataset:
-    """A dataset of the hub; ``asked_for`` and ``ways_on`` are how an error about it begins and ends."""
+    """A dataset of the hub. Error messages about it begin with ``asked_for`` and end with ``ways_on``."""
 
     asked_for: str
     ways_on: str
@@ -42,10 +42,10 @@ def is_hub_name(source: str) -> bool:
 
 
 def from_hub(source: str) -> TextSource:
-    """The column ``text`` of a dataset's ``train`` split, and of its ``validation`` split for selection.
+    """The text source with the column ``text`` of a dataset's ``train`` and ``validation`` splits.
 
-    Raises InputError within seconds when the hub is out of reach and the dataset not on this machine, and when
-    there is no such dataset, configuration, split or column.
+    Raises InputError when there is no such dataset, configuration, split or column, and within seconds when the hub is
+    out of reach and the dataset is not on this machine.
     """
     match = NAME.fullmatch(ALIASES.get(source, source))
     if match is None:
@@ -63,12 +63,12 @@ def from_hub(source: str) -> TextSource:
 
 
 def documents(rows: Iterable[str]) -> Iterator[str]:
-    """One document a row, without empty ones."""
+    """The rows that are not empty, each as one document."""
     return (row for row in rows if row.strip())
 
 
 def articles(lines: Iterable[str]) -> Iterator[str]:
-    """WikiText has one line a row; a document is an article, from its title `` = Title = `` to the next."""
+    """The articles of WikiText, which has one line per row. An article begins with its title, `` = Title = ``."""
     article: list[str] = []
     for line in lines:
         if ARTICLE.fullmatch(line) and article:
@@ -81,9 +81,9 @@ def articles(lines: Iterable[str]) -> Iterator[str]:
 
 
 def prepared(wanted: HubDataset) -> Any:
-    """The builder of a dataset, which is on this machine from now on.
+    """The builder of a dataset, after the dataset is downloaded to this machine.
 
-    Raises InputError within seconds when the hub is out of reach, or when it has no such dataset.
+    Raises InputError when there is no such dataset, and within seconds when the hub is out of reach.
     """
     from datasets import load_dataset_builder
     from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
@@ -103,8 +103,8 @@ def column(wanted: HubDataset, builder: Any, split: str, name: str) -> Iterable[
     splits = sorted(builder.info.splits)
     if split not in splits:
         raise InputError(
-            f"{wanted.asked_for}: it has no {split} split (only {', '.join(splits)}), and no other is read "
-            f"in its place; {wanted.ways_on}"
+            f"{wanted.asked_for}: it has no {split} split (only {', '.join(splits)}), and other splits are not used "
+            f"instead; {wanted.ways_on}"
         )
     rows = builder.as_dataset(split=split)
     if name not in rows.column_names:
@@ -116,7 +116,7 @@ def column(wanted: HubDataset, builder: Any, split: str, name: str) -> Iterable[
 
 
 def _reach(wanted: HubDataset) -> None:
-    """Ask the hub once; without an answer go on with what this machine has of the dataset, or end here."""
+    """Ask the hub once. Without an answer, use the local copy of the dataset. Raises InputError if there is none."""
     import datasets
 
     asked_for, ways_on = wanted.asked_for, wanted.ways_on
@@ -131,4 +131,4 @@ def _reach(wanted: HubDataset) -> None:
         if not copy.is_dir():
             reason = f"not on this machine, and the hub is out of reach ({type(error).__name__})"
             raise InputError(f"{asked_for}: {reason}; {ways_on}") from error
-        datasets.config.HF_HUB_OFFLINE = True  # `datasets` need not find out again, with its many retries
+        datasets.config.HF_HUB_OFFLINE = True  # so that `datasets` does not retry many times

@@ -1,12 +1,12 @@
-"""The text that every Python installation carries: the embedded corpus, which needs no download.
+"""The corpus ``stdlib``: text of the Python installation itself, which needs no download.
 
-Three kinds of document, each read from files and without importing what is read (`pydoc_data.topics` excepted):
+It has three kinds of documents. They are read from files without importing modules, except `pydoc_data.topics`.
 
 - `topic`: one entry of `pydoc_data.topics`, the language reference as `help()` shows it;
 - `docstrings`: all docstrings of one module, each under its qualified name;
-- `source`: one module's source with its docstrings left out, since they are the document beside it.
+- `source`: the source of one module without its docstrings, which are a document of their own.
 
-The text falls under the licence of Python itself, the PSF licence.
+The text is under Python's own licence, the PSF licence.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 VALIDATION_SHARE = 0.05
-# Changing the salt moves modules between the sides: the shipped teacher would have seen its own validation text.
+# A changed salt moves modules between the sides. The shipped teacher would then have trained on its validation text.
 SPLIT_SALT = "stdlib-split-0"
 
-# Tests are many and alike; `encodings` is generated tables; `pydoc_data` is already here as topics.
+# Tests are many and similar, `encodings` holds generated tables, and `pydoc_data` is already included as topics.
 LEFT_OUT_FOLDERS = frozenset(
     {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__", "encodings", "pydoc_data"}
 )
-# Files which the build writes: they hold the paths and flags of one machine.
+# Files that the build generates. They hold the paths and flags of one machine.
 LEFT_OUT_PREFIXES = ("_sysconfigdata", "_sysconfig_vars", "config-")
 
 _NAMED = (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
@@ -39,7 +39,7 @@ _Documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 
 @dataclass(frozen=True)
 class Document:
-    """One document: its kind (topic, docstrings or source), its origin (a topic or a relative path) and its text."""
+    """One document. ``kind`` is topic, docstrings or source; ``origin`` is a topic's name or a relative path."""
 
     kind: str
     origin: str
@@ -47,22 +47,23 @@ class Document:
 
 
 def training_documents(root: Path | None = None) -> Iterator[Document]:
-    """All but the held-out files, and the topics, of the running interpreter or with the sources below ``root``.
+    """Yields the training documents: the topics, and all files below ``root`` that are not held out.
 
-    The split is by file, so a module's docstrings and its source are on the same side; topics are one file, and train.
-    The order is a fixed shuffle, so that the first documents are a sample of all, and files are read as it gets there.
-    A file which cannot be decoded in the encoding it declares, or which this Python cannot parse, is left out.
+    ``root`` is by default the standard library of the running interpreter. The split is by file, so a module's
+    docstrings and source are on the same side. All topics are training text. The order is a fixed shuffle, so that the
+    first documents are a sample of all; each file is read when it is needed. Files that cannot be decoded in their
+    declared encoding, or that this Python cannot parse, are left out.
     """
     return _documents(root or _stdlib(), validation=False)
 
 
 def validation_documents(root: Path | None = None) -> Iterator[Document]:
-    """The held-out files, about 5 % of the bytes; otherwise as `training_documents`."""
+    """Yields the documents of the held-out files, about 5 % of the bytes; otherwise as `training_documents`."""
     return _documents(root or _stdlib(), validation=True)
 
 
 def stdlib_identity() -> str:
-    """Differs whenever the documents of the running interpreter do; reads the files without parsing them."""
+    """A digest of the documents of the running interpreter. It reads the files without parsing them."""
     root = _stdlib()
     hashed = hashlib.sha256(f"stdlib {SPLIT_SALT} {VALIDATION_SHARE} {platform.python_version()}".encode())
     for path in [*source_files(root), PurePosixPath("pydoc_data/topics.py")]:
@@ -72,28 +73,29 @@ def stdlib_identity() -> str:
 
 
 def source_files(root: Path) -> list[PurePosixPath]:
-    """The Python files that count, relative to `root`, sorted."""
+    """The Python files that are used as text, relative to ``root``, sorted."""
     relative = (PurePosixPath(path.relative_to(root).as_posix()) for path in root.rglob("*.py"))
     return sorted(path for path in relative if not _left_out(path))
 
 
 def is_validation(path: PurePosixPath) -> bool:
-    """Whether a file, given relative to the root of the standard library, is on the validation side.
+    """Whether a file is held out. ``path`` is relative to the root of the standard library.
 
-    The hash is of the module's name, so `zipfile.py` keeps its side where a later Python has `zipfile/__init__.py`.
+    The hash is of the module's name, so that `zipfile.py` stays on its side when a later Python has
+    `zipfile/__init__.py`.
     """
     digest = hashlib.sha256(f"{SPLIT_SALT}:{module_name(path)}".encode()).digest()
     return int.from_bytes(digest[:8], "big") < VALIDATION_SHARE * 2**64
 
 
 def module_name(path: PurePosixPath) -> str:
-    """`json/decoder.py` is json.decoder, `json/__init__.py` is json."""
+    """The module of a file: `json/decoder.py` is json.decoder, and `json/__init__.py` is json."""
     parts = path.with_suffix("").parts
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
 def topic_documents() -> dict[str, Document]:
-    """The entries of `pydoc_data.topics` by name; none where an installation leaves that module out."""
+    """The entries of `pydoc_data.topics` by name; empty if the installation lacks that module."""
     try:
         from pydoc_data.topics import topics
     except ImportError:
@@ -102,7 +104,7 @@ def topic_documents() -> dict[str, Document]:
 
 
 def module_documents(root: Path, path: PurePosixPath) -> Iterator[Document]:
-    """The docstrings and the source of one file, as far as it has either."""
+    """Yields the docstrings and the source of one file, if they are not empty."""
     try:
         with tokenize.open(root / path) as file:
             source = file.read()
@@ -110,7 +112,7 @@ def module_documents(root: Path, path: PurePosixPath) -> Iterator[Document]:
             warnings.simplefilter("ignore")
             tree = ast.parse(source)
     except (SyntaxError, ValueError):
-        return  # SyntaxError: unknown encoding or syntax of another Python; ValueError: undecodable or null bytes.
+        return  # SyntaxError: unknown encoding or other Python's syntax; ValueError: undecodable or null bytes
     docstrings = "\n\n".join(_docstrings(tree, module_name(path)))
     code = without_docstrings(source, tree).strip("\n")
     for kind, text in (("docstrings", docstrings), ("source", code)):
@@ -119,7 +121,7 @@ def module_documents(root: Path, path: PurePosixPath) -> Iterator[Document]:
 
 
 def without_docstrings(source: str, tree: ast.Module) -> str:
-    """The source less its docstrings, whole lines only; a body which was nothing else becomes `pass`."""
+    """The source without its docstrings. Only whole lines are removed; a body of only a docstring becomes `pass`."""
     lines: list[str | None] = list(source.split("\n"))
     for node in ast.walk(tree):
         if not isinstance(node, _Documented) or ast.get_docstring(node, clean=False) is None:

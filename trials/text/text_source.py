@@ -1,4 +1,4 @@
-"""Where text comes from: two sides of documents that never mix, and files and folders as such sources."""
+"""Text sources with separate training and validation documents, from files and folders."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from trials.storage.durable import file_sha256
 
 SUFFIXES = (".txt", ".jsonl")
 HELD_OUT = 0.05
-PARAGRAPHS_OF = 4096  # characters: consecutive paragraphs of a .txt up to about this length are one document
+PARAGRAPHS_OF = 4096  # characters; consecutive paragraphs of a .txt are joined to documents of about this length
 BLANK_LINE = re.compile(r"\n\s*\n")
 TRAIN_STEM = re.compile(r"train", re.IGNORECASE)
 VALIDATION_STEM = re.compile(r"valid|dev", re.IGNORECASE)
@@ -23,7 +23,7 @@ VALIDATION_STEM = re.compile(r"valid|dev", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class TextSource:
-    """Documents for training and for validation. ``identity`` differs whenever the documents do."""
+    """Documents for training and for validation. ``identity`` changes whenever the documents change."""
 
     name: str
     identity: str
@@ -32,7 +32,10 @@ class TextSource:
 
 
 def from_path(path: Path) -> TextSource:
-    """A ``.txt`` or ``.jsonl`` file, or a folder of them. Raises InputError when it is neither, or cannot be split."""
+    """The source of a ``.txt`` or ``.jsonl`` file, or of a folder of them.
+
+    Raises InputError when ``path`` is neither, or when its text cannot be split into two sides.
+    """
     if path.is_dir():
         files = sorted(file for file in path.rglob("*") if file.is_file() and file.suffix in SUFFIXES)
         if not files:
@@ -41,21 +44,22 @@ def from_path(path: Path) -> TextSource:
     if not path.is_file():
         raise InputError(f"corpus {path}: no such file or folder; give a .txt or .jsonl file, a folder, or stdlib")
     if path.suffix not in SUFFIXES:
-        raise InputError(f"corpus {path}: unknown kind of file {path.suffix!r}; text is read from .txt and .jsonl")
+        raise InputError(f"corpus {path}: unknown file type {path.suffix!r}; give a .txt or .jsonl file")
     return _from_file(path)
 
 
 def whole_from_path(path: Path) -> TextSource:
-    """A file or folder given as validation text alone: all of it is validation, nothing is held out of anything.
+    """The source of a file or folder that is validation text only. It has no training documents.
 
-    Where a folder has files named ``valid*`` or ``dev*``, they are it; the others are likely to be training and test.
+    If a folder has files named ``valid*`` or ``dev*``, only they are used, because the others are likely to be training
+    and test text. Raises InputError as `from_path` does.
     """
     if path.is_dir():
         files = sorted(file for file in path.rglob("*") if file.is_file() and file.suffix in SUFFIXES)
         files = [file for file in files if VALIDATION_STEM.match(file.stem)] or files
     else:
         files = [path]
-    from_path(path)  # the same rules for what is text at all
+    from_path(path)  # raises InputError by the same rules
     return TextSource(
         name=path.name or str(path),
         identity=digest("whole", *(part for file in files for part in (file.suffix, file_sha256(file)))),
@@ -65,10 +69,10 @@ def whole_from_path(path: Path) -> TextSource:
 
 
 def split_files(root: Path, files: Sequence[Path]) -> tuple[list[Path], list[Path]]:
-    """The training and the validation files among two or more ``files`` below ``root``.
+    """The training files and the validation files among two or more ``files`` below ``root``.
 
-    Names decide when some begin with ``train`` and others with ``valid`` or ``dev``: those are the sides and the
-    rest is not read. Otherwise a hash of the relative path picks 5 % of the files, at least one, for validation.
+    If some names begin with ``train`` and others with ``valid`` or ``dev``, those are the two sides, and other files
+    are not used. Otherwise a hash of the relative path picks 5 % of the files, at least one, for validation.
     """
     train = [file for file in files if TRAIN_STEM.match(file.stem)]
     validation = [file for file in files if VALIDATION_STEM.match(file.stem)]
@@ -103,13 +107,13 @@ def _split_documents(path: Path) -> tuple[list[str], list[str]]:
     documents = list(read_documents(path))
     if len(documents) < 2:
         unit = "rows" if path.suffix == ".jsonl" else "paragraphs or lines"
-        raise InputError(f"corpus {path}: its last 5 % are held out, which takes at least two {unit}; add text to it")
+        raise InputError(f"corpus {path}: it needs at least two {unit}, because the last 5 % are held out; add text")
     held_out = max(1, round(HELD_OUT * len(documents)))
     return documents[:-held_out], documents[-held_out:]
 
 
 def read_documents(path: Path) -> Iterator[str]:
-    """The documents of a file, without empty ones: groups of paragraphs of a .txt, ``text`` of each row of a .jsonl."""
+    """Yields the documents of a file that are not empty: groups of paragraphs of a .txt, or rows of a .jsonl."""
     if path.suffix == ".jsonl":
         yield from (row for row in read_rows(path) if row.strip())
     else:
@@ -117,10 +121,10 @@ def read_documents(path: Path) -> Iterator[str]:
 
 
 def _paragraph_groups(text: str) -> Iterator[str]:
-    """Paragraphs end at blank lines, or in a text without any at each line's end.
+    """Yields groups of consecutive paragraphs. Paragraphs end at blank lines, or at line ends if there are none.
 
-    Shorter groups for a short text, so that there are twenty of them to hold some out of; where one would be all, its
-    paragraphs.
+    Groups of a short text are shorter, so that there are about twenty, some of which can be held out. If there is only
+    one group, its paragraphs are yielded instead.
     """
     wanted = min(PARAGRAPHS_OF, len(text) // 20)
     between = "\n\n" if BLANK_LINE.search(text.strip()) else "\n"
@@ -138,7 +142,7 @@ def _paragraph_groups(text: str) -> Iterator[str]:
 
 
 def read_rows(path: Path) -> Iterator[str]:
-    """``text`` of each row of a .jsonl, empty ones included. Raises InputError naming the line that has none."""
+    """Yields ``text`` of each row of a .jsonl, also if it is empty. Raises InputError naming a line without it."""
     for number, line in enumerate(read_text(path).split("\n"), start=1):
         if not line.strip():
             continue
@@ -146,20 +150,20 @@ def read_rows(path: Path) -> Iterator[str]:
             row = json.loads(line)
         except json.JSONDecodeError as error:
             raise InputError(
-                f"corpus {path}, line {number}: not JSON ({error.msg}); each line is one object"
+                f"corpus {path}, line {number}: not JSON ({error.msg}); each line must be one object"
             ) from error
         document = row.get("text") if isinstance(row, dict) else None
         if not isinstance(document, str):
-            raise InputError(f'corpus {path}, line {number}: each line is an object with a string under "text"')
+            raise InputError(f'corpus {path}, line {number}: each line must be an object with a string under "text"')
         yield document
 
 
 def read_text(path: Path) -> str:
-    """The whole file, which must be UTF-8, with or without a mark at its start; InputError when it is not."""
+    """The whole text of a UTF-8 file, with or without a byte-order mark. Raises InputError when it is not UTF-8."""
     try:
         return path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise InputError(f"corpus {path}: not UTF-8 at byte {error.start}; convert it, `iconv -t utf-8`") from error
+        raise InputError(f"corpus {path}: not UTF-8 at byte {error.start}; convert it with `iconv -t utf-8`") from error
 
 
 def _relative(root: Path, file: Path) -> bytes:

@@ -1,4 +1,4 @@
-"""Further validation text: what candidates are compared on beside the held-out part of their corpus."""
+"""Further validation texts: candidates are compared on them beside the held-out part of the corpus."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import re
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-from transformers import PreTrainedTokenizerBase
 
 from search_spaces.errors import InputError
 from trials.storage.cache import Cache, digest
@@ -25,22 +25,26 @@ from trials.text.corpus import (
 )
 from trials.text.text_source import TextSource, whole_from_path
 
+if TYPE_CHECKING:  # takes seconds to import, and the checks of a command line need none of it
+    from transformers import PreTrainedTokenizerBase
+
+OF_TEXT = "val_loss/"  # prefix of the metric for the loss on one validation text; the name of the text follows
 NAME = re.compile(r"[\w.-]{1,40}")
 
 
 def parse_validation(text: str | None) -> tuple[tuple[str, str], ...]:
-    """(name, source) of each text in a comma-separated list of ``source`` or ``name=source``.
+    """The pairs (name, source) of a comma-separated list of ``source`` or ``name=source``.
 
-    A file is named after its stem, a dataset after its last part. Raises InputError for an empty entry, a name that
-    would not do as one of a metric, and a name that is there twice.
+    The default name of a file is its stem; that of a dataset is its last part. Raises InputError for an empty entry, a
+    name that cannot be part of a metric's name, and a repeated name.
     """
     named: dict[str, str] = {}
     for entry in text.split(",") if text else ():
         name, source = _named(entry.strip())
         if not source or not NAME.fullmatch(name):
             raise InputError(
-                f"--validation {entry!r}: give a .txt or .jsonl file, a folder or a hub dataset, or name=source with a "
-                "name of letters, digits, '.', '_' and '-'; entries are separated by commas"
+                f"--validation {entry!r}: not a text; give a .txt or .jsonl file, a folder or a hub dataset, or "
+                "name=source with a name of letters, digits, '.', '_' and '-'; separate entries by commas"
             )
         if name in named:
             raise InputError(f"--validation {text!r}: two texts are called {name!r}; name one of them with name=source")
@@ -63,9 +67,9 @@ def add_validation(
     cache: Cache,
     limit: int,
 ) -> Corpus:
-    """``corpus`` with the texts ``further`` (name, source), at most ``limit`` tokens of each, tokenised once.
+    """``corpus`` with the texts ``further``, pairs (name, source), at most ``limit`` tokens of each.
 
-    Raises InputError when one cannot be read, is empty, or is called as the corpus itself.
+    Raises InputError when a text cannot be read, is empty, or has the name of the corpus.
     """
     texts = tuple(_load(name, source, tokenizer, cache, limit) for name, source in further)
     if not texts:
@@ -73,13 +77,13 @@ def add_validation(
     (own,) = corpus.texts
     for text in texts:
         if text.name == own:
-            raise InputError(f"--validation: {own!r} is the name of the corpus' own part; write another-name=source")
+            raise InputError(f"--validation: {own!r} is the name of the corpus's own part; write another-name=source")
     parts = (part for text in texts for part in (text.name, text.fingerprint))
     return replace(corpus, further=texts, fingerprint=digest(corpus.fingerprint, *parts))
 
 
 def open_validation(source: str) -> TextSource:
-    """The text that ``source`` names: all of a file, the validation files of a folder, the validation split of a hub's.
+    """The source of a validation text: a whole file, the validation files of a folder, or a dataset's validation split.
 
     Raises InputError.
     """
@@ -92,7 +96,7 @@ def _load(name: str, source: str, tokenizer: PreTrainedTokenizerBase, cache: Cac
     def write(folder: Path) -> None:
         tokens = pack(text.validation(), tokenizer, limit).astype(token_type(tokenizer))
         if not len(tokens):
-            raise InputError(f"--validation {source}: there is no text in it")
+            raise InputError(f"--validation {source}: no text in it; give a source with text")
         np.save(folder / "tokens.npy", tokens)
         (folder / "text.json").write_text(json.dumps(digest(str(tokens.dtype), tokens.tobytes())))
 

@@ -1,9 +1,9 @@
-"""WikiText as its two kinds of readers take it: rows of a dataset, or whole articles with the spaces of plain text.
+"""WikiText in its two published forms: the rows of the dataset, and whole articles with the spacing of plain text.
 
 The raw file has a paragraph or a heading in each line, and lines of one space between them. The hub's dataset has one
-row for each line of the file: the line with its newline, but an empty string for a blank one. The same text is
-therefore not the same tokens: joined rows have three newlines where the file has one, and published token perplexities
-are of joined rows. Rows are what this file works on; a raw file is turned into them.
+row for each line: the line with its newline, or an empty string for a blank line. The two give different tokens,
+because joined rows have three newlines where the file has one. Published token perplexities use joined rows. The
+functions here work on rows; `hub_rows` turns a raw file into rows.
 """
 
 from __future__ import annotations
@@ -15,27 +15,27 @@ BLANK = " \n"
 
 
 def hub_rows(raw: str) -> list[str]:
-    """The rows that the hub's dataset has for a raw file; a last line that was cut off is a row as it stands."""
+    """The rows of the hub's dataset for a raw file. A last line without a newline is a row as it is."""
     *lines, rest = raw.split("\n")
     rows = [f"{line}\n" if line.strip() else "" for line in lines]
     return [*rows, rest] if rest.strip() else rows
 
 
 def joined(rows: Iterable[str]) -> str:
-    """The text of token perplexities: the rows with an empty line between them.
+    """The text for token perplexities: the rows, joined by two newlines.
 
-    So do the scripts of GPTQ (datautils.py, ``get_wikitext2``), SparseGPT (the same), Wanda (lib/data.py) and the page
-    "Perplexity of fixed-length models" of the transformers documentation. With GPT-2's tokenizer the test split of
-    WikiText-2 comes to 287,644 tokens.
+    GPTQ (datautils.py, ``get_wikitext2``), SparseGPT (the same), Wanda (lib/data.py) and the page "Perplexity of
+    fixed-length models" of the transformers documentation do the same. With GPT-2's tokenizer, the test split of
+    WikiText-2 has 287,644 tokens.
     """
     return "\n\n".join(rows)
 
 
 def articles(rows: Iterable[str]) -> list[str]:
-    """The articles, each from its title to the line before the next, as lm-evaluation-harness cuts the raw file.
+    """The articles, each from its title to the line before the next title, as in lm-evaluation-harness.
 
-    That is the hub's dataset ``EleutherAI/wikitext_document_level``: blank lines have their space, and the last
-    newline of an article is not part of it, except at the end of the file.
+    They equal the hub's dataset ``EleutherAI/wikitext_document_level``: blank lines keep their space, and the last
+    newline of an article is left out, except at the end of the file.
     """
     raw = "".join(row or BLANK for row in rows)
     found: list[list[str]] = [[]]
@@ -47,13 +47,13 @@ def articles(rows: Iterable[str]) -> list[str]:
 
 
 def _is_title(line: str) -> bool:
-    """`` = Title = ``, and not `` = = Section = = ``."""
+    """Whether a line is `` = Title = `` and not `` = = Section = = ``."""
     stripped = line.replace("= = =", "===").replace("= =", "==").strip()
     return stripped.startswith("= ") and stripped.endswith(" =")
 
 
-# In this order, one after the other: what one rule leaves, the next may find. The rule for " N " is one for the Penn
-# Treebank; it stays, because it is in the published figures.
+# The order matters, because a rule may match what an earlier one has left. The rule for " N " belongs to the Penn
+# Treebank. It stays, because published values were computed with it.
 LITERAL_BEFORE = (
     ("s '", "s'"),
     *((f" @{mark}@ ", mark) for mark in "-,."),
@@ -73,10 +73,10 @@ LITERAL_AFTER = (
 
 
 def detokenized(article: str) -> str:
-    """An article with the spaces of ordinary text: what word perplexities and bits per byte are published on.
+    """An article with the spacing of ordinary text, on which word perplexities and bits per byte are published.
 
-    It equals ``wikitext_detokenizer`` of lm-evaluation-harness (tasks/wikitext/preprocess_wikitext.py, which has it
-    from Megatron-LM), but for that function's rule about a quote and a digit between slashes, a slip in porting.
+    It follows ``wikitext_detokenizer`` of lm-evaluation-harness (tasks/wikitext/preprocess_wikitext.py, from
+    Megatron-LM), without that function's rule about a quote and a digit between slashes, which is a porting error.
     """
     for old, new in LITERAL_BEFORE:
         article = article.replace(old, new)
@@ -89,5 +89,5 @@ def detokenized(article: str) -> str:
 
 
 def harness_words(article: str) -> int:
-    """How many words lm-evaluation-harness counts: pieces between white space, empty ones at either end included."""
+    """The number of words as lm-evaluation-harness counts: pieces between white space, also empty ones at the ends."""
     return len(re.split(r"\s+", article))

@@ -1,4 +1,4 @@
-"""The script that trains mini: its replicas take one step together, and a stopped run goes on as if it had not been."""
+"""The training script of mini: replicas take one step together, and an interrupted run continues exactly."""
 
 from __future__ import annotations
 
@@ -23,7 +23,9 @@ def progress() -> Progress:
 
 
 def test_replicas_together_take_the_step_of_one(progress: Progress, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(train_mini, "autocast", lambda device: nullcontext())  # bfloat16 rounds too coarsely to tell
+    monkeypatch.setattr(
+        train_mini, "autocast", lambda device: nullcontext()
+    )  # bfloat16 rounds too coarsely for this comparison
     other = Progress(new_model(seed=0), [])
     other.optimizers = new_optimizers(other.model)
     losses = [

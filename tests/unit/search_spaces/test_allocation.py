@@ -1,4 +1,4 @@
-"""Sizes by layer: the same parameters, the floors, and the best of all ways to spread them."""
+"""Sizes by layer: the same parameters, the minimum per layer, and the best way to spread neurons."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SHAPES = {"gpt2": SMALL, "llama": SMOL}
 
 
 def values_of(draw: st.DrawFn, shape: ModelShape) -> NeuronValues:
-    """Any scores, among them equal ones and none at all."""
+    """Arbitrary scores, including equal ones and zeros."""
     score = st.sampled_from((0.0, 0.25, 0.5, 1.0, 3.0, 100.0))
     layers = draw(st.lists(score, min_size=shape.layers, max_size=shape.layers))
     seeds = [draw(st.integers(1, 97)) for _ in layers]
@@ -75,7 +75,7 @@ def test_no_other_way_to_spread_keeps_more(rows: list[list[int]], each: int) -> 
 def test_neurons_go_to_the_layers_where_they_are_worth_most() -> None:
     neuron_values = NeuronValues.of([3.0, 1.0, 2.0], [[1.0] * 16, [9.0] * 16, [2.0] * 16])
     found = allocated(Architecture.uniform(2, 8, 2, 8), neuron_values)
-    assert found == Architecture(2, 8, (2, 2), (4, 12))  # the second layer is not one of the two that stay
+    assert found == Architecture(2, 8, (2, 2), (4, 12))  # the second layer does not stay
 
 
 def test_only_uniform_architectures_are_spread() -> None:
@@ -119,7 +119,7 @@ def test_a_space_with_sizes_by_layer_alone(tmp_path: Path) -> None:
     found = list(known.feasible(band))
     assert len(found) == len(list(space.feasible(band)))
     assert all(known.architecture(known.sizes(one)) == one for one in found)
-    assert {one.is_uniform for one in found} == {True, False}  # uniform where nothing is cut but layers
+    assert {one.is_uniform for one in found} == {True, False}  # uniform if only layers are removed
     assert {known.sizes(one)["allocated"] for one in found} == {1}
     assert set(dict(informed(SMALL, found)).values()) <= set(found)
     assert set(baselines(SMALL, found, 0).values()) <= set(found)

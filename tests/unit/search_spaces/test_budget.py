@@ -1,4 +1,4 @@
-"""Budgets: what people write, the band it means, and an error that shows the way out."""
+"""Budgets: the accepted spellings, their bands, and errors that say what to do."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from search_spaces.budget import nearest_feasible, parse_budget, parse_budgets
+from search_spaces.budget import check_budgets, nearest_feasible, parse_budget, parse_budgets
 from search_spaces.errors import InputError
 
 TEACHER = 354_823_168
@@ -27,7 +27,20 @@ def test_share_of_the_teacher() -> None:
     assert 0 <= budget.minimum - 0.63 * TEACHER < 1
 
 
-@pytest.mark.parametrize("text", ["abc", "-5", "", "0", "1e8", "260MM", "M", "1M", "10G", "700%"])
+@pytest.mark.parametrize("text", ["abc", "-5", "", "0", "1e8", "260MM", "M", "300M,x"])
+def test_a_budget_that_cannot_be_read_names_the_value_and_the_way_out(text: str) -> None:
+    """The message is the same with and without a teacher."""
+    with pytest.raises(InputError) as early:
+        check_budgets(text)
+    with pytest.raises(InputError) as caught:
+        parse_budgets(text, TEACHER, COUNTS, 0.05)
+    assert str(early.value) == str(caught.value)
+    assert repr(text.split(",")[-1]) in str(caught.value)
+    assert "write 260M" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["1M", "10G", "700%"])
 def test_wrong_budget_names_value_range_and_way_out(text: str) -> None:
     with pytest.raises(InputError) as caught:
         parse_budget(text, TEACHER, COUNTS)
@@ -65,7 +78,7 @@ def test_nearest_feasible_is_feasible_and_nothing_nearer_is(counts: list[int], b
     nearest = nearest_feasible(budget, counts, tolerance)
     assert feasible(nearest)
     nearer = (budget + sign * step for step in range(abs(nearest - budget)) for sign in (1, -1))
-    # budgets above the largest model are feasible in words only, and are not offered
+    # budgets above the largest model are never suggested, although their bands may contain it
     assert not any(feasible(one) for one in nearer if one <= counts[-1])
 
 

@@ -1,4 +1,4 @@
-"""The estimate follows the work; the measured speed is a positive number."""
+"""The estimate is proportional to the work; the measured speed is positive."""
 
 from __future__ import annotations
 
@@ -43,12 +43,12 @@ def seconds(architecture: Architecture, recipe: Recipe = RECIPE) -> float:
 
 
 def test_twice_the_work_takes_twice_as_long() -> None:
-    """But for what a refit does once, whatever its tokens."""
+    """Except for the part of a refit that does not depend on its tokens."""
     twice = replace(RECIPE, tokens=131072, rungs=(65536, 131072), validation_tokens=32768, calibration_samples=128)
     assert seconds(MEDIUM.full, twice) == pytest.approx(2 * seconds(MEDIUM.full), rel=0.01)
 
 
-def test_every_axis_and_every_reading_counts() -> None:
+def test_every_axis_and_every_evaluation_counts() -> None:
     smaller = [
         Architecture.uniform(*sizes)
         for sizes in ((12, 1024, 16, 4096), (24, 512, 16, 4096), (24, 1024, 8, 4096), (24, 1024, 16, 2048))
@@ -68,8 +68,8 @@ def test_stored_targets_spare_the_teacher_all_but_its_head_and_drawn_ones_that_t
     assert stored - training_flops(MEDIUM, MEDIUM.full, RECIPE, "cpu") == RECIPE.tokens * head
 
 
-def test_flops_are_what_a_step_and_a_reading_do() -> None:
-    """Counted by torch on a real model, with attention as the plain products that it can count."""
+def test_flops_are_those_of_a_step_and_an_evaluation() -> None:
+    """torch counts them on a real model, with eager attention, whose products it can count."""
     model, family = make_gpt2().requires_grad_(True), FAMILIES["gpt2"]
     model.set_attn_implementation("eager")
     shape, tokens = shape_of(model.config), torch.arange(64).reshape(2, 32)

@@ -1,4 +1,4 @@
-"""Finals: from the student of a trial, on the text that follows, cut or uncut, once."""
+"""Finals: they start from the trial's student, use the text that follows, can be resumed, and run once."""
 
 from __future__ import annotations
 
@@ -70,15 +70,15 @@ def same(one: FinalSpec, other: FinalSpec) -> bool:
     return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
-def told(result: FinalResult) -> dict[str, Any]:
-    """What must be the same on every machine."""
+def comparable(result: FinalResult) -> dict[str, Any]:
+    """The values of a result that are the same on every machine."""
     unlike = ("seconds", "resumed_from", "peak_memory_bytes")
     return {name: value for name, value in result.to_dict().items() if name not in unlike}
 
 
 @pytest.fixture
 def seen(monkeypatch: pytest.MonkeyPatch) -> Places:
-    """The windows of every batch, as they are asked for."""
+    """The windows of every batch, in their order."""
     places: Places = []
     hidden = Targets.hidden
 
@@ -109,7 +109,7 @@ def test_result_is_of_the_student_that_is_left(spec: FinalSpec) -> None:
 
 
 def test_batches_follow_on_those_of_the_trial(spec: FinalSpec, seen: Places) -> None:
-    """All of a corpus is gone through before any of it is seen again."""
+    """The whole corpus is used before any window repeats."""
     trial = replace(spec.trial, directory=f"{spec.directory}-trial")
     run_trial(trial, lambda *_: None)
     of_trial = [place for batch in seen for place in batch]
@@ -135,12 +135,12 @@ def test_a_short_text_is_gone_round(spec: FinalSpec, seen: Places, tmp_path: Pat
 def test_the_same_student_and_batches_give_the_same(spec: FinalSpec) -> None:
     other = replace(spec, directory=f"{spec.directory}-other")
     one, two = run(spec), run(other)
-    assert told(one[0]) == told(two[0])
+    assert comparable(one[0]) == comparable(two[0])
     assert same(spec, other)
 
 
 class Killed(BaseException):
-    """The worker dies, without a chance to tidy up."""
+    """The worker dies without cleaning up."""
 
 
 @pytest.mark.parametrize(("step", "seconds", "resumed"), [(1, 1e9, 0), (2, 1e9, 128), (1, 0.0, 64), (3, 0.0, 192)])
@@ -157,7 +157,7 @@ def test_cut_and_resumed_is_as_if_never_cut(
             run(spec)
     result, again = run(spec)
     assert result.resumed_from == resumed
-    assert told(result) == told(expected)
+    assert comparable(result) == comparable(expected)
     assert [(tokens, metrics["val_loss"]) for tokens, metrics in again] == [
         (tokens, metrics["val_loss"]) for tokens, metrics in readings
     ]
@@ -186,7 +186,7 @@ def test_a_trial_that_is_not_there_is_run_first(spec: FinalSpec, trial: TrialSpe
     missing = replace(spec, trial=replace(trial, directory=f"{spec.directory}-trial"))
     result, _ = run(missing)
     assert (Path(missing.trial.directory) / "result.json").exists()
-    assert told(result) == told(run(replace(spec, directory=f"{spec.directory}-other"))[0])
+    assert comparable(result) == comparable(run(replace(spec, directory=f"{spec.directory}-other"))[0])
 
 
 @pytest.mark.parametrize("change", ["tokens", "student"])

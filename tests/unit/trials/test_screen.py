@@ -1,21 +1,30 @@
-"""A screening is what a trial reads before its first step, on less text."""
+"""A screening gives the loss of a trial before its first step, on less text.
+
+A latency is that of a model with the architecture's shape, and of generated tokens only.
+"""
 
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from conftest import make_gpt2
+from transformers import PreTrainedModel
 
 from search_spaces.architecture import Architecture
 from search_spaces.errors import InputError
+from trials import screen as file
+from trials.evaluate.efficiency import Workload, generation_milliseconds
 from trials.losses.window_losses import window_losses
 from trials.preparation import shared
 from trials.prune.prune import prune
 from trials.recipe import Recipe
-from trials.screen import screen
+from trials.screen import latency, screen
 from trials.text.corpus import windows
 from trials.trial import TrialSpec, run_trial
 
@@ -35,13 +44,13 @@ def spec(tiny_teacher_folder: Path, tmp_path: Path) -> TrialSpec:
     return TrialSpec(recipe, CUSTOM, str(tmp_path / "trial"), str(tmp_path / "cache"))
 
 
-def test_on_all_text_it_is_the_first_reading_of_the_trial_and_leaves_no_trace(spec: TrialSpec) -> None:
+def test_on_all_text_it_is_the_first_loss_of_the_trial_and_nothing_is_written(spec: TrialSpec) -> None:
     loss = screen(spec, 10**6, 10**6)
     assert not Path(spec.directory).exists()
     assert loss == pytest.approx(run_trial(spec, lambda *_: None).zero_shot_loss)
 
 
-def test_only_the_text_that_is_granted_is_read(spec: TrialSpec) -> None:
+def test_only_the_given_number_of_tokens_is_used(spec: TrialSpec) -> None:
     common = shared(spec.recipe, spec.cache, "cpu")
     student = prune(common.teacher.model, common.scores, CUSTOM, common.streams.first(3))
     texts = [windows(text, 16)[:2] for text in common.corpus.texts.values()]
@@ -52,6 +61,58 @@ def test_only_the_text_that_is_granted_is_read(spec: TrialSpec) -> None:
     assert screen(spec, 3 * 16, 3 * 16) != pytest.approx(expected, abs=1e-6)
 
 
-def test_an_architecture_beyond_the_teacher_is_refused(spec: TrialSpec) -> None:
+def test_screening_an_architecture_beyond_the_teacher_is_refused(spec: TrialSpec) -> None:
     with pytest.raises(InputError):
         screen(replace(spec, architecture=Architecture.uniform(99, 32, 2, 64)))
+
+
+@pytest.fixture(scope="module")
+def spec_of(tiny_teacher_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[Architecture], TrialSpec]:
+    folder = tmp_path_factory.mktemp("latency")
+    (folder / "text.txt").write_text(
+        "\n\n".join("the teacher is pruned and distilled for a while " * 9 for _ in range(60))
+    )
+    recipe = Recipe(str(tiny_teacher_folder), str(folder / "text.txt"), 64, (64,), 64, 32, 64, 3e-3, 4, 0)
+    return lambda one: TrialSpec(recipe, one, str(folder / "trial"), str(folder / "cache"))
+
+
+def test_latency_is_that_of_a_model_of_the_shape(
+    spec_of: Callable[[Architecture], TrialSpec], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    timed: list[tuple[int, Workload]] = []
+
+    def record(model: PreTrainedModel, workload: Workload) -> float:
+        timed.append((sum(one.numel() for one in model.parameters()), workload))
+        return 7.0
+
+    monkeypatch.setattr(file, "generation_milliseconds", record)
+    one = spec_of(CUSTOM)
+    assert latency(one) == 7.0
+    shape = shared(one.recipe, one.cache, one.device).teacher.shape
+    assert timed == [(shape.parameters(CUSTOM), Workload.within(32, batch=1))]
+    assert not Path(one.directory).exists()
+
+
+def test_latency_of_a_custom_shape(spec_of: Callable[[Architecture], TrialSpec]) -> None:
+    assert 0 < latency(spec_of(CUSTOM)) < float("inf")
+
+
+def test_latency_of_an_architecture_beyond_the_teacher_is_refused(spec_of: Callable[[Architecture], TrialSpec]) -> None:
+    with pytest.raises(InputError):
+        latency(spec_of(Architecture.uniform(99, 32, 2, 64)))
+
+
+def test_latency_counts_neither_the_prompt_nor_the_first_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a clock that every forward pass moves: 100 s for the prompt, 10 s for each of the first two, then 1 s."""
+    model, clock = make_gpt2(), [0.0]
+    durations = iter([100.0, 10.0, 10.0, 1.0, 1.0, 1.0])
+    forward = model.forward
+
+    def slow(*arguments: object, **named: torch.Tensor) -> object:
+        clock[0] += next(durations)
+        return forward(*arguments, **named)
+
+    monkeypatch.setattr(type(model), "forward", lambda self, *arguments, **named: slow(*arguments, **named))
+    monkeypatch.setattr("trials.evaluate.efficiency.time.perf_counter", lambda: clock[0])
+    monkeypatch.setattr("trials.evaluate.efficiency._arguments", lambda _: ("past_key_values", {}))
+    assert generation_milliseconds(model, Workload(prompt=8, batch=1, steps=3, warmup=2)) == 1000.0

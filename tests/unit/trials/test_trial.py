@@ -1,4 +1,4 @@
-"""The one door: a whole trial on a tiny teacher, and what is found when it is called again."""
+"""A whole trial on a tiny teacher, and repeated calls of it."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def test_result_of_another_recipe_is_not_taken(spec: TrialSpec, change: dict[str
 
 
 class Killed(BaseException):
-    """The worker dies, without a chance to tidy up."""
+    """The worker dies without cleaning up."""
 
 
 def test_killed_trial_goes_on(spec: TrialSpec, tmp_path: Path) -> None:
@@ -150,7 +150,7 @@ def test_trial_leaves_the_teacher_as_it_was(spec: TrialSpec) -> None:
 
 
 def test_student_is_freed(spec: TrialSpec, monkeypatch: pytest.MonkeyPatch) -> None:
-    """At once, and not by a collection some time later: the next trial of the process needs the memory."""
+    """The student is freed at once and not by a later garbage collection, because the next trial needs the memory."""
     students: list[weakref.ref[object]] = []
 
     def watched(*arguments: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Everything that can be wrong with what a user brings, each refused in one line that names the file and the rule."""
+"""Wrong user files: each is rejected in one line that names the file and the rule."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ TEXT = "\n\n".join("the teacher is pruned to a smaller architecture" for _ in ra
 
 @dataclass(frozen=True)
 class Brought:
-    """What a user brings: a teacher's folder and a text file, both good until they are spoilt."""
+    """A user's files: a teacher's folder and a text file. Both are valid until a test damages one."""
 
     teacher: Path
     text: Path

@@ -61,7 +61,7 @@ def test_fewer_than_three_pairs_are_too_few(count: int) -> None:
 def test_nothing_is_said_where_all_are_equal() -> None:
     found = agreement("", "", 0, pairs([1.0, 1.0, 1.0], [1.0, 2.0, 3.0]))
     assert (found.tau, found.pairs) == (None, 3)
-    assert "not defined" in str(found)
+    assert "undefined" in str(found)
 
 
 def test_every_rung_is_compared_with_the_last_over_those_that_reached_both() -> None:

@@ -116,7 +116,7 @@ def test_a_failed_final_is_shown_with_its_reason_and_loses() -> None:
     found = made(*FINALS, failed=failed)
     assert found.rows[-1].reason == "NonFiniteLoss: nan"
     assert found.rows[:-1] == made(*FINALS).rows
-    with pytest.raises(NothingFeasibleError, match="NonFiniteLoss: nan; --finalists 0"):
+    with pytest.raises(NothingFeasibleError, match="NonFiniteLoss: nan; give --finalists 0"):
         made(FINALS[4], failed=failed)
 
 

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from nas.display.console import clock
 from nas.display.final_progress import FinalProgress
-from nas.display.trial_progress import Progress, clock
+from nas.display.trial_progress import TrialProgress
 from nas.planning.machine import Machine
 from nas.planning.plan import Plan, make_plan, resolve_target
 from nas.planning.settings import load_settings
@@ -31,12 +32,16 @@ def record(plan: Plan, number: int, state: str, *curve: tuple[int, float]) -> Tr
 
 def test_plain_lines_say_what_changed(plan: Plan) -> None:
     text = io.StringIO()
-    progress = Progress(Console(file=text, width=200), plan)
-    with progress.shown():
-        progress.update([record(plan, 0, "RUNNING")], 0)
-        progress.update([record(plan, 0, "RUNNING", (0, 9.0), (1024, 5.0))], 0)
-        progress.update([record(plan, 0, "COMPLETE", (0, 9.0), (4096, 4.0))], 0)
-        progress.update([record(plan, 0, "COMPLETE", (0, 9.0), (4096, 4.0)), record(plan, 1, "FAIL")], 1)
+    progress = TrialProgress(Console(file=text, width=200), plan, [])
+    progress.start()
+    for records in (
+        [record(plan, 0, "RUNNING")],
+        [record(plan, 0, "RUNNING", (0, 9.0), (1024, 5.0))],
+        [record(plan, 0, "COMPLETE", (0, 9.0), (4096, 4.0))],
+        [record(plan, 0, "COMPLETE", (0, 9.0), (4096, 4.0)), record(plan, 1, "FAIL")],
+    ):
+        progress.update(records, records[-1])
+    progress.stop()
     lines = text.getvalue().splitlines()
     key = plan.target.feasible[0].key
     assert f"0/4 done] trial 0 {key}: started (42,000 parameters" in lines[0]
@@ -47,27 +52,29 @@ def test_plain_lines_say_what_changed(plan: Plan) -> None:
 
 
 def test_time_left_is_known_once_a_trial_has_ended_and_is_nothing_at_the_end(plan: Plan) -> None:
-    progress = Progress(Console(file=io.StringIO()), plan)
-    progress.update([record(plan, 0, "RUNNING")], 0)
+    progress = TrialProgress(Console(file=io.StringIO()), plan, [])
+    progress.update([record(plan, 0, "RUNNING")], record(plan, 0, "RUNNING"))
     assert progress.seconds_left() is None
     progress.started -= 60
-    progress.update([record(plan, 0, "COMPLETE", (4096, 4.0))], 0)
+    one = record(plan, 0, "COMPLETE", (4096, 4.0))
+    progress.update([one], one)
     assert progress.seconds_left() == pytest.approx(180, rel=0.01)  # one of four took a minute
     everything = [record(plan, number, "COMPLETE", (4096, 4.0)) for number in range(4)]
-    progress.update(everything, 3)
+    progress.update(everything, everything[3])
     assert progress.seconds_left() == 0
 
 
 def test_live_table_shows_every_state(plan: Plan) -> None:
     text = io.StringIO()
-    progress = Progress(Console(file=text, width=120, force_terminal=True), plan)
+    progress = TrialProgress(Console(file=text, width=120, force_terminal=True), plan, [])
     records = [
         record(plan, 0, "COMPLETE", (4096, 4.0)),
         record(plan, 1, "PRUNED", (1024, 6.0)),
         record(plan, 2, "RUNNING"),
     ]
-    with progress.shown():
-        progress.update(records, 2)
+    progress.start()
+    progress.update(records, records[2])
+    progress.stop()
     shown = text.getvalue()
     for part in ("4.0000", "stopped early", "running", "2 of 4 trials", "best 4.0000"):
         assert part in shown
@@ -94,10 +101,11 @@ def test_plain_lines_of_finals_say_what_changed(plan: Plan) -> None:
         final(plan, 1, "RUNNING"),
         final(plan, 2, "FAIL"),
     ]
-    with progress.shown():
-        for place, one in zip((0, 0, 1, 2), changes, strict=True):
-            stage[place] = one
-            progress.update_finals(stage, one)
+    progress.start()
+    for place, one in zip((0, 0, 1, 2), changes, strict=True):
+        stage[place] = one
+        progress.update(stage, one)
+    progress.stop()
     lines = text.getvalue().splitlines()
     key = plan.target.feasible[0].key
     assert f"0/3 done] final {key} (finalist, width only): val loss 4.0000 after 4,096 of 8,192 tokens" in lines[0]
@@ -114,10 +122,10 @@ def test_time_left_of_finals_counts_what_was_trained_before(plan: Plan) -> None:
     assert progress.seconds_left() is None
     progress.started -= 60
     stage[0] = final(plan, 0, "COMPLETE", (4096, 4.0), (8192, 3.5))
-    progress.update_finals(stage, stage[0])
+    progress.update(stage, stage[0])
     assert progress.seconds_left() == pytest.approx(120, rel=0.01)  # 4,096 tokens took a minute, 8,192 are left
     stage[1] = final(plan, 1, "FAIL")
-    progress.update_finals(stage, stage[1])
+    progress.update(stage, stage[1])
     assert progress.seconds_left() == 0
 
 
@@ -126,8 +134,9 @@ def test_live_table_of_finals_shows_every_state(plan: Plan) -> None:
     states = ("COMPLETE", "RUNNING", "WAITING", "FAIL")
     stage = [final(plan, number, state, (4096, 4.0)) for number, state in enumerate(states)]
     progress = FinalProgress(Console(file=text, width=120, force_terminal=True), plan, stage)
-    with progress.shown():
-        progress.update_finals(stage, stage[1])
+    progress.start()
+    progress.update(stage, stage[1])
+    progress.stop()
     shown = text.getvalue()
     for part in ("4.0000", "complete", "running", "waiting", "failed", "2 of 4 finals", "finalist, width only"):
         assert part in shown

@@ -11,7 +11,7 @@ from nas.planning.forecast import expected_tokens, summary
 from nas.planning.machine import Machine
 from nas.planning.plan import Plan, make_plan, resolve_target, trial_bytes
 from nas.planning.settings import load_settings
-from nas.running.tune_run import target_helpers
+from nas.stages.prepare import target_helpers
 from search_spaces.errors import InputError
 
 LAPTOP = Machine(cpus=2, gpus=0.0, memory=20 * 2**30, node_cpus=2)
@@ -146,7 +146,7 @@ def test_no_more_trials_than_the_band_holds(tiny_teacher_folder: Path) -> None:
 
 def test_summary_says_that_candidates_are_screened(tiny_teacher_folder: Path) -> None:
     plan = make(tiny_teacher_folder, sampler="screen", screened=9)
-    assert dict(summary(plan))["screen"].startswith("9 architectures before retraining")
+    assert dict(summary(plan))["screen"].startswith("9 architectures are measured before retraining")
     assert "screen" not in dict(summary(make(tiny_teacher_folder, sampler="tpe")))
 
 
@@ -155,7 +155,7 @@ def test_summary_says_what_will_be_done(tiny_teacher_folder: Path) -> None:
     for part in (
         "75,408 parameters",
         "architectures",
-        "8 by screen",
+        "8 from sampler screen",
         "2 at a time",
         "learning rate",
         "studies.db",
@@ -182,7 +182,7 @@ def test_several_budgets_are_one_plan_with_a_part_for_each(tiny_teacher_folder: 
     assert [value for what, value in lines if what == "band"] == [
         f"{part.target.budget}: {len(part.target.feasible)} architectures" for part in plan.parts
     ]
-    assert dict(lines)["trials"].startswith("3 + 3 by screen")
+    assert dict(lines)["trials"].startswith("3 + 3 from sampler screen")
 
 
 def test_a_single_budget_is_its_own_part(tiny_teacher_folder: Path) -> None:

@@ -10,15 +10,17 @@ from typing import Any
 import pytest
 from tracking_reference import record
 
+from nas.choosing.finalists import finalists
 from nas.choosing.selection import FINALIST, STOCK, competes
 from nas.planning.errors import Failure
 from nas.planning.machine import Machine
 from nas.planning.plan import Plan, make_plan, resolve_target
 from nas.planning.settings import load_settings
-from nas.running.task_lists import Heard
+from nas.planning.specs import final_spec, final_windows
+from nas.running.task_lists import FinalUpdate
 from nas.running.workers import Workers
-from nas.stages import finish as finals
-from nas.stages.finish import after, entrants, final_spec, open_stage, run_stage, windows_of
+from nas.stages import finish
+from nas.stages.finish import recalled, train_finals, updated
 from nas.study.records import FinalRecord, TrialRecord
 from nas.study.study import SearchStudy
 from search_spaces.architecture import Architecture
@@ -26,7 +28,7 @@ from trials.distill.checkpoint import Rung
 from trials.distill.results import write_result
 from trials.final import FinalResult, FinalSpec
 
-Hear = Callable[[str, Heard], None]
+OnResult = Callable[[str, FinalUpdate], None]
 NOBODY = Workers(None, 0)
 
 
@@ -37,16 +39,16 @@ class Runner:
         self.ran: list[str] = []
         self.outcome: dict[str, Failure | BaseException] = {}
 
-    def __call__(self, specs: Mapping[str, FinalSpec], workers: Workers, hear: Hear) -> None:
+    def __call__(self, specs: Mapping[str, FinalSpec], workers: Workers, on_result: OnResult) -> None:
         for name, spec in specs.items():
             self.ran.append(name)
-            hear(name, None)
-            hear(name, Rung(spec.trial.recipe.tokens, {"val_loss": 3.0}))
-            hear(name, Rung(spec.trial.recipe.tokens + spec.tokens, {"val_loss": 2.5}))
+            on_result(name, None)
+            on_result(name, Rung(spec.trial.recipe.tokens, {"val_loss": 3.0}))
+            on_result(name, Rung(spec.trial.recipe.tokens + spec.tokens, {"val_loss": 2.5}))
             one = self.outcome.get(name)
             if isinstance(one, BaseException):
                 raise one
-            hear(name, one or result(spec))
+            on_result(name, one or result(spec))
 
 
 def result(spec: FinalSpec) -> FinalResult:
@@ -62,7 +64,7 @@ def result(spec: FinalSpec) -> FinalResult:
 @pytest.fixture
 def runner(monkeypatch: pytest.MonkeyPatch) -> Runner:
     runner = Runner()
-    monkeypatch.setattr(finals, "run_finals", runner)
+    monkeypatch.setattr(finish, "run_finals", runner)
     return runner
 
 
@@ -98,13 +100,18 @@ def _trial(number: int, architecture: Architecture, stock: bool) -> TrialRecord:
     return record(number, architecture=architecture, stock=stock, curve=curve, val_loss=3.0 + number)
 
 
+def open_stage(plan: Plan, study: SearchStudy, records: list[TrialRecord]) -> list[FinalRecord]:
+    """The finals of ``plan``, as the study remembers them."""
+    return [recalled(plan, study, one) for one in finalists(plan, records)]
+
+
 def roles(stage: list[FinalRecord]) -> dict[Architecture, tuple[str, ...]]:
     return {one.architecture: one.roles for one in stage}
 
 
 def test_the_best_go_on_and_the_best_stock_one_and_the_baselines(plan: Plan) -> None:
     records = trials(plan)
-    found = roles(entrants(plan, [*records, record(9, "PRUNED"), record(10, "FAIL")]))
+    found = roles(finalists(plan, [*records, record(9, "PRUNED"), record(10, "FAIL")]))
     assert [one for one, names in found.items() if FINALIST in names] == [one.architecture for one in records[:3]]
     assert [one for one, names in found.items() if STOCK in names] == [records[-1].architecture]
     named = {name: one for one, names in found.items() for name in names if name not in (FINALIST, STOCK)}
@@ -117,19 +124,19 @@ def test_an_architecture_with_two_roles_goes_on_once(plan: Plan) -> None:
     name, baseline = next(iter(plan.baselines.items()))
     records[0] = replace(records[0], architecture=baseline)
     records[1] = replace(records[1], architecture=records[-1].architecture, stock=True)
-    found = roles(entrants(plan, records[:-1]))
+    found = roles(finalists(plan, records[:-1]))
     assert found[baseline][:2] == (FINALIST, name)
     assert found[records[1].architecture] == (FINALIST,)  # it is the best stock one, too: it goes on anyway
 
 
 def test_baselines_compete_with_nobody(plan: Plan) -> None:
-    stage = entrants(plan, trials(plan))
+    stage = finalists(plan, trials(plan))
     assert [competes(one) for one in stage] == [bool({FINALIST, STOCK} & set(one.roles)) for one in stage]
     assert not competes(stage[-1])
 
 
 def test_the_tokens_are_the_trials_and_as_many_again(plan: Plan) -> None:
-    for one in entrants(plan, trials(plan)):
+    for one in finalists(plan, trials(plan)):
         assert one.tokens == plan.recipe.tokens + plan.final_tokens
         spec = final_spec(plan, one)
         assert (spec.tokens, spec.trial.architecture) == (plan.final_tokens, one.architecture)
@@ -139,24 +146,24 @@ def test_the_tokens_are_the_trials_and_as_many_again(plan: Plan) -> None:
 def test_without_baselines_and_with_fewer_finalists(tiny_teacher_folder: Path, tmp_path: Path) -> None:
     plan = make(tiny_teacher_folder, tmp_path, finalists=1, baselines="false")
     records = trials(plan)
-    assert list(roles(entrants(plan, records))) == [records[0].architecture, records[-1].architecture]
-    assert len(entrants(plan, records[:1])) == 1
+    assert list(roles(finalists(plan, records))) == [records[0].architecture, records[-1].architecture]
+    assert len(finalists(plan, records[:1])) == 1
 
 
 def test_a_second_run_trains_nothing_and_finds_the_same(plan: Plan, study: SearchStudy, runner: Runner) -> None:
     records, told = trials(plan), list[str]()
     stage = open_stage(plan, study, records)
     assert {one.state for one in stage} == {"WAITING"}
-    first = run_stage(plan, study, stage, NOBODY, lambda _, one: told.append(one.state))
+    first = train_finals(plan, study, stage, NOBODY, lambda _, one: told.append(one.state))
     assert len(runner.ran) == len(stage) == len({*runner.ran})
     assert {one.state for one in first} == {"COMPLETE"}
     assert told.count("COMPLETE") == len(stage)
     again = open_stage(plan, study, records)
     assert again == first
-    assert run_stage(plan, study, again, NOBODY, lambda *_: pytest.fail("something changed")) == first
+    assert train_finals(plan, study, again, NOBODY, lambda *_: pytest.fail("something changed")) == first
     assert len(runner.ran) == len(stage)
     for one in again:
-        (losses,) = (windows_of(plan, one) or {}).values()
+        (losses,) = (final_windows(plan, one) or {}).values()
         assert losses.mean() == one.val_loss
         assert (one.metrics["val_loss/a"], one.metrics["trial_loss"]) == (1.0, 3.0)
         assert FinalRecord.from_dict(one.to_dict()) == one
@@ -167,7 +174,7 @@ def test_a_run_that_was_cut_off_goes_on_with_what_is_left(plan: Plan, study: Sea
     third = sorted(stage, key=lambda one: len(one.curve))[2].name
     runner.outcome[third] = KeyboardInterrupt()
     with pytest.raises(KeyboardInterrupt):
-        run_stage(plan, study, stage, NOBODY, lambda *_: None)
+        train_finals(plan, study, stage, NOBODY, lambda *_: None)
     before, cut = runner.ran[:2], runner.ran[2]
     runner.outcome.clear()
     runner.ran.clear()
@@ -175,7 +182,7 @@ def test_a_run_that_was_cut_off_goes_on_with_what_is_left(plan: Plan, study: Sea
     assert {name for name, one in opened.items() if one.state == "COMPLETE"} == set(before)
     assert opened[cut].state == "WAITING"
     assert opened[cut].started is not None  # for its run in MLflow: one beginning, however often it goes on
-    run_stage(plan, study, list(opened.values()), NOBODY, lambda *_: None)
+    train_finals(plan, study, list(opened.values()), NOBODY, lambda *_: None)
     assert sorted(runner.ran) == sorted({one.name for one in stage} - set(before))
 
 
@@ -185,48 +192,48 @@ def test_what_a_retry_cannot_mend_is_not_tried_again_and_what_it_may_is(
     stage = open_stage(plan, study, trials(plan))
     lasting, passing = stage[0].name, stage[1].name
     runner.outcome = {lasting: Failure("NonFiniteLoss: nan", False), passing: Failure("OSError: disk full", True)}
-    done = {one.name: one for one in run_stage(plan, study, stage, NOBODY, lambda *_: None)}
+    done = {one.name: one for one in train_finals(plan, study, stage, NOBODY, lambda *_: None)}
     assert (done[lasting].state, done[passing].state) == ("FAIL", "FAIL")
     assert done[passing].reason == "OSError: disk full"
     runner.outcome.clear()
     runner.ran.clear()
-    again = run_stage(plan, study, open_stage(plan, study, trials(plan)), NOBODY, lambda *_: None)
+    again = train_finals(plan, study, open_stage(plan, study, trials(plan)), NOBODY, lambda *_: None)
     assert runner.ran == [passing]
     assert {one.name: one.state for one in again}[lasting] == "FAIL"
 
 
 def test_a_final_whose_files_are_gone_is_made_again(plan: Plan, study: SearchStudy, runner: Runner) -> None:
-    first = run_stage(plan, study, open_stage(plan, study, trials(plan)), NOBODY, lambda *_: None)
+    first = train_finals(plan, study, open_stage(plan, study, trials(plan)), NOBODY, lambda *_: None)
     (plan.folder / "finals" / first[0].name / "result.json").unlink()
     runner.ran.clear()
-    run_stage(plan, study, open_stage(plan, study, trials(plan)), NOBODY, lambda *_: None)
+    train_finals(plan, study, open_stage(plan, study, trials(plan)), NOBODY, lambda *_: None)
     assert runner.ran == [first[0].name]
 
 
 def test_more_finalists_and_more_tokens_are_added_to_what_is_there(
     plan: Plan, study: SearchStudy, runner: Runner, tiny_teacher_folder: Path, tmp_path: Path
 ) -> None:
-    run_stage(plan, study, open_stage(plan, study, trials(plan)), NOBODY, lambda *_: None)
+    train_finals(plan, study, open_stage(plan, study, trials(plan)), NOBODY, lambda *_: None)
     runner.ran.clear()
     more = make(tiny_teacher_folder, tmp_path, finalists=4)
-    run_stage(more, study, open_stage(more, study, trials(more)), NOBODY, lambda *_: None)
+    train_finals(more, study, open_stage(more, study, trials(more)), NOBODY, lambda *_: None)
     assert len(runner.ran) == 1
     longer = make(tiny_teacher_folder, tmp_path, final_tokens=plan.final_tokens // 2)
-    run_stage(longer, study, open_stage(longer, study, trials(longer)), NOBODY, lambda *_: None)
-    assert len(runner.ran) == 1 + len(entrants(longer, trials(longer)))
+    train_finals(longer, study, open_stage(longer, study, trials(longer)), NOBODY, lambda *_: None)
+    assert len(runner.ran) == 1 + len(finalists(longer, trials(longer)))
     assert all(one.state == "COMPLETE" for one in open_stage(plan, study, trials(plan)))
 
 
-def test_readings_of_the_trial_are_not_heard_again(plan: Plan) -> None:
-    one = entrants(plan, trials(plan))[0]
+def test_a_rung_of_the_trial_changes_nothing(plan: Plan) -> None:
+    one = finalists(plan, trials(plan))[0]
     last = one.curve[-1][0]
-    assert after(one, Rung(last, {"val_loss": 1.0})) == one
-    assert after(one, Rung(last + 64, {"val_loss": 1.0})).curve == (*one.curve, (last + 64, 1.0))
+    assert updated(one, Rung(last, {"val_loss": 1.0})) == one
+    assert updated(one, Rung(last + 64, {"val_loss": 1.0})).curve == (*one.curve, (last + 64, 1.0))
 
 
 def test_the_study_keeps_trials_and_finals_apart(plan: Plan, study: SearchStudy, runner: Runner) -> None:
     before = study.records()
-    run_stage(plan, study, open_stage(plan, study, trials(plan)), NOBODY, lambda *_: None)
+    train_finals(plan, study, open_stage(plan, study, trials(plan)), NOBODY, lambda *_: None)
     assert study.records() == before == []
     candidate = study.ask()
     assert candidate is not None

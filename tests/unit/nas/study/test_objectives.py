@@ -31,8 +31,8 @@ def trial(number: int, loss: float, milliseconds: float | None, megabytes: float
     ("text", "rule"),
     [
         ("loss,speed", "'speed': unknown"),
-        ("latency", "'loss' must be among them"),
-        ("loss,loss", "there twice"),
+        ("latency", "'loss' is missing"),
+        ("loss,loss", "given twice"),
         ("", "'': unknown"),
     ],
 )

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 from ray.tune.search import Searcher
 
+from nas.choosing.promotion import Promotion, promotes
 from nas.planning.candidates import informed
-from nas.planning.rungs import promotes, rungs
+from nas.planning.rungs import rungs
 from nas.running.client import FAILURE, FINAL, MEMORY, RETRIED
 from nas.running.tune_search import StudyScheduler, StudySearcher
 from nas.study.sampler import INNER
@@ -166,7 +167,7 @@ class FakeTrial:
 def test_searcher_and_scheduler_tell_each_ending() -> None:
     study, heard, let_go = make_study(sampler="exhaustive", feasible=CUSTOM_FIRST), [], []
     searcher = StudySearcher(study, lambda candidate: {"key": candidate.architecture.key}, heard.append, let_go.append)
-    scheduler = StudyScheduler(study, heard.append, last=64, halving=True)
+    scheduler = StudyScheduler(study, heard.append, Promotion(study, last=64, halving=True))
     ids = ["good", "slow", "broken", "lost", "nan"]
     configs = {name: searcher.suggest(name) for name in ids}
     trials = {name: FakeTrial(config["number"]) for name, config in configs.items()}  # type: ignore[index]
@@ -215,7 +216,7 @@ def test_too_little_memory_ends_the_asking_and_leaves_the_trial_open() -> None:
     study = make_study(sampler="exhaustive", feasible=CUSTOM_FIRST)
     searcher = StudySearcher(study, lambda candidate: {}, lambda number: None, lambda number: None)
     searcher.suggest("hungry")
-    searcher.on_trial_complete("hungry", {FAILURE: "its worker died", MEMORY: True})
+    searcher.on_trial_complete("hungry", {FAILURE: "the worker died", MEMORY: True})
     assert searcher.out_of_memory
     assert searcher.suggest("next") == Searcher.FINISHED
     assert [one.state for one in study.records()] == ["RUNNING"]
@@ -223,7 +224,7 @@ def test_too_little_memory_ends_the_asking_and_leaves_the_trial_open() -> None:
 
 def test_the_best_stock_candidate_of_a_rung_always_goes_on() -> None:
     study = make_study(sampler="exhaustive", feasible=CUSTOM_FIRST)
-    scheduler = StudyScheduler(study, lambda _: None, last=64, halving=True)
+    scheduler = StudyScheduler(study, lambda _: None, Promotion(study, last=64, halving=True))
     went_on = []
     for loss in range(1, len(CUSTOM_FIRST) + 1):  # each worse than all before it
         candidate = study.ask()
@@ -257,7 +258,7 @@ def test_a_budget_is_no_rival_of_another() -> None:
     study = SearchStudy(
         "sqlite:///:memory:", "s", SPACE, feasible, sampler="exhaustive", seed=0, identity={}, budgets=budgets
     )
-    scheduler = StudyScheduler(study, lambda _: None, last=64, halving=True)
+    scheduler = StudyScheduler(study, lambda _: None, Promotion(study, last=64, halving=True))
     went_on = []
     for loss in (1.0, 2.0, 1.1, 2.1, 1.2, 2.2):  # large, small, large, ...: each the worst of its own
         candidate = study.ask()
@@ -271,7 +272,7 @@ def test_a_budget_is_no_rival_of_another() -> None:
 @pytest.mark.parametrize("fewest", [1, 3])
 def test_of_candidates_that_come_best_first_as_many_go_on_as_are_wanted(fewest: int) -> None:
     study = make_study(sampler="exhaustive", feasible=CUSTOM_FIRST[:5])
-    scheduler = StudyScheduler(study, lambda _: None, last=64, halving=True, fewest=fewest)
+    scheduler = StudyScheduler(study, lambda _: None, Promotion(study, last=64, halving=True, fewest=fewest))
     kept = []
     for loss in range(1, 6):
         candidate = study.ask()
@@ -283,7 +284,7 @@ def test_of_candidates_that_come_best_first_as_many_go_on_as_are_wanted(fewest: 
 
 def test_without_halving_every_trial_goes_its_whole_way() -> None:
     study = make_study()
-    scheduler = StudyScheduler(study, lambda _: None, last=64, halving=False)
+    scheduler = StudyScheduler(study, lambda _: None, Promotion(study, last=64, halving=False))
     for loss in (1.0, 5.0, 9.0):
         candidate = study.ask()
         assert candidate is not None

@@ -204,7 +204,7 @@ def test_finals_have_runs_of_their_own_which_go_on(store: Store, tmp_path: Path)
     deliver_all(store.delivery(), outbox, [SearchStarted("s", {}, {}, started=STARTED)])  # the first run was cut off
     (left,) = (one for one in store.contents("s")["runs"] if one["name"].startswith("final"))
     assert (left["status"], left["tags"]["state"]) == ("KILLED", "INTERRUPTED")
-    assert "the same command goes on" in left["tags"]["reason"]
+    assert "the same command continues it" in left["tags"]["reason"]
     again = store.delivery()
     deliver_all(again, outbox, [FinalChanged("s", final(0, "RUNNING"))])
     assert [one["status"] for one in store.contents("s")["runs"]] == ["RUNNING", "RUNNING", "FINISHED"]

@@ -1,4 +1,4 @@
-"""Distillation: what it learns, and that every trial sees the same."""
+"""Distillation: the training result, and the same batches for every trial."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_loss_of_the_text_is_that_of_transformers() -> None:
 
 
 def test_what_is_learnt_of_the_text_alone_is_not_of_the_teacher(tmp_path: Path) -> None:
-    """The teacher is followed all the same: what is reported is the divergence from it."""
+    """The reported KL is still the divergence from the teacher."""
     learnt, kl = {}, {}
     for share in (0.0, 0.5, 1.0):
         for seed in (0, 9):
@@ -88,7 +88,7 @@ def test_what_is_learnt_of_the_text_alone_is_not_of_the_teacher(tmp_path: Path) 
     assert same(learnt[1.0, 0], learnt[1.0, 9])
     assert not same(learnt[0.5, 0], learnt[0.5, 9])
     assert not same(learnt[0.5, 0], learnt[1.0, 0])
-    for seed in (0, 9):  # of the first step, before anything is learnt
+    for seed in (0, 9):  # the KL of the first step, before the weights change
         assert kl[0.5, seed] == kl[1.0, seed] == kl[0.0, seed]
     assert kl[1.0, 0] != kl[1.0, 9]
 
@@ -99,7 +99,7 @@ def test_micro_batches_change_nothing_but_rounding(
     monkeypatch: pytest.MonkeyPatch,
     micro_tokens: int,
 ) -> None:
-    whole = uninterrupted()[1]  # which is kept, so before anything is changed
+    whole = uninterrupted()[1]  # which is kept, so the weights did not change
     monkeypatch.setitem(distillation.MICRO_TOKENS, "cpu", micro_tokens)
     watched, readings = Watched(TEACHER), Readings()
     distill(student(), watched, CORPUS, SETTINGS, tmp_path, readings)
@@ -147,7 +147,7 @@ def test_memory_that_does_not_do_for_one_window_is_an_error(tmp_path: Path) -> N
 
 
 class Spoiled(Targets):
-    """Targets which are NaN from the fifth batch on."""
+    """Targets that are NaN from the fifth batch on."""
 
     batches = 0
 

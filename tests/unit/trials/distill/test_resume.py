@@ -1,4 +1,4 @@
-"""An interruption leaves no trace: checkpoints, and what is found in their place."""
+"""An interruption does not change the result: checkpoints, and damaged ones."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_cut_and_resumed_is_as_if_never_cut(
     step: int,
     seconds: float,
 ) -> None:
-    """Cut in ``step``, with a checkpoint before every step or at rungs alone."""
+    """The run is cut in ``step``, with a checkpoint before every step or at rungs only."""
     plan = replace(SETTINGS, checkpoint_seconds=seconds)
     first, second, model = Readings(), Readings(), student()
     with pytest.raises(Cut):
@@ -49,7 +49,7 @@ def test_finished_run_is_reported_again_without_training(tmp_path: Path) -> None
     assert (second, watched.places) == (first, [])
 
 
-def test_readings_are_durable_before_they_are_reported(tmp_path: Path) -> None:
+def test_rungs_are_durable_before_they_are_reported(tmp_path: Path) -> None:
     steps: list[list[str]] = []
     distill(
         student(),

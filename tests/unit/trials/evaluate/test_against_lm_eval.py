@@ -1,4 +1,4 @@
-"""Cross-checks with lm-evaluation-harness itself: the likelihoods under published figures are the same."""
+"""Cross-checks with lm-evaluation-harness: the likelihoods behind published metrics are equal."""
 
 from __future__ import annotations
 

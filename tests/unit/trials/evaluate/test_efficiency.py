@@ -1,4 +1,4 @@
-"""Counts are what closed forms say; timings carry their conditions."""
+"""Counts equal closed forms; timings include their conditions."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def test_times_are_medians_of_what_comes_after_the_warm_up(
 def test_tokens_are_generated_one_by_one_through_the_cache(
     tiny_gpt2: GPT2LMHeadModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The steps follow each other as ``generate`` would take them."""
+    """The steps equal those of ``generate``."""
     steps: list[tuple[torch.Tensor, torch.Tensor]] = []
     real = measured._read
 

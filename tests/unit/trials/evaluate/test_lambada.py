@@ -1,4 +1,4 @@
-"""Last words: right only if the model is certain of every one of their tokens."""
+"""Last words: correct only if each of their tokens is the likeliest."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_one_wrong_token_makes_a_word_wrong(tiny_tokenizer: PreTrainedTokenizerF
     model.lm_head.weight[after, before] = 0
     accuracy, perplexity = readings(model, tiny_tokenizer, PASSAGE)
     assert accuracy.value == 0
-    assert perplexity.value == pytest.approx(VOCAB, rel=0.01)  # all of the one token of which nothing is known
+    assert perplexity.value == pytest.approx(VOCAB, rel=0.01)  # all of it from the token with uniform probabilities
 
 
 def test_perplexity_is_of_whole_words(tiny_tokenizer: PreTrainedTokenizerFast) -> None:

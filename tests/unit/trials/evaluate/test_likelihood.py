@@ -1,4 +1,4 @@
-"""Scores are sums over the model's own logits, whatever the batches and chunks, without holding the logits."""
+"""Scores are sums over the model's own logits, for all batch and chunk sizes, and all logits are never held."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from trials.losses import kl
 from trials.losses import window_losses as evaluate
 
 MODELS = {"gpt2": make_gpt2, "llama": make_llama, "gemma2": make_gemma2}
-CHUNK = 5  # rows of logits that may be alive
+CHUNK = 5  # rows of logits that may exist at a time
 
 
 @pytest.fixture(params=MODELS)
@@ -32,7 +32,7 @@ def some_windows(count: int = 9) -> list[Window]:
 
 
 def expected(model: PreTrainedModel, window: Window) -> Score:
-    """From all logits of one window, in float64."""
+    """Expected scores from all logits of one window, in float64."""
     tokens = torch.tensor([window.tokens])
     logits = model(tokens).logits[0, -window.predicted - 1 : -1].double()
     targets = tokens[0, -window.predicted :]
@@ -78,7 +78,7 @@ def test_logits_are_never_held_for_more_than_a_chunk(monkeypatch: pytest.MonkeyP
 def test_batches_are_bounded_padding_included(
     model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch, limit: int
 ) -> None:
-    """One window alone may exceed the bound; a model whose logits are its own is always read window by window."""
+    """A single window may exceed the limit. A model that changes its logits processes one window at a time."""
     monkeypatch.setitem(evaluate.BATCH_TOKENS, "cpu", limit)
     shapes: list[torch.Size] = []
     model.get_input_embeddings().register_forward_hook(lambda _, inputs, __: shapes.append(inputs[0].shape))
@@ -89,7 +89,7 @@ def test_batches_are_bounded_padding_included(
     assert any(shape[0] > 1 for shape in batches) == (limit > 1)
 
 
-def test_advance_is_told_of_every_token(tiny_gpt2: GPT2LMHeadModel) -> None:
+def test_advance_counts_every_token(tiny_gpt2: GPT2LMHeadModel) -> None:
     read: list[int] = []
     windows = some_windows()
     score(tiny_gpt2, windows, read.append)

@@ -1,4 +1,4 @@
-"""Each convention predicts what it says, from the context it says, and shares one total out."""
+"""Each convention predicts the right tokens from the right context, and divides the total correctly."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def by_convention(readings: list[Reading]) -> dict[tuple[str, str], Reading]:
 
 
 def predictions(windows: list[Window]) -> list[tuple[int, int]]:
-    """(token, how many come before it in its window) for each prediction; tokens are their own places."""
+    """(token, number of tokens before it in its window) for each prediction; each token equals its position."""
     places = [
         (window, place)
         for window in windows
@@ -118,7 +118,7 @@ def test_readings_say_how_they_were_taken(tiny_gpt2: GPT2LMHeadModel, tiny_token
 def test_more_context_and_the_same_tokens_for_a_stride_of_one(
     tiny_gpt2: GPT2LMHeadModel, tiny_tokenizer: PreTrainedTokenizerFast
 ) -> None:
-    """At a stride of 1, each token behind the first window is predicted from all that fits before it."""
+    """At a stride of 1, each token after the first window is predicted from the longest possible context."""
     _, found, *_ = evaluate_texts(tiny_gpt2, tiny_tokenizer, [text(TEXT)], length=16, stride=1)
     tokens = tiny_tokenizer(TEXT)["input_ids"]
     nats = []

@@ -1,4 +1,4 @@
-"""Exports as their users meet them: complete, verified, never half there."""
+"""Exports: complete, verified, and atomic."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def exported(
     tiny_tokenizer: PreTrainedTokenizerFast,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> tuple[PreTrainedModel, Path]:
-    """A student and its export, which took the place of an older one. Verified in a fresh process, not faked."""
+    """A student and its export, which replaced an older one and was verified in a real fresh process."""
     student = student_of(tiny_gpt2, request.param)
     directory = tmp_path_factory.mktemp("exports") / "best"
     return student, export_student(student, tiny_tokenizer, directory, CARD)
@@ -63,13 +63,13 @@ def exported(
 
 @pytest.fixture
 def no_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """For tests of everything but the fresh process."""
+    """For tests of everything except the fresh process."""
     monkeypatch.setattr(export, "check_fresh_load", lambda *_: 0.0)
 
 
 @pytest.fixture
 def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The loading script in this process: what is tested is not its isolation, and a fresh start takes seconds."""
+    """Runs the loading script in this process, because a fresh one takes seconds. Isolation is not tested here."""
     monkeypatch.setattr(sys, "meta_path", list(sys.meta_path))
     monkeypatch.setattr(export, "_run", lambda command, *_: fresh_load.main(Path(command[-1])))
 
@@ -181,7 +181,7 @@ def change_tokenizer(folder: Path) -> None:
     [
         (change_weights, ExportError, "logits differ by up to"),
         (drop_weights, ValueError, r"transformer\.ln_f\.bias"),
-        (change_tokenizer, ExportError, "as other tokens"),
+        (change_tokenizer, ExportError, "gives other tokens"),
     ],
 )
 def test_what_is_not_the_student_is_refused(

@@ -1,4 +1,4 @@
-"""The chunked loss is the plain one, in value and gradients, without tensors of tokens x vocabulary."""
+"""The chunked loss equals the plain one in value and gradients, without tensors of tokens x vocabulary."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from trials.losses.kl import ALIGNED, CHUNK_BYTES, chunk_tokens, chunked_cross_e
 
 
 def inputs(tokens: int, vocabulary: int, seed: int = 0, scale: float = 1.0) -> tuple[Tensor, ...]:
-    """Student hidden (N, 12) and weight (V, 12), teacher hidden (N, 20) and weight (V, 20); the first two learn."""
+    """Student hidden (N, 12) and weight (V, 12), teacher hidden (N, 20) and weight (V, 20)."""
     generator = torch.Generator().manual_seed(seed)
     shapes = ((tokens, 12), (vocabulary, 12), (tokens, 20), (vocabulary, 20))
     hidden, weight, *teacher = (scale * torch.randn(shape, generator=generator) for shape in shapes)
@@ -51,7 +51,7 @@ def test_equals_the_plain_loss(tokens: int, vocabulary: int, chunk: int, scale: 
 
 @pytest.mark.parametrize("scale", [1.0, 30.0])
 def test_rows_that_only_align_count_for_nothing(monkeypatch: pytest.MonkeyPatch, scale: float) -> None:
-    """Of a vocabulary of 41 every product has 64 rows, as on CUDA; value and gradients are those of 41."""
+    """With a vocabulary of 41, products have 64 rows, as on CUDA. Value and gradients are those of 41 rows."""
     given_to_it = inputs(30, 41, scale=scale)
     ids, likelihoods = torch.arange(30)[:, None] % 41, torch.zeros(30)
 
@@ -73,7 +73,7 @@ def test_is_nought_for_the_teacher_itself() -> None:
 
 
 def test_is_the_forward_direction() -> None:
-    """KL(teacher || student) is infinite where the student rules out what the teacher may say; not the reverse."""
+    """KL(teacher || student) is large when the student excludes a token that the teacher allows, not in reverse."""
     weight = torch.eye(2)
     sure, unsure = torch.tensor([[60.0, 0.0]]), torch.tensor([[0.0, 0.0]])
     assert float(chunked_kl(sure, weight, unsure, weight, 1)) == pytest.approx(30 - 0.6931, abs=1e-3)
@@ -81,7 +81,7 @@ def test_is_the_forward_direction() -> None:
 
 
 def test_tied_weights_add_up() -> None:
-    """The embedding is used twice: its gradient is the sum of both uses."""
+    """A tied embedding is used twice, and its gradient is the sum of both uses."""
     _, weight, teacher_hidden, teacher_weight = inputs(9, 30)
     tokens = torch.arange(9)
     (found,) = torch.autograd.grad(chunked_kl(weight[tokens], weight, teacher_hidden, teacher_weight, 4), weight)
@@ -101,7 +101,7 @@ def test_under_autocast_products_are_rounded_and_sums_are_not() -> None:
 
 
 def drawn(teacher_hidden: Tensor, teacher_weight: Tensor, count: int, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Tokens (N, ``count``) that a teacher draws, and the means (N,) of their log-probabilities."""
+    """Tokens (N, ``count``) drawn from a teacher, and the means (N,) of their log-probabilities."""
     logs = (teacher_hidden @ teacher_weight.T).log_softmax(-1)
     ids = logs.exp().multinomial(count, replacement=True, generator=torch.Generator().manual_seed(seed))
     return ids, logs.gather(1, ids).mean(dim=1)
@@ -128,7 +128,7 @@ def test_drawn_equals_the_plain_loss_on_the_tokens_drawn(
 
 
 def test_drawn_is_the_whole_distribution_in_the_mean() -> None:
-    """Value and gradients come to those of all tokens as the square root of the draws, so there is no bias."""
+    """The error of value and gradients falls with the square root of the draws, so the estimate is unbiased."""
     hidden, weight, *teacher = inputs(30, 40)
     expected = with_gradients(chunked_kl(hidden, weight, *teacher, 7), hidden, weight)
     for count in (64, 1_024, 16_384):
@@ -148,7 +148,7 @@ def test_cross_entropy_is_the_plain_one(chunk: int) -> None:
 
 
 class Largest(TorchDispatchMode):
-    """Remembers the number of elements of the largest tensor that any operation returned."""
+    """Records the number of elements of the largest tensor that any operation returned."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -169,7 +169,7 @@ def test_no_tensor_of_tokens_by_vocabulary_is_made() -> None:
     assert largest.elements == max(chunk * vocabulary, vocabulary * 20)
     with Largest() as largest:
         with_gradients(plain(*given_to_it), *given_to_it[:2])
-    assert largest.elements == tokens * vocabulary  # so the measure can tell
+    assert largest.elements == tokens * vocabulary  # so the measurement would detect it
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])

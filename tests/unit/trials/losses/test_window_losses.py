@@ -1,4 +1,4 @@
-"""The validation loss is the mean next-token cross-entropy, whatever the batch."""
+"""The validation loss is the mean next-token cross-entropy, for all batch sizes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The scores against their formula, spelt out over a second implementation of the forward pass."""
+"""The scores against their formula, computed with a second implementation of the forward pass."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def tokens_of(count: int, length: int, seed: int = 0) -> Tensor:
 
 
 def expected_scores(model: GPT2LMHeadModel, texts: list[Tensor]) -> ImportanceScores:
-    """The formula of `compute_importance`, one unpadded text (T,) after another, in float64."""
+    """The formula of `compute_importance` for a list of unpadded texts (T,), in float64."""
     traces = []
     for text in texts:
         trace = gpt2_reference.Trace()
@@ -147,7 +147,7 @@ def test_the_second_time_scores_come_from_the_cache(
     family = family_of(teacher.model.config)
     layers, mlp = (one(teacher.model, family, tokens) for one in (removal_losses, elimination_losses))
     assert_same(first, replace(compute(teacher.model, tokens), layers=layers, mlp=mlp))
-    monkeypatch.setattr(importance, "compute_importance", None)  # whoever computes again fails
+    monkeypatch.setattr(importance, "compute_importance", None)  # another computation would fail
     second, from_cache = load_importance(teacher, windows_of(dtype=np.uint32), Cache(tmp_path))
     assert from_cache
     assert_same(second, first, rtol=0)

@@ -1,4 +1,4 @@
-"""In which order layers go: by the losses of the models that are left."""
+"""The order of removed layers follows the losses of the remaining models."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def make_teacher(model_type: str, seed: int = 0) -> PreTrainedModel:
 
 
 def loss_of(model: PreTrainedModel, layers: set[int]) -> float:
-    """Of ``model`` cut to ``layers``, which `prune` builds."""
+    """The loss of ``model`` pruned to ``layers`` by `prune`."""
     family, scores = family_of(model.config), compute_importance(model, family_of(model.config), TOKENS)
     shape = shape_of(model.config)
     scores = replace(scores, layers=np.isin(np.arange(shape.layers), list(layers)).astype(np.float32))
@@ -39,7 +39,7 @@ def loss_of(model: PreTrainedModel, layers: set[int]) -> float:
 
 @pytest.fixture(autouse=True)
 def in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As `window_losses` measures."""
+    """The loss as `window_losses` measures it."""
     monkeypatch.setattr(layer_order, "autocast", lambda _: nullcontext())
 
 
@@ -48,7 +48,7 @@ def test_a_layer_has_the_loss_of_what_is_left_without_it(model_type: str) -> Non
     model = make_teacher(model_type)
     losses = removal_losses(model, family_of(model.config), TOKENS)
     order, left, last = np.argsort(losses).tolist(), set(range(len(losses))), -np.inf
-    for layer in order[:-1]:  # there is no model without any layer
+    for layer in order[:-1]:  # a model without layers cannot be built
         left.remove(layer)
         last = max(last, loss_of(model, left))
         assert losses[layer] == pytest.approx(last, rel=1e-5)

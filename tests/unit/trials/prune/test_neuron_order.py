@@ -1,4 +1,4 @@
-"""In which order neurons go: by what is lost when the others stand in for them."""
+"""The order of removed neurons follows the loss when the others are refitted."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ def make_teacher(model_type: str) -> PreTrainedModel:
 
 
 def problem(count: int, outputs: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Second moments (n, n) of inputs that depend on each other, and a projection (m, n)."""
+    """Second moments (n, n) of correlated inputs, and a projection (m, n)."""
     generator = torch.Generator().manual_seed(seed)
     mixed = torch.randn(200, count, generator=generator) @ torch.randn(count, count, generator=generator)
     return mixed.T @ mixed / len(mixed), torch.randn(outputs, count, generator=generator)
 
 
 def inputs_of(output: nn.Module, model: PreTrainedModel) -> Tensor:
-    """What ``output`` reads of all tokens (N, n)."""
+    """The inputs (N, n) of the projection ``output`` for all tokens."""
     seen: list[Tensor] = []
     handle = output.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].flatten(0, 1)))
     with torch.no_grad():
@@ -45,7 +45,7 @@ def inputs_of(output: nn.Module, model: PreTrainedModel) -> Tensor:
 
 
 def loss_with(second: Tensor, weight: Tensor, left: list[int]) -> float:
-    """The least of what `eliminated` minimises when the inputs ``left`` alone stay, solved in float64."""
+    """The minimum of the objective of `eliminated` with only the inputs ``left``, solved in float64."""
     damped, weight = second.double(), weight.double()
     damped = damped + RIDGE * damped.diagonal().diag()
     fitted = torch.zeros_like(weight)
@@ -94,7 +94,7 @@ def test_one_that_does_nothing_goes_first_and_losses_increase() -> None:
 def test_a_layer_is_judged_by_what_its_projection_reads(
     model_type: str, at_once: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """About its mean where there is a bias, as `trials.prune.refit` fits it; however many layers are read at a time."""
+    """Moments are about the mean if there is a bias, as in `trials.prune.refit`, for any number of layers per pass."""
     monkeypatch.setattr(neuron_order, "autocast", lambda _: nullcontext())
     monkeypatch.setattr(neuron_order, "MOMENT_BYTES", at_once)
     model = make_teacher(model_type)

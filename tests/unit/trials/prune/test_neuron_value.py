@@ -1,4 +1,4 @@
-"""What neurons are worth between layers, against what each layer loses and the stream behind it."""
+"""Neuron values against the loss of each layer and the stream after it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What stays when a teacher is cut, and how weights become a student. Equality with masks: the contract suite."""
+"""The parts that stay when a teacher is pruned, and students from weights. The contract suite compares with masks."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_a_smaller_choice_is_part_of_a_larger_one(scores: list[int]) -> None:
 
 
 def test_of_equal_scores_the_earlier_stays() -> None:
-    scores = scores_of([1.0] * 500 + [2.0] + [1.0] * 500)  # enough that a sort which is not stable shows
+    scores = scores_of([1.0] * 500 + [2.0] + [1.0] * 500)  # enough to detect an unstable sort
     assert choose(scores, Architecture.uniform(1, 301, 1, 1)).hidden.tolist() == [*range(300), 500]
 
 

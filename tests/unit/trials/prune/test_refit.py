@@ -1,4 +1,4 @@
-"""Refitted projections against least squares on the activations themselves, and streams that come back by them."""
+"""Refitted projections against least squares on the activations, and the streams that they restore."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_the_fit_is_least_squares_on_the_activations(seed: int, width: int, bias
 
     own, target = (one - one.mean(dim=0) if biased else one for one in (inputs, wanted))
     penalty = ridge * own.square().mean(dim=0).mean() * len(inputs)
-    rows = torch.cat([own, penalty.sqrt() * torch.eye(width)])  # the ridge as so many rows more
+    rows = torch.cat([own, penalty.sqrt() * torch.eye(width)])  # the ridge as additional rows
     missing = torch.cat([target - own @ weight.double().T, torch.zeros(width, 4)])
     expected = weight + torch.linalg.lstsq(rows, missing, driver="gelsd").solution.T
     torch.testing.assert_close(fresh, expected, rtol=1e-5, atol=1e-6)
@@ -118,7 +118,7 @@ def test_the_stream_comes_back_to_the_teachers(
 
 
 def last_stream(model: PreTrainedModel, family: Family) -> Tensor:
-    """What the final norm reads on `TOKENS`, a row for each token."""
+    """The input of the final norm on `TOKENS`, one row per token."""
     rows: list[Tensor] = []
     handle = family.norms(model)[-1].register_forward_pre_hook(lambda _, inputs: rows.append(inputs[0]))
     family.backbone(model, TOKENS)
@@ -127,7 +127,7 @@ def last_stream(model: PreTrainedModel, family: Family) -> Tensor:
 
 
 def test_what_was_there_twice_is_not_missed(tiny_tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
-    """Of a layer whose neurons and heads come in equal pairs, half can go: the others take over their part."""
+    """If a layer's neurons and heads are equal pairs, half of them can be removed without loss."""
     teacher = make_gpt2()
     with torch.no_grad():
         for block in teacher.transformer.h:
@@ -166,7 +166,7 @@ def test_streams_are_what_layers_read_and_attention_adds(
     assert_near(streams.directions.T @ streams.directions, torch.eye(48))
     assert torch.equal(streams.shares, streams.shares.sort(descending=True).values)
     assert float(streams.shares.sum()) == pytest.approx(1)
-    states = teacher(TOKENS, output_hidden_states=True).hidden_states  # the last one is behind the final norm
+    states = teacher(TOKENS, output_hidden_states=True).hidden_states  # the last one is after the final norm
     assert torch.equal(streams.windows, TOKENS)
     for layer, state in enumerate(states[:-1]):
         assert_near(streams.before(layer), state.flatten(0, 1))
@@ -180,7 +180,7 @@ def test_streams_are_what_layers_read_and_attention_adds(
 
 
 def assert_near(found: Tensor, expected: Tensor) -> None:
-    """As near as bfloat16 is, where it is what the hardware multiplies."""
+    """Within the rounding of bfloat16, which some hardware uses."""
     assert (found - expected).square().mean() < 1e-3 * expected.square().mean()
 
 
@@ -194,9 +194,9 @@ def test_streams_come_from_the_cache_and_their_number_is_limited(
     assert torch.equal(fewer.windows, TOKENS[:3])
     np.testing.assert_array_equal(fewer.inputs, first.inputs[:, :96])
     assert load_streams(replace(teacher, fingerprint="other"), 1 + TOKENS.numpy() % 9, Cache(tmp_path))
-    monkeypatch.setattr(streams_file, "_write", None)  # whoever computes again fails
+    monkeypatch.setattr(streams_file, "_write", None)  # another computation would fail
     again = load_streams(teacher, TOKENS.numpy().astype(np.uint16), Cache(tmp_path))
     np.testing.assert_array_equal(again.attention, fewer.attention)
     monkeypatch.setattr(streams_file, "LIMIT_BYTES", 1)
     with pytest.raises(TypeError):
-        load_streams(teacher, TOKENS.numpy(), Cache(tmp_path))  # one window, which is not there yet
+        load_streams(teacher, TOKENS.numpy(), Cache(tmp_path))  # one window, which is not cached yet

@@ -1,4 +1,4 @@
-"""A turned model against the one it was made of: exact where nothing is lost, close where little is."""
+"""A rotated model against its original: equal if nothing is lost, close if little is lost."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ TEACHERS = {
 
 
 def make_teacher(name: str) -> PreTrainedModel:
-    """With norms, biases and embeddings of all kinds, and a final norm that multiplies all channels by the same."""
+    """A teacher with random norms and large embeddings, whose final norm has one weight for all channels."""
     changes: dict[str, object] = {}
     if name == "llama-tied":
         changes = {"tie_word_embeddings": True, "attention_bias": True, "mlp_bias": True}
@@ -46,14 +46,14 @@ def make_teacher(name: str) -> PreTrainedModel:
                 parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator))
         family.norms(model)[-1].weight.fill_(1.3)
         for module in family.embeddings(model):
-            module.weight.mul_(30)  # far above what norms add to a mean square
+            module.weight.mul_(30)  # far above the epsilon that norms add to a mean square
     return model
 
 
 def embedded(model: PreTrainedModel, family: Family, width: int) -> Tensor:
-    """Directions (H, H) of which the first ``width`` hold whatever the stream of ``model`` ever is.
+    """Directions (H, H) whose first ``width`` span every possible stream of ``model``.
 
-    All that writes to it is made to write into their span, which for a LayerNorm is free of the mean.
+    Everything that writes to the stream is projected to this span. For a LayerNorm it excludes the mean.
     """
     hidden, centred = shape_of(model.config).hidden, isinstance(family.norms(model)[-1], nn.LayerNorm)
     start = torch.randn(hidden, hidden, generator=torch.Generator().manual_seed(7)).double()
@@ -93,7 +93,7 @@ def test_a_narrower_stream_that_holds_all_gives_the_same_logits(name: str) -> No
 
 @pytest.mark.parametrize("name", ["gpt2", "llama", "gpt_neox"])
 def test_the_whole_stream_turned_is_the_same_model(name: str) -> None:
-    """But for the gains of the final norm, which are in what the stream is to be before it."""
+    """The gains of the final norm are an exception: they are applied to the stream before it."""
     model = make_teacher(name)
     family = family_of(model.config)
     shape, states = shape_of(model.config), []
@@ -111,14 +111,14 @@ def test_the_whole_stream_turned_is_the_same_model(name: str) -> None:
     torch.testing.assert_close(ours, rotation.turned(theirs), rtol=0, atol=2e-4 * float(theirs.abs().max()))
     if name == "llama":
         turned = family.norms(student)[-1](rotation.turned_last(theirs)) @ family.output_weight(student).T
-        scale = (theirs * rotation.gain).norm(dim=1) / theirs.norm(dim=1)  # a norm takes it away
+        scale = (theirs * rotation.gain).norm(dim=1) / theirs.norm(dim=1)  # a norm divides by it
         expected = family.norms(model)[-1](theirs) @ family.output_weight(model).T / scale[:, None]
         torch.testing.assert_close(turned, expected, rtol=0, atol=2e-4 * float(expected.abs().max()))
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
 def test_the_whole_stream_is_not_turned_at_all(name: str) -> None:
-    """Whatever its directions are; its weights are the teacher's then, with the signs that norms have given them."""
+    """The rotation is the identity for all directions. The weights are the teacher's, with signs from the norms."""
     model = make_teacher(name)
     family = family_of(model.config)
     hidden, centred = shape_of(model.config).hidden, name == "gpt2"
@@ -156,7 +156,7 @@ def test_channels_are_as_near_to_those_of_the_teacher_as_a_rotation_of_them_can_
 
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
 def test_weights_behind_a_norm_are_as_large_as_the_teachers(name: str) -> None:
-    """Those of all channels are alike, and channels that a norm holds down have small gains instead."""
+    """All channels of a reader have similar weights. Channels with small norm weights keep small norm weights."""
     model = make_teacher(name)
     family = family_of(model.config)
     hidden, held = shape_of(model.config).hidden, slice(None, None, 7)

@@ -1,4 +1,4 @@
-"""Entries appear whole, once, and stay as they were built."""
+"""Entries appear atomically, are built once, and do not change."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_digest_knows_where_a_part_ends() -> None:
 
 
 def build(cache: Cache, text: str = "tokens") -> tuple[Path, int]:
-    """Build the entry corpus/key; returns it, and how often it was written."""
+    """Build the entry corpus/key. Returns it, and how often it was written."""
     calls = []
 
     def write(folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""Any causal language model is loaded, prunable or not; what has no perplexity is refused."""
+"""Any causal language model is loaded, prunable or not. Models without a perplexity are rejected."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_code_that_comes_with_a_model_runs_only_when_asked_for(saved: Save, tiny
 def test_a_model_of_another_kind_is_refused(saved: Save) -> None:
     sizes = {"d_model": 16, "d_kv": 4, "d_ff": 16, "num_layers": 1, "num_heads": 2, "vocab_size": 320}
     folder = saved(T5ForConditionalGeneration(T5Config(**sizes, decoder_start_token_id=0)))
-    with pytest.raises(InputError, match="'t5' is no causal language model"):
+    with pytest.raises(InputError, match="'t5' is not a causal language model"):
         resolve_causal_lm(str(folder), False)
 
 
@@ -99,7 +99,7 @@ def test_an_unusable_config_is_refused(tmp_path: Path, tiny_teacher_folder: Path
 
 
 def test_a_known_type_needs_no_code_of_its_own(tmp_path: Path, tiny_teacher_folder: Path) -> None:
-    """Some checkpoints still carry the code from before transformers had their class."""
+    """Some checkpoints still contain code from before transformers had their class."""
     folder = shutil.copytree(tiny_teacher_folder, tmp_path / "model")
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "auto_map": {"AutoConfig": "gone.Config"}}))

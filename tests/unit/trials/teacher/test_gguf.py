@@ -1,4 +1,4 @@
-"""Teachers in GGUF files: unpacked once, equal to what was written, and one clear line for a bad file."""
+"""Teachers in GGUF files: unpacked once, equal to the written model, and a clear one-line error for a bad file."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def model() -> PreTrainedModel:
 def file(
     model: PreTrainedModel, tiny_tokenizer: PreTrainedTokenizerFast, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Path:
-    """The model as llama.cpp would have it, in float32."""
+    """A GGUF file of the model as llama.cpp writes it, in float32."""
     monkeypatch.setattr(unpacking, "HF_HOME", str(tmp_path / "cache"))
     unpacking._unpacked.cache_clear()
     path, config = tmp_path / "model.gguf", model.config
@@ -76,7 +76,7 @@ def _add_tokenizer(writer: gguf.GGUFWriter, tokenizer: PreTrainedTokenizerFast, 
 
 
 def _as_in_gguf(name: str, weight: torch.Tensor, config: object) -> tuple[str, object]:
-    """llama.cpp's name, and queries and keys with the two halves of a head interleaved, as its rotation wants them."""
+    """A weight in llama.cpp's form: its name, and queries and keys with interleaved halves for its rotary embedding."""
     fixed = {"model.embed_tokens.weight": "token_embd.weight", "model.norm.weight": "output_norm.weight"}
     if name in fixed:
         return fixed[name], weight.numpy()

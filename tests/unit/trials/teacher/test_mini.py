@@ -1,4 +1,4 @@
-"""The embedded teacher: small enough to ship, plain GPT-2, and a language model that has learnt something."""
+"""The embedded teacher: small enough to ship, plain GPT-2, and better than a compressor on held-out text."""
 
 from __future__ import annotations
 

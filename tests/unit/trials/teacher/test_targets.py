@@ -1,4 +1,4 @@
-"""Stored targets are the teacher's, and made once."""
+"""Stored targets equal the teacher's, and are computed once."""
 
 from __future__ import annotations
 
@@ -18,9 +18,18 @@ from numpy.typing import NDArray
 from trials.distill import distill as distillation
 from trials.distill.distill import distill
 from trials.losses.precision import training_precision
-from trials.recipe import Way
 from trials.storage.cache import Cache
-from trials.teacher.targets import DRAWS, DrawnTargets, Targets, _draw, _write, compute_share, load_targets, part_count
+from trials.teacher.targets import (
+    DRAWS,
+    DrawnTargets,
+    Targets,
+    Way,
+    _draw,
+    _write,
+    compute_share,
+    load_targets,
+    part_count,
+)
 from trials.text.corpus import windows
 
 
@@ -28,7 +37,7 @@ from trials.text.corpus import windows
 def test_stored_targets_train_as_the_teacher_itself(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, rounding: float
 ) -> None:
-    """Up to what batches of another size make of the last digit, which steps of Adam carry on."""
+    """Losses agree up to rounding: other batch sizes change the last digits, and Adam's steps carry that on."""
     for module in ("teacher.targets", "losses.precision"):
         monkeypatch.setattr(f"trials.{module}.training_precision", lambda _: (dtype, "as this test says"))
     stored = load_targets(TEACHER, CORPUS, 16, Cache(tmp_path / "cache"))
@@ -41,26 +50,26 @@ def test_stored_targets_train_as_the_teacher_itself(
 
 
 @pytest.mark.parametrize("way", ["cached", "drawn"])
-def test_what_is_kept_is_read_while_the_batch_before_is_trained_on(
+def test_stored_targets_are_loaded_during_the_batch_before(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: Way
 ) -> None:
     monkeypatch.setitem(distillation.MICRO_TOKENS, "cpu", 32)  # two micro-batches in a step of 64 tokens
     targets = load_targets(TEACHER, CORPUS, 16, Cache(tmp_path / "cache"), way=way)
-    reading, read = targets._read, list[tuple[str, list[int]]]()
+    original, calls = targets._read, list[tuple[str, list[int]]]()
 
     def watched(places: NDArray[np.int64]) -> tuple[torch.Tensor, ...]:
-        read.append((threading.current_thread().name, places.tolist()))
-        return reading(places)
+        calls.append((threading.current_thread().name, places.tolist()))
+        return original(places)
 
     monkeypatch.setattr(targets, "_read", watched)
     ahead, direct = Readings(), Readings()
     distill(student(), targets, CORPUS, SETTINGS, tmp_path / "ahead", ahead)
     monkeypatch.setattr(targets, "read_ahead", lambda _: None)
     distill(student(), targets, CORPUS, SETTINGS, tmp_path / "direct", direct)
-    half, here = len(read) // 2, threading.current_thread().name
+    half, here = len(calls) // 2, threading.current_thread().name
     assert half == 2 * SETTINGS.steps, "each is read once"
-    assert [name for name, _ in read] == [here] + (half - 1) * ["targets_0"] + half * [here]
-    assert [places for _, places in read[:half]] == [places for _, places in read[half:]]
+    assert [name for name, _ in calls] == [here] + (half - 1) * ["targets_0"] + half * [here]
+    assert [places for _, places in calls[:half]] == [places for _, places in calls[half:]]
     assert [metrics["val_loss"] for _, metrics in ahead] == [metrics["val_loss"] for _, metrics in direct]
 
 
@@ -103,7 +112,7 @@ def test_targets_of_a_text_that_has_grown_are_found_where_they_are(
 
 @pytest.mark.parametrize("way", ["cached", "drawn"])
 def test_parts_that_others_have_computed_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: Way) -> None:
-    """40 windows in parts of 12: two helpers compute two each, no one else any, and rows are in their order."""
+    """40 windows in parts of 12: two helpers compute two parts each, nobody computes more, and rows are in order."""
     monkeypatch.setattr("trials.teacher.targets.PART_TOKENS", 16 * 12)
     assert part_count(TEACHER.shape, 640, "cpu", way) == 4
     alone = load_targets(TEACHER, CORPUS, 16, Cache(tmp_path / "alone"), way=way)
@@ -140,7 +149,7 @@ WEIGHT = torch.randn(VOCAB, 24, generator=torch.Generator().manual_seed(1))
 
 
 def divergence(targets: Targets) -> float:
-    """Of a student with the final states `HIDDEN` and the output projection `WEIGHT` on windows `PLACES`."""
+    """The divergence of a student with final states `HIDDEN` and output projection `WEIGHT` on windows `PLACES`."""
     tokens = torch.from_numpy(windows(CORPUS.train, 16)[PLACES].astype(np.int64))
     return float(targets.divergence(HIDDEN, WEIGHT, PLACES, tokens))
 
@@ -177,7 +186,7 @@ def test_drawn_targets_of_a_text_that_has_grown_are_found_where_they_are(
 
 
 def test_students_learn_from_drawn_targets_what_they_do_from_all(tmp_path: Path) -> None:
-    """All three by the exact divergence from the teacher: before, and after the same batches on either."""
+    """Compares exact divergences from the teacher: before training, and after it with exact and with drawn targets."""
     drawn = load_targets(TEACHER, CORPUS, 16, Cache(tmp_path / "cache"), way="drawn")
     places = np.arange(40)
     tokens = torch.from_numpy(windows(CORPUS.train, 16).astype(np.int64))

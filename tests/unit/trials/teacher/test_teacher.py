@@ -1,4 +1,4 @@
-"""Finding and loading a teacher: every way in, and one clear error for each way to fail."""
+"""Finding and loading a teacher: all kinds of sources, and a clear error for each failure."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from trials.teacher.teacher import load_teacher
 
 @pytest.fixture
 def folder(tiny_teacher_folder: Path, tmp_path: Path) -> Path:
-    """A copy of the tiny teacher which a test may change."""
+    """A copy of the tiny teacher that a test may change."""
     return shutil.copytree(tiny_teacher_folder, tmp_path / "teacher")
 
 
@@ -178,7 +178,7 @@ for model in map(str.strip, sys.stdin):
 
 
 class Elsewhere:
-    """Another process, which asks ``hub`` and keeps what it fetched below ``home``."""
+    """Another process, which uses ``hub`` and stores downloads below ``home``."""
 
     def __init__(self, hub: FakeHub, home: Path) -> None:
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
@@ -209,7 +209,7 @@ def assert_names_ways_on(message: str, model: str) -> None:
 
 
 def test_hub(tmp_path: Path, tiny_teacher_folder: Path) -> None:
-    """One story, because the other process takes seconds to start."""
+    """One test of several steps, because the other process takes seconds to start."""
     bert = tmp_path / "bert"
     BertConfig().save_pretrained(bert)
     (bert / "model.safetensors").write_bytes(b"large")
@@ -223,7 +223,7 @@ def test_hub(tmp_path: Path, tiny_teacher_folder: Path) -> None:
         assert_names_ways_on(elsewhere.resolve("silent/model"), "silent/model")
         folder = Path(elsewhere.resolve("some/model"))
     assert fingerprint(folder) == fingerprint(tiny_teacher_folder)
-    assert elsewhere.resolve("some/model") == str(folder)  # with the hub gone
+    assert elsewhere.resolve("some/model") == str(folder)  # without the hub
     assert_names_ways_on(elsewhere.resolve("openai-community/gpt2-medium"), "openai-community/gpt2-medium")
     (folder / "model.safetensors").unlink()  # an interrupted download: only the hub has the rest
     assert_names_ways_on(elsewhere.resolve("some/model"), "some/model")
@@ -239,7 +239,7 @@ def test_hub_switched_off() -> None:
 
 
 def test_incomplete_snapshot_is_not_taken_for_a_model(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Clients before 2.0 return what an interrupted download left."""
+    """Clients before 2.0 return the files of an interrupted download."""
     (folder / "model.safetensors").unlink()
     monkeypatch.setattr("trials.teacher.source.snapshot_download", lambda *_, **__: str(folder))
     with pytest.raises(InputError) as caught:

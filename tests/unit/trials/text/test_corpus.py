@@ -1,4 +1,4 @@
-"""Text to tokens to batches: nothing lost, the sides apart, and one order for every trial."""
+"""Text to tokens to batches: nothing is lost, the sides are separate, and every trial has the same order."""
 
 from __future__ import annotations
 
@@ -221,7 +221,7 @@ CASES = {
     "one line": ("one.txt", b"only this\n", "at least two paragraphs or lines"),
     "empty": ("empty.txt", b"", "at least two paragraphs"),
     "no JSON": ("a.jsonl", b'{"text": "a"}\nnot json\n', "line 2: not JSON"),
-    "no text": ("b.jsonl", b'{"body": "a"}\n', 'line 1: each line is an object with a string under "text"'),
+    "no text": ("b.jsonl", b'{"body": "a"}\n', 'line 1: each line must be an object with a string under "text"'),
     "text of another type": ("c.jsonl", b'{"text": 7}\n', "line 1"),
     "no object": ("d.jsonl", b"[1]\n", "line 1"),
     "one row": ("e.jsonl", b'{"text": "a"}\n{"text": " "}\n', "at least two rows"),
@@ -249,7 +249,7 @@ def test_an_empty_folder_and_a_side_without_text(load: Load, tmp_path: Path) -> 
 
 
 def test_a_name_that_means_nothing(load: Load) -> None:
-    with pytest.raises(InputError, match="neither a file or folder here"):
+    with pytest.raises(InputError, match=r"no such file, folder or dataset; .* wikitext-103, or a dataset of the hub"):
         load("wikitext 103!")
 
 

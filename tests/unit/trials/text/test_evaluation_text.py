@@ -1,4 +1,4 @@
-"""Texts from files: what each known name makes of them, and one clear line for whatever is wrong."""
+"""Texts from files: the preparation of each known name, and a clear one-line error for wrong input."""
 
 from __future__ import annotations
 
@@ -113,11 +113,11 @@ def test_rows_without_text_are_refused(tmp_path: Path, name: str, content: str, 
 
 def test_lambada_in_another_kind_of_file_is_refused(file: Path) -> None:
     file.write_text("a b\n")
-    with pytest.raises(InputError, match=r"lambada: .*is no \.jsonl"):
+    with pytest.raises(InputError, match=r"lambada: .*is not a \.jsonl"):
         open_text(TextTask("lambada", file))
 
 
 @pytest.mark.parametrize("name", ["wikitext-2", "wikitext-103", "ptb", "lambada"])
 def test_without_the_hub_the_way_on_is_a_file(name: str) -> None:
     with pytest.raises(InputError, match=rf"^task {name}: .*out of reach.*as a file: {name}=\./\w+"):
-        open_text(TextTask(name, None))  # conftest.py has switched the hub off
+        open_text(TextTask(name, None))  # conftest.py disables the hub

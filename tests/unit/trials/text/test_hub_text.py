@@ -1,4 +1,4 @@
-"""Datasets of the hub, read from a small hub on the loopback: found, kept for when it is gone, and refused by name."""
+"""Datasets from a small local hub: found, available offline afterwards, and clear errors for wrong ones."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ NOBODY = "http://127.0.0.1:9"  # the discard port: a connection is refused at on
 
 
 class Hub(BaseHTTPRequestHandler):
-    """As much of the hub's interface as `datasets` asks of it."""
+    """The part of the hub's interface that `datasets` uses."""
 
     def do_GET(self) -> None:
         self._answer(body=True)
@@ -118,7 +118,7 @@ def hub() -> Iterator[str]:
 
 
 def ask(endpoint: str, home: Path, *sources: str, probe: str = PROBE, **more: str) -> list[str]:
-    """A line for each source, from a fresh process: where the hub is, is read when its client is imported."""
+    """A line for each source, from a fresh process, because the client reads the hub's address when it is imported."""
     left_out = {"HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "HF_HUB_CACHE", "HF_DATASETS_CACHE"}
     environment = {name: value for name, value in os.environ.items() if name not in left_out}
     environment |= {"HF_ENDPOINT": endpoint, "HF_HOME": str(home), "NO_PROXY": "127.0.0.1", **more}
@@ -137,7 +137,7 @@ def test_a_dataset_is_read_and_kept_for_when_the_hub_is_gone(hub: str, tmp_path:
 
 
 @pytest.mark.parametrize("more", [{}, {"HF_HUB_OFFLINE": "1"}], ids=["unreachable", "offline"])
-def test_without_the_hub_one_line_says_what_else_to_do(tmp_path: Path, more: dict[str, str]) -> None:
+def test_without_the_hub_a_one_line_error_names_alternatives(tmp_path: Path, more: dict[str, str]) -> None:
     for line in ask(NOBODY, tmp_path, "wikitext-103", "org/name:config", **more):
         assert "out of reach" in line
         assert "--corpus stdlib" in line

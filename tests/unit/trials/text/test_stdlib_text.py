@@ -1,4 +1,4 @@
-"""The embedded corpus: what is in it, that its sides do not share a file, and that odd files do not break it."""
+"""The embedded corpus: its content, the split by file, and unusual files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Several validation texts: whole files, each counting alike, by their own names."""
+"""Several validation texts: whole files with equal weight, under their own names."""
 
 from __future__ import annotations
 

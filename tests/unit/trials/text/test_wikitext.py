@@ -1,4 +1,4 @@
-"""WikiText as rows, as one text and as articles; against the real test split where that is at hand."""
+"""WikiText as rows, as one text and as articles, compared with the real test split if it is available."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from transformers import AutoTokenizer
 from trials.text.evaluation_text import Text, TextTask, open_text
 from trials.text.wikitext import articles, detokenized, hub_rows, joined
 
-SHARED = Path(__file__).resolve().parents[4] / "shared"  # beside the checkout, where there is one
+SHARED = Path(__file__).resolve().parents[4] / "shared"  # beside the checkout, if it exists
 TEST_SPLIT = SHARED / "data" / "wikitext-2-raw" / "wiki.test.raw"
 GPT2_TOKENIZER = SHARED / "tokenizers" / "gpt2"
 needs_the_split = pytest.mark.skipif(not TEST_SPLIT.is_file(), reason="the test split is not beside the checkout")

@@ -1,11 +1,10 @@
-"""Who is screened and timed, that nobody is twice, and who is tried first."""
+"""Which architectures are screened and timed, that none is measured twice, and which are tried first."""
 
 from __future__ import annotations
 
 import csv
 import io
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,22 +14,28 @@ from matplotlib.image import imread
 from rich.console import Console
 from tracking_reference import record
 
+from nas.choosing.screening import first_candidates
+from nas.display import measuring_progress
+from nas.display.display import Display
 from nas.planning.errors import Failure
 from nas.planning.machine import Machine
 from nas.planning.plan import Plan, make_plan, resolve_target
 from nas.planning.settings import load_settings
 from nas.report.screening_report import plot_screening, screening_csv
 from nas.running.workers import Workers
-from nas.stages import measure as surveys
-from nas.stages.measure import first_candidates, run_screening, within_latency
+from nas.stages import measure
+from nas.stages.events import Announcer
+from nas.stages.prepare import Prepared, within_latency
+from nas.stages.screen import screen
 from nas.study.objectives import dominated_by
 from nas.study.study import SCREENED, TIMED, SearchStudy
 from search_spaces.architecture import Architecture
 from search_spaces.errors import InputError
 from trials.trial import TrialSpec
 
-Hear = Callable[[str, float | Failure | None], None]
+OnResult = Callable[[str, float | Failure | None], None]
 NOBODY = Workers(None, 0)
+TEACHER: Any = None  # the stage does not look at it
 
 
 def loss_of(one: Architecture) -> float:
@@ -44,21 +49,21 @@ class Runner:
         self.ran: list[str] = []
         self.outcome: dict[int, float | Failure | BaseException] = {}
 
-    def __call__(self, specs: Mapping[str, TrialSpec], workers: Workers, hear: Hear) -> None:
+    def __call__(self, specs: Mapping[str, TrialSpec], workers: Workers, on_result: OnResult) -> None:
         for name, spec in specs.items():
             assert spec.architecture.key == name
-            hear(name, None)
+            on_result(name, None)
             one = self.outcome.get(len(self.ran), loss_of(spec.architecture))
             self.ran.append(name)
             if isinstance(one, BaseException):
                 raise one
-            hear(name, one)
+            on_result(name, one)
 
 
 @pytest.fixture
 def runner(monkeypatch: pytest.MonkeyPatch) -> Runner:
     runner = Runner()
-    monkeypatch.setattr(surveys, "SCREENING", replace(surveys.SCREENING, run=runner))
+    monkeypatch.setitem(measure.RUNS, SCREENED, runner)
     return runner
 
 
@@ -89,16 +94,17 @@ def study_of(plan: Plan) -> SearchStudy:
 
 
 def screened(plan: Plan) -> str:
-    """Screen, and return what was said."""
-    console = Console(file=io.StringIO(), width=120)
-    run_screening(plan, study_of(plan), NOBODY, console)
+    """Screen, and return what the display prints."""
+    console, announce = Console(file=io.StringIO(), width=120), Announcer()
+    announce.listeners.append(Display(console))
+    screen(Prepared(0.0, plan, study_of(plan), TEACHER), NOBODY, announce)
     return console.file.getvalue()  # type: ignore[attr-defined, no-any-return]
 
 
 def test_trials_come_in_the_order_of_the_screening_the_best_stock_one_second(plan: Plan, runner: Runner) -> None:
     said = screened(plan)
     assert f"{len(plan.target.feasible)}/{len(plan.target.feasible)} screened" in said
-    assert said.count("\n") == surveys.LINES
+    assert said.count("\n") == measuring_progress.LINES
     study, order = study_of(plan), sorted(plan.target.feasible, key=loss_of)
     study.queue(first_candidates(plan, study.kept(SCREENED)))
     asked = [study.ask() for _ in order]
@@ -119,7 +125,7 @@ def test_what_was_screened_before_an_interrupt_is_kept_and_not_done_again(plan: 
     runner.outcome[3] = KeyboardInterrupt()
     with pytest.raises(KeyboardInterrupt):
         screened(plan)
-    assert f"3 of {len(plan.target.feasible)} are screened already" in screened(plan)
+    assert f"3 of {len(plan.target.feasible)} architectures are screened already" in screened(plan)
     assert len(runner.ran) == len(plan.target.feasible) + 1
     assert runner.ran.count(runner.ran[3]) == 2
     assert screened(plan) == ""
@@ -159,7 +165,7 @@ def test_of_a_larger_band_the_rounds_follow_what_was_found_and_one_that_may_be_m
     screened(plan)
     ran = [sum(one.key in runner.ran for one in part.target.feasible) for part in (large, small)]
     assert ran == [4, 8]
-    assert "11 of 16 are screened already" in screened(plan)
+    assert "11 of 16 architectures are screened already" in screened(plan)
     assert len(set(runner.ran)) == 16
     assert len(runner.ran) == 17
     assert screened(plan) == ""
@@ -182,12 +188,12 @@ def test_table_and_picture_show_what_became_of_the_screened(plan: Plan, tmp_path
 def timed(plan: Plan, monkeypatch: pytest.MonkeyPatch, milliseconds: Callable[[Architecture], float]) -> Plan:
     """The plan within its limit, every architecture timed at ``milliseconds``."""
 
-    def run(specs: Mapping[str, TrialSpec], workers: Workers, hear: Hear) -> None:
+    def run(specs: Mapping[str, TrialSpec], workers: Workers, on_result: OnResult) -> None:
         for name, spec in specs.items():
-            hear(name, milliseconds(spec.architecture))
+            on_result(name, milliseconds(spec.architecture))
 
-    monkeypatch.setattr(surveys, "TIMING", replace(surveys.TIMING, run=run))
-    return within_latency(plan, study_of(plan), NOBODY, Console(file=io.StringIO()))
+    monkeypatch.setitem(measure.RUNS, TIMED, run)
+    return within_latency(plan, study_of(plan), NOBODY, Announcer())
 
 
 def test_a_limit_of_latency_leaves_the_fast_ones_by_what_was_measured_first(
@@ -207,7 +213,7 @@ def test_a_limit_that_nothing_meets_names_the_fastest(
     tiny_teacher_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plan = make(tiny_teacher_folder, tmp_path, max_latency_ms="0.5")
-    with pytest.raises(InputError, match=r"--max-latency-ms 0\.5: of budget 60% the fastest takes 2\.00"):
+    with pytest.raises(InputError, match=r"--max-latency-ms 0\.5: budget 60%: the fastest architecture takes 2\.00"):
         timed(plan, monkeypatch, lambda one: float(one.depth))
 
 

@@ -1,0 +1,98 @@
+"""The listener that shows a search on the terminal while it runs."""
+
+from __future__ import annotations
+
+import time
+
+from rich.console import Console
+
+from nas.display.console import clock
+from nas.display.final_progress import FinalProgress
+from nas.display.measuring_progress import MeasuringProgress
+from nas.display.readings_table import column_name, figure
+from nas.display.trial_progress import TrialProgress
+from nas.stages.events import (
+    ArchitectureMeasured,
+    EvaluationStarted,
+    Event,
+    FinalChanged,
+    FinalsStarted,
+    MeasuringStarted,
+    ModelEvaluated,
+    Progressed,
+    SearchStopped,
+    StepEnded,
+    TeacherPrepared,
+    TrialChanged,
+    TrialsStarted,
+)
+from trials.preparation import Preparation
+
+
+class Display:
+    """Prints what happens to ``console``: live tables and bars on a terminal, plain lines elsewhere."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.started = time.monotonic()
+        self._measuring: MeasuringProgress | None = None
+        self._trials: TrialProgress | None = None
+        self._finals: FinalProgress | None = None
+        self._tested, self._models = 0, 0
+
+    def __call__(self, event: Event) -> None:
+        match event:
+            case Progressed():
+                self._print(f"[{self._clock()}] {event.message}")
+            case TeacherPrepared():
+                self._print(f"[{self._clock()}] {_prepared(event.preparation)}")
+            case MeasuringStarted():
+                self._measuring = MeasuringProgress(self.console, event.quantity, event.total, event.done)
+                self._measuring.start()
+            case ArchitectureMeasured() if self._measuring:
+                self._measuring.update(event.key, event.known, event.problem)
+            case TrialsStarted():
+                self._trials = TrialProgress(self.console, event.plan, event.records)
+                self._trials.start()
+            case TrialChanged() if self._trials:
+                self._trials.update(event.records, event.record)
+            case FinalsStarted():
+                self._finals = FinalProgress(self.console, event.plan, event.finals)
+                self._finals.start()
+            case FinalChanged() if self._finals:
+                self._finals.update(event.finals, event.record)
+            case EvaluationStarted():
+                self._tested, self._models = 0, event.models
+                names = ", ".join(task.name for task in event.plan.tests)
+                self._print(f"[{self._clock()}] evaluating {event.models} models on {names} ...")
+            case ModelEvaluated():
+                self._print(self._test_line(event))
+            case StepEnded() | SearchStopped():
+                self._stop()
+
+    def _stop(self) -> None:
+        for one in (self._measuring, self._trials, self._finals):
+            if one is not None:
+                one.stop()
+        self._measuring, self._trials, self._finals = None, None, None
+
+    def _test_line(self, event: ModelEvaluated) -> str:
+        if event.problem:
+            return f"{event.name} could not be evaluated: {event.problem}"
+        self._tested += 1
+        figures = ", ".join(f"{column_name(one)} {figure(one.value, one.unit)}" for one in event.readings)
+        return f"[{self._clock()}, {self._tested}/{self._models} done] {event.name}: {figures}"
+
+    def _clock(self) -> str:
+        return clock(time.monotonic() - self.started)
+
+    def _print(self, line: str) -> None:
+        self.console.print(line, highlight=False, soft_wrap=True, markup=False)
+
+
+def _prepared(preparation: Preparation) -> str:
+    scores = "found in the cache" if preparation.importance_cached else "computed"
+    return (
+        f"prepared in {preparation.seconds:.0f} s: importance scores {scores}; text {preparation.corpus}; "
+        f"the teacher's validation loss is {preparation.teacher_loss:.4f}"
+    )

@@ -1,0 +1,74 @@
+"""The result of a search for the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+from rich.console import Console
+
+from nas.choosing.agreement import lines
+from nas.choosing.outcome import Outcome
+from nas.report.final_report import comparison_table, on_test_table
+from nas.report.front_report import front_table
+from nas.report.overview import overview_table
+from nas.report.trial_report import terminal_table
+
+
+def print_result(outcomes: Sequence[Outcome], console: Console, mlflow_lines: Sequence[str]) -> None:
+    """Print the tables and the winner of every budget; ``mlflow_lines`` say how to open the runs in MLflow."""
+    for outcome in outcomes:
+        _print_outcome(outcome, console)
+    if len(outcomes) > 1:
+        console.print()
+        console.print(overview_table(outcomes))
+        console.print()
+    say = partial(console.print, soft_wrap=True)  # a path or a command must not be broken
+    command, *address = mlflow_lines
+    say(f"see it:     {command}")
+    for line in address:
+        say(f"            {line}")
+    say(f"report:     {outcomes[0].plan.folder / 'report'}")
+
+
+def _print_outcome(outcome: Outcome, console: Console) -> None:
+    rows = outcome.comparison.rows if outcome.comparison else ()
+    roles = {row.architecture: row.roles[0] for row in rows} if rows else None
+    console.print()
+    title = f"study {outcome.plan.study}, budget {outcome.plan.target.budget.text}"
+    console.print(terminal_table(outcome.records, outcome.teacher_parameters, title, roles))
+    console.print()
+    if len(outcome.plan.objectives) > 1:
+        console.print(front_table(outcome.records, outcome.plan.objectives))
+        console.print()
+    _print_comparison(outcome, console)
+    _print_winner(outcome, console)
+
+
+def _print_comparison(outcome: Outcome, console: Console) -> None:
+    console.print("how well did early rankings agree with late ones?")
+    for line in lines(outcome.agreements, any(one.state == "PRUNED" for one in outcome.records)):
+        console.print(line, style="dim", soft_wrap=True)
+    console.print()
+    if outcome.comparison:
+        for table in (comparison_table(outcome.comparison), on_test_table(outcome.comparison)):
+            if table is not None:
+                console.print(table)
+                console.print()
+
+
+def _print_winner(outcome: Outcome, console: Console) -> None:
+    winner, say = outcome.winner, partial(console.print, soft_wrap=True)
+    share = winner.record.parameters / outcome.teacher_parameters
+    sizes = f"{winner.record.parameters:,} parameters, {share:.1%} of the teacher"
+    losses = f"validation loss {winner.val_loss:.4f}, the teacher's {outcome.preparation.teacher_loss:.4f}"
+    say(f"[bold]best[/bold]        {winner.key}: {sizes}; {losses}")
+    say(f"            {outcome.winner_path}")
+    for note in outcome.comparison.notes if outcome.comparison else ():
+        say(f"            {note}")
+    if outcome.stock and outcome.stock.key != winner.key:
+        loss = f"validation loss {outcome.stock.val_loss:.4f}"
+        say(f"[bold]best stock[/bold]  {outcome.stock.key}: plain transformers loads it; {loss}")
+        say(f"            {outcome.stock_path}")
+    trust = "" if winner.record.stock else ", trust_remote_code=True"
+    say(f'load it:    AutoModelForCausalLM.from_pretrained("{outcome.winner_path}"{trust})')
