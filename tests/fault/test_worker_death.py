@@ -23,8 +23,7 @@ from nas.planning.settings import parse_arguments
 from nas.planning.specs import trial_spec
 from nas.running.client import TOKENS, WORKER
 from nas.running.session import ray_session
-from nas.running.task_lists import Heard as HeardOfFinal
-from nas.running.task_lists import run_finals
+from nas.running.task_lists import FinalUpdate, run_finals
 from nas.running.tune_run import run_trials
 from nas.running.tune_search import StudyScheduler
 from nas.running.workers import open_workers
@@ -43,7 +42,7 @@ FIRST_RUNG = TRIAL // 4
 
 Result = dict[str, Any]
 decide = StudyScheduler.on_trial_result
-Heard = Callable[[Result], None]
+OnResult = Callable[[Result], None]
 
 
 @dataclass
@@ -74,15 +73,15 @@ def cluster() -> Iterator[Cluster]:
         made.shutdown()
 
 
-def search(address: str, teacher: Path, folder: Path, heard: Heard, **changes: Any) -> Search:
-    """Run a search on the cluster at `address`; `heard` is called with every result, before its worker may go on."""
+def search(address: str, teacher: Path, folder: Path, on_result: OnResult, **changes: Any) -> Search:
+    """Run a search on the cluster at `address`; `on_result` gets every result before its worker may go on."""
     results: list[Result] = []
 
     def listen(scheduler: StudyScheduler, tune_controller: Any, trial: Any, result: Result) -> str:
         if not results:
             wait_for_workers(2)
         results.append(result)
-        heard(result)
+        on_result(result)
         return decide(scheduler, tune_controller, trial, result)
 
     common = {"address": address, "scheduler": "none", "tokens_per_trial": TRIAL}
@@ -151,11 +150,11 @@ def test_killed_worker_of_a_final_costs_nothing_but_time(cluster: Cluster, wound
     """The finals of two trials, one after the other; the worker of the first is killed half way."""
     more = 8 * TRIAL  # the second half takes longer than it takes to hear of the first
     specs = {spec.architecture.key: FinalSpec(spec, more, str(tmp_path / str(number))) for number, spec in two(wounded)}
-    heard: dict[str, list[HeardOfFinal]] = {name: [] for name in specs}
+    updates: dict[str, list[FinalUpdate]] = {name: [] for name in specs}
     killed: list[str] = []
 
-    def kill_once(name: str, one: HeardOfFinal) -> None:
-        heard[name].append(one)
+    def kill_once(name: str, one: FinalUpdate) -> None:
+        updates[name].append(one)
         if isinstance(one, Rung) and one.tokens == TRIAL + more // 2 and not killed:
             alive = [one for one in psutil.Process().children(recursive=True) if one.status() != psutil.STATUS_ZOMBIE]
             (worker,) = (one for one in alive if "ray::Worker" in "".join(one.cmdline()[:1]))
@@ -167,13 +166,13 @@ def test_killed_worker_of_a_final_costs_nothing_but_time(cluster: Cluster, wound
         run_finals(specs, workers, kill_once)
     assert killed == list(specs)[:1]
     for name in specs:
-        (result,) = (one for one in heard[name] if isinstance(one, FinalResult))
+        (result,) = (one for one in updates[name] if isinstance(one, FinalResult))
         assert result.resumed_from == (more // 2 if name in killed else 0)
-        readings = [(one.tokens, one.metrics["val_loss"]) for one in heard[name] if isinstance(one, Rung)]
+        readings = [(one.tokens, one.metrics["val_loss"]) for one in updates[name] if isinstance(one, Rung)]
         assert tuple(readings) == result.curve  # each once, in order
     spec = specs[killed[0]]
     undisturbed = run_final(replace(spec, directory=str(tmp_path / "undisturbed")), lambda *_: None)
-    (result,) = (one for one in heard[killed[0]] if isinstance(one, FinalResult))
+    (result,) = (one for one in updates[killed[0]] if isinstance(one, FinalResult))
     assert (result.curve, result.windows) == (undisturbed.curve, undisturbed.windows)
 
 

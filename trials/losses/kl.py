@@ -16,7 +16,7 @@ from trials.losses.precision import compiles
 # The size of one float32 tensor (chunk, vocabulary). About five such tensors exist at once without compilation.
 CHUNK_BYTES = {"cpu": 32 * 2**20, "cuda": 512 * 2**20}
 GRADIENT_CHUNKS = {"cpu": 1, "cuda": 4}  # how many chunks are joined for losses with a gradient
-ALIGNED = {"cpu": 1, "cuda": 64}  # logits per token are padded to a multiple: tensor cores are fastest at 128 bytes
+ALIGNED = {"cpu": 1, "cuda": 64}  # logits per token are padded to a multiple of this: 128 bytes suit tensor cores best
 NEVER = -3e4  # the logit of padding: its exp is 0, and differences of two such logits are finite
 
 log = logging.getLogger(__name__)

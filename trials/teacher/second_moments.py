@@ -8,7 +8,7 @@ STRIP = 256  # columns in one product
 
 
 def second_moments(inputs: Tensor) -> Tensor:
-    """The sums of products (n, n) of the columns of ``inputs`` (N, n). Only about half is computed, by symmetry."""
+    """The sums of products (n, n) of the columns of ``inputs`` (N, n). For large n, symmetry saves half of the work."""
     sums = inputs.new_zeros(inputs.shape[1], inputs.shape[1])
     for start in range(0, inputs.shape[1], STRIP):
         sums[start:, start : start + STRIP] = inputs[:, start:].T @ inputs[:, start : start + STRIP]

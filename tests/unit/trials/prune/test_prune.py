@@ -112,7 +112,7 @@ def test_student_comes_back_from_its_weights(
     ("change", "message"),
     [
         (lambda state: state.pop("transformer.ln_f.bias"), "lack transformer.ln_f.bias"),
-        (lambda state: state.update(extra=torch.zeros(1)), "have extra"),
+        (lambda state: state.update(extra=torch.zeros(1)), "have an unknown tensor extra"),
         (lambda state: state.update({"transformer.ln_f.bias": torch.zeros(2)}), "do not fit architecture d2-"),
     ],
 )

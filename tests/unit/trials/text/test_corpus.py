@@ -249,7 +249,7 @@ def test_an_empty_folder_and_a_side_without_text(load: Load, tmp_path: Path) -> 
 
 
 def test_a_name_that_means_nothing(load: Load) -> None:
-    with pytest.raises(InputError, match=r"no such file, folder or dataset; .* wikitext-103, or a dataset of the hub"):
+    with pytest.raises(InputError, match=r"no such file, folder or dataset; .*stdlib, .* or a dataset of the hub"):
         load("wikitext 103!")
 
 
