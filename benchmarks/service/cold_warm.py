@@ -13,8 +13,8 @@ of the searches.
 
 from __future__ import annotations
 
+import argparse
 import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -28,8 +28,11 @@ def search(folder: str, study: str) -> float:
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", nargs="?", type=Path, help="keeps the results; must not exist")
+    given = parser.parse_args().folder
     with tempfile.TemporaryDirectory() as temporary:
-        folder = str(Path(sys.argv[1]).resolve()) if len(sys.argv) > 1 else temporary
+        folder = str(given.resolve()) if given else temporary
         cold, warm = search(folder, "cold"), search(folder, "warm")
         continued = search(folder, "warm")
     print(f"cold       {cold:7.0f} s")

@@ -8,6 +8,7 @@ its child processes, including Ray's. Shared pages are counted once per process,
 
 from __future__ import annotations
 
+import argparse
 import subprocess
 import sys
 import tempfile
@@ -67,6 +68,7 @@ def measure(arguments: list[str]) -> tuple[float, int]:
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     with tempfile.TemporaryDirectory() as folder:
         teacher, output = Path(folder, "gpt2-medium-shape"), Path(folder, "output")
         make_teacher(teacher)

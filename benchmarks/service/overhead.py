@@ -9,6 +9,7 @@ not counted.
 
 from __future__ import annotations
 
+import argparse
 import statistics
 import tempfile
 import time
@@ -82,6 +83,7 @@ def service(plan: Plan, name: str) -> float:
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     with tempfile.TemporaryDirectory() as folder:
         flags = {"model": "mini", "budget": "60%", "output": folder, "scheduler": "none", "trials": str(TRIALS)}
         settings = load_settings(flags, None, {})
