@@ -87,7 +87,8 @@ class Display:
         return clock(time.monotonic() - self.started)
 
     def _print(self, line: str) -> None:
-        self.console.print(line, highlight=False, soft_wrap=True, markup=False)
+        wraps = self.console.is_terminal  # a line of a log stays whole
+        self.console.print(line, highlight=False, soft_wrap=not wraps, markup=False)
 
 
 def _prepared(preparation: Preparation) -> str:

@@ -60,9 +60,9 @@ class FinalProgress(LiveTable):
             cells = (one.architecture.key, ", ".join(one.roles), f"{_trained(one):,}", loss, STATES[one.state])
             table.add_row(*map(Text, cells), style=style)
         left = self.seconds_left()
-        rest = f"about {clock(left)} left" if left is not None else "time left: not known yet"
+        rest = "time left unknown" if left is None else f"about {clock(left)} left"
         line = Table.grid(padding=(0, 2))
-        bar = ProgressBar(total=max(1, len(self.finals)), completed=self._ended(), width=30)
+        bar = ProgressBar(total=max(1, len(self.finals)), completed=self._ended(), width=20)
         line.add_row(bar, Text(f"{self._ended()} of {len(self.finals)} finals   {clock(self.elapsed)} so far, {rest}"))
         return Group(table, line)
 

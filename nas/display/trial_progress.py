@@ -106,10 +106,10 @@ class TrialProgress(LiveTable):
         left = self.seconds_left()
         losses = [one.val_loss for one in self.records if one.val_loss is not None]
         best = f"best {min(losses):.4f}   " if losses else ""
-        rest = f"about {clock(left)} left" if left else "time left: not known yet"
+        rest = "time left unknown" if left is None else f"about {clock(left)} left"
         line = Table.grid(padding=(0, 2))
         line.add_row(
-            ProgressBar(total=self.plan.trials, completed=ended, width=30),
+            ProgressBar(total=self.plan.trials, completed=ended, width=20),
             Text(f"{ended} of {self.plan.trials} trials   {best}{clock(self.elapsed)} so far, {rest}"),
         )
         return line
