@@ -38,10 +38,16 @@ def run_search(plan: Plan, workers: Workers, announce: Listener) -> list[Outcome
 
 @contextmanager
 def _only_driver(plan: Plan) -> Iterator[None]:
-    """Allow one driver a study. A second one would fail the running trials of the first."""
-    plan.folder.mkdir(parents=True, exist_ok=True)
+    """Allow one driver a study, in a folder of its own. A second driver would fail the running trials of the first."""
+    lock = plan.folder / "driver.lock"
     try:
-        with FileLock(plan.folder / "driver.lock").acquire(blocking=False):
+        if plan.folder.is_dir() and not lock.exists() and any(plan.folder.iterdir()):
+            raise InputError(f"study {plan.study!r}: {plan.folder} holds files of something else; give another --study")
+        plan.folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--output {plan.output}: {error.strerror} ({plan.folder}); give another folder") from error
+    try:
+        with FileLock(lock).acquire(blocking=False):
             yield
     except Timeout as error:
         raise InputError(

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-import shlex
 import sys
+import tempfile
+import traceback
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -17,7 +18,8 @@ from rich.console import Console
 
 from nas.display.console import console_for
 from nas.planning.errors import NothingFeasibleError
-from nas.planning.settings import SearchSettings, parse_arguments
+from nas.planning.redact import redacted
+from nas.planning.settings import SearchSettings, command_line, parse_arguments
 from search_spaces.errors import InputError
 
 if TYPE_CHECKING:  # torch, Ray and transformers take seconds to import: only when the settings are right
@@ -25,32 +27,41 @@ if TYPE_CHECKING:  # torch, Ray and transformers take seconds to import: only wh
     from nas.stages.events import Announcer
     from nas.tracking.listener import MlflowListener
 
-DONE, WRONG_INPUT, NOTHING_FEASIBLE, INTERRUPTED = 0, 2, 3, 130
+DONE, FAILED, WRONG_INPUT, NOTHING_FEASIBLE, INTERRUPTED = 0, 1, 2, 3, 130
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; returns its exit code."""
+    """Run the command line; returns its exit code. No traceback reaches the user."""
     given = sys.argv[1:] if arguments is None else list(arguments)
     console = console_for(stderr="--json" in given)
     try:
         settings, dry_run, as_json = parse_arguments(given)
         if dry_run:
-            return _dry_run(settings, console)
-        return _search(settings, console, as_json, command(given))
+            return _dry_run(settings, console, as_json)
+        return _search(settings, console, as_json, redacted(command_line(given)))
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return WRONG_INPUT
+        return _failed(str(error), WRONG_INPUT)
     except NothingFeasibleError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return NOTHING_FEASIBLE
+        return _failed(str(error), NOTHING_FEASIBLE)
     except KeyboardInterrupt:
-        print(f"interrupted; to continue: {command(given)}", file=sys.stderr)
+        print(f"interrupted; to continue: {redacted(command_line(given))}", file=sys.stderr)
         return INTERRUPTED
+    except Exception as error:  # a fault of ours or of the machine: the details go to a file
+        summary = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        log = _write_traceback(error)
+        return _failed(f"{summary}; details are in {log}; what is finished is kept, the same command continues", FAILED)
 
 
-def command(arguments: Sequence[str]) -> str:
-    """The command line that starts, or continues, this search."""
-    return shlex.join(["python", "-m", "nas.search", *arguments])
+def _failed(message: str, code: int) -> int:
+    print(f"error: {redacted(message)}", file=sys.stderr)
+    return code
+
+
+def _write_traceback(error: Exception) -> str:
+    """Write the traceback of ``error`` to a temporary file, and return its path."""
+    with tempfile.NamedTemporaryFile("w", prefix="nas-error-", suffix=".log", delete=False) as file:
+        file.write(redacted("".join(traceback.format_exception(error))))
+    return file.name
 
 
 def _search(settings: SearchSettings, console: Console, as_json: bool, started_by: str) -> int:
@@ -98,17 +109,22 @@ def _print_result(outcomes: Sequence[Outcome], console: Console, mlflow: MlflowL
     print_result(outcomes, console, ui_lines(tracking_uri(output), mlflow.experiment_id))
 
 
-def _dry_run(settings: SearchSettings, console: Console) -> int:
+def _dry_run(settings: SearchSettings, console: Console, as_json: bool) -> int:
     from nas.display.console import clock
     from nas.display.plan_table import plan_table
-    from nas.planning.forecast import estimated_seconds
+    from nas.planning.forecast import estimated_seconds, plan_lines
     from nas.planning.machine import Machine
     from nas.planning.plan import make_plan, resolve_target
 
     plan = make_plan(settings, resolve_target(settings), Machine.local())
     console.print(plan_table(plan))
+    seconds = estimated_seconds(plan)
     tests = ", without the evaluation on test text" if plan.tests else ""
-    console.print(f"estimated time on this machine: {clock(estimated_seconds(plan))}{tests}; nothing was started")
+    console.print(f"estimated time on this machine: {clock(seconds)}{tests}; nothing was started")
+    if as_json:
+        print(
+            json.dumps({"study": plan.study, "plan": plan_lines(plan), "estimated_seconds": round(seconds)}, indent=2)
+        )
     return DONE
 
 

@@ -14,6 +14,8 @@ from search_spaces.errors import InputError
 
 DEFAULT_TOLERANCE = 0.05
 UNITS = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "G": 10**9}
+LONGEST = 40  # characters of a budget
+MOST = 10**15  # parameters, before the unit
 PATTERN = re.compile(r"(?P<number>\d[\d_]*(\.\d+)?)\s*(?P<unit>[KMBG%]?)", re.IGNORECASE)
 
 
@@ -47,7 +49,7 @@ def parse_budgets(text: str, teacher: int, counts: Sequence[int], tolerance: flo
     for larger, smaller in itertools.pairwise(found):
         if smaller.maximum >= larger.minimum:
             raise InputError(
-                f"budget {text!r}: the bands {larger} and {smaller} overlap; "
+                f"budget {_short(text)}: the bands {larger} and {smaller} overlap; "
                 f"leave one out, or give a --tolerance below {tolerance}"
             )
     return tuple(found)
@@ -77,7 +79,7 @@ def parse_budget(text: str, teacher: int, counts: Sequence[int], tolerance: floa
         return budget
     nearest = nearest_feasible(budget.maximum, counts, tolerance)
     raise InputError(
-        f"budget {text!r}: no architecture has {budget.minimum:,} to {budget.maximum:,} parameters; {span}; "
+        f"budget {_short(text)}: no architecture has {budget.minimum:,} to {budget.maximum:,} parameters; {span}; "
         f"the nearest feasible budget is {nearest} ({100 * nearest / teacher:.1f}% of the teacher)"
     )
 
@@ -93,14 +95,18 @@ def nearest_feasible(budget: int, counts: Sequence[int], tolerance: float) -> in
 
 def _parsed(text: str) -> tuple[Decimal, str]:
     """The number in ``text`` and its unit in upper case."""
-    match = PATTERN.fullmatch(text.strip())
+    match = PATTERN.fullmatch(text.strip()) if len(text) <= LONGEST else None
     number = Decimal(match["number"].replace("_", "")) if match else Decimal(0)
-    if match is None or number <= 0:
+    if match is None or not 0 < number <= MOST:
         raise InputError(
-            f"budget {text!r}: not a positive number of parameters; write 260M, 0.26B, 260_000_000, or a share of "
-            "the teacher's parameters such as 70%"
+            f"budget {_short(text)}: not a positive number of parameters; write 260M, 0.26B, 260_000_000, or a share "
+            "of the teacher's parameters such as 70%"
         )
     return number, match["unit"].upper()
+
+
+def _short(text: str) -> str:
+    return repr(text if len(text) <= 80 else f"{text[:77]}...")
 
 
 def _parameters(text: str, teacher: int) -> Decimal:

@@ -16,17 +16,67 @@ from search_spaces.shape import ModelShape
 from search_spaces.space import AXES, SearchSpace
 
 PRESETS = ("default", "depth", "width", "stock")
+MOST_ARCHITECTURES = 2_000_000  # in a space; listing them takes a minute and a gigabyte
+LONGEST_FILE = 100_000  # characters of a YAML file, which is read at about that many a second
+LONGEST_VALUE = 2_000  # characters of one value in it; Python itself reads numbers of at most 4,300 digits
+DEEPEST = 10  # lists and mappings inside each other in it
+
+
+def read_yaml(path: str | Path) -> Any:
+    """The content of a YAML file that a user wrote by hand: plain values, lists and mappings.
+
+    Raises OSError when it cannot be read. Raises ValueError, whose message is one line, when it is too long or nested
+    too deep, when it has aliases or tags, and when it is not YAML in UTF-8.
+    """
+    with open(path, encoding="utf-8") as file:
+        text = file.read(LONGEST_FILE + 1)
+    try:
+        _check_yaml(text)
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a value such as the date 2026-13-01
+        raise ValueError(" ".join(str(error).split())) from error
+
+
+def _check_yaml(text: str) -> None:
+    """Raise ValueError when `yaml.safe_load` would need much time or memory for ``text``, or fail without a reason."""
+    if len(text) > LONGEST_FILE:
+        raise ValueError(f"it has more than {LONGEST_FILE:,} characters")
+    depth = 0
+    for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        where = f"line {event.start_mark.line + 1}" if event.start_mark else "somewhere"
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > DEEPEST:
+            raise ValueError(f"{where}: nested more than {DEEPEST} deep")
+        if isinstance(event, yaml.AliasEvent):
+            raise ValueError(f"{where}: aliases (*{event.anchor}) are not read; write the value again")
+        if getattr(event, "tag", None) is not None:
+            raise ValueError(f"{where}: tags are not read; leave the tag out")
+        if isinstance(event, yaml.ScalarEvent):
+            _check_value(event.value, where)
+
+
+def _check_value(value: str, where: str) -> None:
+    if len(value) > LONGEST_VALUE:
+        raise ValueError(f"{where}: a value of {len(value):,} characters; at most {LONGEST_VALUE:,} are read")
+    if any(character == "\0" or "\ud800" <= character <= "\udfff" for character in value):
+        raise ValueError(f"{where}: a value with a character that is in no text, {value[:60]!a}")
 
 
 def _check_size(value: int | str) -> int | str:
     share = value.removesuffix("%") if isinstance(value, str) else str(value)
-    if share == value or not share.replace(".", "", 1).replace("-", "", 1).isdigit():
-        raise ValueError(f"{value!r} is neither a whole number nor a share of the teacher such as 50%")
+    if share == value or not share.replace(".", "", 1).replace("-", "", 1).isdecimal():
+        raise ValueError(f"{_short(value)} is neither a whole number nor a share of the teacher such as 50%")
     if float(share) <= 0:
-        raise ValueError(f"{value!r} must be above 0")
+        raise ValueError(f"{_short(value)} must be above 0")
     if isinstance(value, str) and float(share) > 100:
-        raise ValueError(f"{value!r} is more than the teacher has; at most 100%")
+        raise ValueError(f"{_short(value)} is more than the teacher has; at most 100%")
     return value
+
+
+def _short(value: object) -> str:
+    """``repr(value)``, cut to a length that an error message can show."""
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 Size = Annotated[Annotated[int, Field(strict=True)] | Annotated[str, Field(strict=True)], AfterValidator(_check_size)]
@@ -66,16 +116,14 @@ def load_space(source: str, shape: ModelShape) -> SearchSpace:
     Raises InputError for an unknown key, a wrong type, a size above the teacher's, or an axis without a value. The
     message names the file and the key.
     """
-    name, text = _read(source)
-    given = _parse(name, text)
-    default = _parse("default", _read("default")[1])
-    if shape.group == 1 and given.kv_heads is not None and name not in PRESETS:
+    given, default = _parse(source), _parse("default")
+    if shape.group == 1 and given.kv_heads is not None and source not in PRESETS:
         raise InputError(
-            f"space {name}: key 'kv_heads': every head of this teacher has its own key/value head; leave the key out"
+            f"space {source}: key 'kv_heads': every head of this teacher has its own key/value head; leave the key out"
         )
     axes = {
         axis: _sizes(
-            name, axis, getattr(default if getattr(given, axis) is None else given, axis), getattr(shape, limit)
+            source, axis, getattr(default if getattr(given, axis) is None else given, axis), getattr(shape, limit)
         )
         for axis, limit in zip(AXES, ("layers", "hidden", "heads", "kv_heads", "mlp"), strict=True)
     }
@@ -84,19 +132,20 @@ def load_space(source: str, shape: ModelShape) -> SearchSpace:
     spread = tuple(sorted({int(one) for one in given.allocated})) if any(given.allocated) else ()
     if given.stock_only and spread:
         raise InputError(
-            f"space {name}: key 'allocated': stock shapes have equal layers; leave out 'allocated' or 'stock_only'"
+            f"space {source}: key 'allocated': stock shapes have equal layers; leave out 'allocated' or 'stock_only'"
         )
     space = SearchSpace(shape, stock_only=given.stock_only, allocated=spread, neuron_values=None, **axes)
-    return _checked(name, _paired(space))
+    return _checked(source, _paired(source, space))
 
 
 def check_space(source: str) -> None:
     """Check that the space ``source`` can be read, without a teacher. Raises InputError."""
-    _parse(*_read(source))
+    _parse(source)
 
 
-def _paired(space: SearchSpace) -> SearchSpace:
+def _paired(name: str, space: SearchSpace) -> SearchSpace:
     """``space`` without the heads and kv_heads that occur in no legal pair."""
+    _check_number(name, len(space.heads) * len(space.kv_heads))
     if not space.kv_heads:
         return space
     heads, kv_heads = (tuple(sorted({pair[place] for pair in space.head_pairs})) for place in (0, 1))
@@ -110,6 +159,7 @@ def _checked(name: str, space: SearchSpace) -> SearchSpace:
             f"space {name}: no number of heads is a multiple of a number of kv_heads, at most {shape.group} times it; "
             f"the teacher has {shape.heads} heads on {shape.kv_heads} key/value heads"
         )
+    _check_number(name, len(space.depth) * len(space.hidden) * len(space.head_pairs) * len(space.mlp))
     if not space.counts:
         rules = {"square": "hidden == head_dim * heads", "divisible": "hidden to be a multiple of heads"}
         rule = rules.get(shape.stock, "one size for all layers")
@@ -119,28 +169,31 @@ def _checked(name: str, space: SearchSpace) -> SearchSpace:
     return space
 
 
-def _read(source: str) -> tuple[str, str]:
-    if source in PRESETS:
-        return source, (files("search_spaces") / "presets" / f"{source}.yaml").read_text("utf-8")
-    try:
-        return source, Path(source).read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+def _check_number(name: str, architectures: int) -> None:
+    if architectures > MOST_ARCHITECTURES:
         raise InputError(
-            f"space {source!r}: not a readable YAML file ({error}); the presets are {', '.join(PRESETS)}"
-        ) from error
+            f"space {name}: more than {MOST_ARCHITECTURES:,} architectures; give larger steps or fewer sizes"
+        )
 
 
-def _parse(name: str, text: str) -> SpaceFile:
-    try:
-        content: Any = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise InputError(f"space {name}: not valid YAML: {' '.join(str(error).split())}") from error
+def _parse(source: str) -> SpaceFile:
+    content = _read(source)
     if not isinstance(content, dict):
-        raise InputError(f"space {name}: must be a mapping with the keys {', '.join(SpaceFile.model_fields)}")
+        raise InputError(f"space {source}: must be a mapping with the keys {', '.join(SpaceFile.model_fields)}")
     try:
         return SpaceFile.model_validate(content)
     except ValidationError as error:
-        raise InputError(f"space {name}: {describe(error, tuple(SpaceFile.model_fields))}") from error
+        raise InputError(f"space {source}: {describe(error, tuple(SpaceFile.model_fields))}") from error
+
+
+def _read(source: str) -> Any:
+    path = files("search_spaces") / "presets" / f"{source}.yaml" if source in PRESETS else source
+    try:
+        return read_yaml(str(path))
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"space {source!r}: not a readable YAML file ({error}); the presets are {', '.join(PRESETS)}"
+        ) from error
 
 
 def describe(error: ValidationError, allowed: tuple[str, ...]) -> str:
@@ -152,20 +205,20 @@ def describe(error: ValidationError, allowed: tuple[str, ...]) -> str:
         known = allowed if len(worst["loc"]) == 1 else tuple(AxisRange.model_fields)
         return f"unknown key {inner!r}; known keys are {', '.join(known)}"
     if worst["type"] in ("model_type", "list_type") and key in AXES:
-        return f"key {key!r}: {value!r} is neither a list of sizes nor {{min, max, step}}"
-    return f"key {key!r}: {worst['msg'].removeprefix('Value error, ')} (got {value!r})"
+        return f"key {key!r}: {_short(value)} is neither a list of sizes nor {{min, max, step}}"
+    return f"key {key!r}: {worst['msg'].removeprefix('Value error, ')} (got {_short(value)})"
 
 
 def _sizes(name: str, axis: str, value: AxisRange | list[int | str], teacher: int) -> tuple[int, ...]:
+    given = [value.min, value.max] if isinstance(value, AxisRange) else value
+    if (largest := max((_resolve(size, teacher) for size in given), default=0)) > teacher:
+        raise InputError(f"space {name}: key {axis!r}: {_short(largest)} exceeds the teacher's {teacher}")
+    sizes = {_resolve(size, teacher) for size in given}
     if isinstance(value, AxisRange):
         smallest, largest = _resolve(value.min, teacher), _resolve(value.max, teacher)
         sizes = set(range(largest, smallest - 1, -max(1, int(_exact(value.step, teacher)))))
-    else:
-        sizes = {_resolve(size, teacher) for size in value}
     if not sizes:
-        raise InputError(f"space {name}: key {axis!r} has no values: {value!r}; min must not exceed max")
-    if max(sizes) > teacher:
-        raise InputError(f"space {name}: key {axis!r}: {max(sizes)} exceeds the teacher's {teacher}")
+        raise InputError(f"space {name}: key {axis!r} has no values: {_short(value)}; min must not exceed max")
     return tuple(sorted(sizes))
 
 

@@ -1,7 +1,7 @@
 """Decoders with rotary positions written out a second time, in float64, with masks instead of slices.
 
 One function for Llama, Mistral, Qwen2, Qwen3 and GPT-NeoX: which biases, norms and gates there are follows from the
-names of the weights.
+names of the weights. Which layers have a window follows from the configuration.
 """
 
 from __future__ import annotations
@@ -63,7 +63,8 @@ def _llama_layer(w: Weights, stream: Tensor, layer: int, channels: Tensor, heads
         query, key = w.norm(query, f"{name}.self_attn.q_norm", every), w.norm(key, f"{name}.self_attn.k_norm", every)
     query, key = _rotated(query, w.config.head_dim, w.config), _rotated(key, w.config.head_dim, w.config)
     group = w.config.num_attention_heads // w.config.num_key_value_heads
-    outputs = _attention(query, key.repeat_interleave(group, 2), value.repeat_interleave(group, 2)) * heads[:, None]
+    key, value = key.repeat_interleave(group, 2), value.repeat_interleave(group, 2)
+    outputs = _attention(query, key, value, window_of(w.config, layer)) * heads[:, None]
     stream = stream + w.product(outputs.flatten(2), f"{name}.self_attn.o_proj") * channels
     normed = w.norm(stream, f"{name}.post_attention_layernorm", channels)
     gate = torch.nn.functional.silu(w.product(normed, f"{name}.mlp.gate_proj"))
@@ -101,9 +102,17 @@ def _rotated(heads: Tensor, turned: int, config: Any) -> Tensor:
     return torch.cat([first * cosine - second * sine, second * cosine + first * sine, heads[..., turned:]], dim=-1)
 
 
-def _attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """Outputs (B, T, heads, head_dim) of causal attention."""
+def window_of(config: Any, layer: int) -> int | None:
+    """The number of tokens that ``layer`` attends to, its own included; None for all before it."""
+    kinds = getattr(config, "layer_types", None)
+    windowed = "mistral" in config.model_type if kinds is None else kinds[layer] == "sliding_attention"
+    return config.sliding_window if windowed else None
+
+
+def _attention(query: Tensor, key: Tensor, value: Tensor, window: int | None = None) -> Tensor:
+    """Outputs (B, T, heads, head_dim) of causal attention, to the last ``window`` tokens if given."""
     query, key, value = (part.transpose(1, 2) for part in (query, key, value))
     scores = query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5
-    later = torch.ones(scores.shape[-2:], dtype=torch.bool).triu(1)
-    return (scores.masked_fill(later, -torch.inf).softmax(-1) @ value).transpose(1, 2)
+    every = torch.ones(scores.shape[-2:], dtype=torch.bool)
+    hidden = every.triu(1) if window is None else every.triu(1) | every.tril(-window)
+    return (scores.masked_fill(hidden, -torch.inf).softmax(-1) @ value).transpose(1, 2)

@@ -13,6 +13,9 @@ and the text is random tokens, because the cost of a step depends on neither. Me
 - the work before the first step: scores, streams, slices, refit, screening and latency;
 - a bare matrix product.
 
+A step is measured without checkpoints and validation. "Compiled" means the layers of student and teacher; a search
+compiles the student's layers in finals, and never the teacher's.
+
 Model FLOP utilisation is FLOPs per second over the peak of the device's bfloat16 tensor cores without sparsity. As in
 `trials.estimate`, FLOPs are the student's forward and backward pass, with attention over the whole context, and the
 teacher's forward pass, output projection or nothing. Values are medians of ``repeats`` repetitions after a warm-up.

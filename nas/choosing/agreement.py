@@ -12,9 +12,14 @@ from nas.choosing.bootstrap import COVERAGE
 from nas.study.records import SCREEN_LOSS, FinalRecord, TrialRecord
 
 RESAMPLES = 1_000
-FEWEST = 3  # pairs; two pairs can only agree or disagree completely
+FEWEST = 3  # pairs for a tau; two pairs can only agree or disagree completely
+ENOUGH = 8  # pairs for an interval; resamples of fewer say little about further architectures
+TOO_FEW = "too few to tell"
 SURVIVORS = "Trials that were stopped early have no final loss and are left out, so the sample is biased."
-BY = "Kendall's tau compares two orders: 1 is the same, 0 is unrelated, -1 is reversed; in brackets the 95 % interval."
+BY = (
+    "Kendall's tau compares two orders: 1 is the same, 0 is unrelated, -1 is reversed; in brackets the 95 % interval, "
+    f"from {ENOUGH} architectures on."
+)
 
 
 @dataclass(frozen=True)
@@ -23,7 +28,7 @@ class Agreement:
 
     ``name`` is part of metric names; ``what`` describes the two rankings to a reader. ``tau`` is None for fewer than
     `FEWEST` pairs, and when all losses of one ranking are equal. ``low`` and ``high`` are the 95 % bootstrap interval
-    over architectures.
+    over architectures, None for fewer than `ENOUGH` pairs.
     """
 
     name: str
@@ -39,19 +44,28 @@ class Agreement:
             return f"too few (n = {self.pairs})"
         if self.tau is None:
             return f"undefined, equal losses (n = {self.pairs})"
-        return f"{self.tau:+.2f} [{self.low:+.2f}, {self.high:+.2f}] (n = {self.pairs})"
+        interval = f" [{self.low:+.2f}, {self.high:+.2f}]" if self.has_interval else f", {TOO_FEW}"
+        return f"{self.tau:+.2f}{interval} (n = {self.pairs})"
+
+    @property
+    def has_interval(self) -> bool:
+        """Whether there are enough pairs for an interval."""
+        return self.low is not None
 
 
 def agreement(name: str, what: str, tokens: int, pairs: Sequence[tuple[float, float]]) -> Agreement:
     """The agreement of ``pairs`` (early loss, late loss), one pair for each architecture.
 
     The interval goes from the 2.5th to the 97.5th percentile of tau over `RESAMPLES` samples of the pairs, drawn with
-    replacement. A pair that is drawn twice is a tie in both rankings, and tau-b ignores such ties.
+    replacement. A pair that is drawn twice is a tie in both rankings, and tau-b ignores such ties. Fewer than
+    `ENOUGH` pairs have no interval: if a few pairs agree, so do all samples of them.
     """
     losses, count = np.array(pairs, dtype=float).reshape(-1, 2), len(pairs)
     tau = float(_taus(losses, np.ones((1, count)))[0]) if count >= FEWEST else np.nan
     if not np.isfinite(tau):
         return Agreement(name, what, tokens, None, count)
+    if count < ENOUGH:
+        return Agreement(name, what, tokens, tau, count)
     drawn = np.random.default_rng(0).multinomial(count, np.full(count, 1 / count), size=RESAMPLES)
     low, high = np.nanquantile(_taus(losses, drawn), [(1 - COVERAGE) / 2, (1 + COVERAGE) / 2])
     return Agreement(name, what, tokens, tau, count, float(low), float(high))

@@ -3,28 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from nas.planning.rungs import REDUCTION
-from nas.study.objectives import dominated_by
 from nas.study.study import SearchStudy
 
 
-def promotes(place: float, others: Sequence[float], fewest: int = 1, reduction: int = REDUCTION) -> bool:
-    """Whether a trial at ``place`` goes on, where ``others`` have reached the same rung; its own place is among them.
+def promotes(better: int, seen: int, fewest: int = 1, reduction: int = REDUCTION) -> bool:
+    """Whether a trial goes on when ``better`` of the ``seen`` trials at its rung, itself included, are better.
 
-    A place is a loss, or any other figure of which less is better. This is the stopping variant of asynchronous
-    successive halving (Li et al., MLSys 2020, algorithm 2), as in Ray Tune's AsyncHyperBandScheduler: a trial goes on
-    when it is in the better ``1 / reduction`` of those seen so far.
+    This is the stopping variant of asynchronous successive halving (Li et al., MLSys 2020, algorithm 2), as in Ray
+    Tune's AsyncHyperBandScheduler: a trial goes on when it is in the better ``1 / reduction`` of those seen so far.
 
     The best ``fewest`` of those seen so far go on too. Screened candidates start in the order of their losses before
     retraining. Without this rule the first candidate alone would go on.
     """
-    if not math.isfinite(place):
-        return False
-    better = sum(other < place for other in others)
-    return better < max(fewest, math.ceil(len(others) / reduction))
+    return better < max(fewest, math.ceil(seen / reduction))
 
 
 @dataclass(frozen=True)
@@ -47,14 +41,12 @@ class Promotion:
             return False
         if tokens in (0, self.last) or not self.halving:
             return True
-        own, points = self.study.point(number, loss), self.study.points_at(tokens, number)
-        places = [dominated_by(one, points) for one in points]
-        return promotes(dominated_by(own, points), places, self.fewest) or self._is_best_stock(number, tokens, loss)
+        rank = self.study.rank_at(tokens, number)
+        return promotes(rank.better, rank.seen, self.fewest) or self._is_best_stock(number, tokens)
 
-    def _is_best_stock(self, number: int, tokens: int, loss: float) -> bool:
+    def _is_best_stock(self, number: int, tokens: int) -> bool:
         """Whether the trial is the best at its rung of those that load without our code.
 
         It always goes on. Otherwise a search could end without a complete stock trial.
         """
-        stock = self.study.points_at(tokens, number, stock_only=True)
-        return self.study.is_stock(number) and not dominated_by(self.study.point(number, loss), stock)
+        return self.study.is_stock(number) and not self.study.rank_at(tokens, number, stock_only=True).dominated_by

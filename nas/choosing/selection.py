@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import TypeVar
 
-from nas.study.objectives import LOSS, PARAMETERS, dominated_by, point_of
+from nas.study.objectives import LOSS, PARAMETERS, places, point_of
 from nas.study.records import FinalRecord, TrialRecord
 from search_spaces.budget import Budget
 
@@ -71,7 +71,7 @@ def _placed(records: Iterable[TrialRecord], objectives: Sequence[str]) -> list[t
     """The `ranking`, each trial with the number of others that dominate it."""
     ranked = ranking(records)
     points = [point_of(one, objectives) for one in ranked]
-    return [(dominated_by(point, points), one) for one, point in zip(ranked, points, strict=True)]
+    return list(zip(places(points), ranked, strict=True))
 
 
 def pareto_front(records: Iterable[TrialRecord]) -> list[TrialRecord]:

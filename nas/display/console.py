@@ -2,19 +2,54 @@
 
 from __future__ import annotations
 
+import io
 import os
+import re
+import sys
+from collections.abc import Sequence
+from typing import Any
 
 from rich.console import Console
+from rich.table import Table
 
 PIPED_WIDTH = 120
+TRAILING = re.compile(r"[ \t]+(?=\n)")
+UNLIMITED = 10_000  # characters
+
+
+class _Stripped(io.TextIOBase):
+    """Passes text on to a standard stream without the spaces with which a table fills its lines."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def write(self, text: str) -> int:
+        return int(getattr(sys, self._name).write(TRAILING.sub("", text)))
+
+    def flush(self) -> None:
+        getattr(sys, self._name).flush()
 
 
 def console_for(stderr: bool) -> Console:
     """A console wide enough for a table in a log, a pipe or a cluster's job, where no width is known."""
     console = Console(stderr=stderr, highlight=False)
-    if console.is_terminal or "COLUMNS" in os.environ:
+    if console.is_terminal:
         return console
-    return Console(stderr=stderr, highlight=False, width=PIPED_WIDTH)
+    stream: Any = _Stripped("stderr" if stderr else "stdout")
+    return Console(file=stream, highlight=False, width=None if "COLUMNS" in os.environ else PIPED_WIDTH)
+
+
+def fitted(table: Table, console: Console, optional: Sequence[str]) -> Table:
+    """``table`` without as many of its ``optional`` columns as it takes to fit the console: no digit is cut off.
+
+    Columns are named by their headings; the first of them goes first.
+    """
+    unlimited = console.options.update(width=UNLIMITED)
+    for heading in optional:
+        if console.measure(table, options=unlimited).maximum <= console.width:
+            break
+        table.columns = [one for one in table.columns if one.header != heading]
+    return table
 
 
 def clock(seconds: float) -> str:

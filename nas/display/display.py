@@ -55,7 +55,7 @@ class Display:
                 self._trials = TrialProgress(self.console, event.plan, event.records)
                 self._trials.start()
             case TrialChanged() if self._trials:
-                self._trials.update(event.records, event.record)
+                self._trials.update(event.record)
             case FinalsStarted():
                 self._finals = FinalProgress(self.console, event.plan, event.finals)
                 self._finals.start()

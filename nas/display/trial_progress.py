@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
+from collections import deque
 from collections.abc import Sequence
 
 from rich.console import Console, Group, RenderableType
@@ -48,42 +50,59 @@ class LiveTable:
 
 
 class TrialProgress(LiveTable):
-    """Shows the trials of a search as they change. ``records`` are those that the study has at the start."""
+    """Shows the trials of a search as they change. ``records`` are those that the study has at the start.
+
+    It keeps sums, not records, so that an update takes as long after thousands of trials as after the first.
+    """
 
     def __init__(self, console: Console, plan: Plan, records: Sequence[TrialRecord]) -> None:
-        self.plan, self.records = plan, records
+        self.plan = plan
+        self._running: dict[str, TrialRecord] = {}  # by the architecture's key: a repeated trial has another number
+        self._last: deque[TrialRecord] = deque(maxlen=SHOWN)
+        self._best = math.inf
+        self._ended = self._trained = self._tokens_trained = self._tokens_failed = 0
+        for record in records:
+            self._count(record)
         self.tokens_before = self._tokens()
         super().__init__(console)
 
-    def update(self, records: Sequence[TrialRecord], changed: TrialRecord) -> None:
-        """``records`` are all trials now; ``changed`` is the one that changed."""
-        self.records = records
+    def update(self, record: TrialRecord) -> None:
+        """``record`` is a trial that changed."""
+        self._count(record)
         if not self.live:
-            self.console.print(self._line(changed), highlight=False, soft_wrap=True)
+            self.console.print(self._line(record), highlight=False, soft_wrap=True)
 
     def seconds_left(self) -> float | None:
         """An estimate from the tokens trained so far; None before the first trial has ended."""
         done = self._tokens()
         spent = done - self.tokens_before
-        ended = [one for one in self.records if one.state in ("COMPLETE", "PRUNED")]
-        if spent <= 0 or not ended:
+        if spent <= 0 or not self._trained:
             return None
-        each = sum(self._trained(one) for one in ended) / len(ended)
-        expected = max(self.plan.trials * each, done)
+        expected = max(self.plan.trials * self._tokens_trained / self._trained, done)
         return self.elapsed / spent * (expected - done)
 
-    def _tokens(self) -> int:
-        return sum(self._trained(one) for one in self.records)
+    def _count(self, record: TrialRecord) -> None:
+        self._running.pop(record.architecture.key, None)
+        if record.state == "RUNNING":
+            self._running[record.architecture.key] = record
+            return
+        self._ended += 1
+        self._last.append(record)
+        if record.state in ("COMPLETE", "PRUNED"):
+            self._trained += 1
+            self._tokens_trained += _tokens_of(record)
+        else:
+            self._tokens_failed += _tokens_of(record)
+        if record.val_loss is not None:
+            self._best = min(self._best, record.val_loss)
 
-    @staticmethod
-    def _trained(record: TrialRecord) -> int:
-        return record.curve[-1][0] if record.curve else 0
+    def _tokens(self) -> int:
+        return self._tokens_trained + self._tokens_failed + sum(map(_tokens_of, self._running.values()))
 
     def _line(self, record: TrialRecord) -> str:
         left = self.seconds_left()
         rest = f", about {clock(left)} left" if left else ""
-        ended = sum(one.state != "RUNNING" for one in self.records)
-        so_far = f"[{clock(self.elapsed)}, {ended}/{self.plan.trials} done]"
+        so_far = f"[{clock(self.elapsed)}, {self._ended}/{self.plan.trials} done]"
         what = _what(record, self.plan.recipe.tokens)
         return f"{so_far} trial {record.number} {record.architecture.key}: {what}{rest}"
 
@@ -92,27 +111,27 @@ class TrialProgress(LiveTable):
         table = Table(box=None, pad_edge=False, header_style="bold")
         for heading in ("trial", "architecture", "tokens", "val loss", "state"):
             table.add_column(heading, justify="right" if heading in ("trial", "tokens", "val loss") else "left")
-        ended = [one for one in self.records if one.state != "RUNNING"]
-        running = [one for one in self.records if one.state == "RUNNING"]
-        for one in [*ended[-SHOWN:], *running]:
+        for one in [*self._last, *self._running.values()]:
             loss = f"{one.curve[-1][1]:.4f}" if one.curve else "-"
             style = "bold cyan" if one.state == "RUNNING" else "dim" if one.state == "PRUNED" else ""
-            table.add_row(
-                str(one.number), one.architecture.key, f"{self._trained(one):,}", loss, _state(one), style=style
-            )
-        return Group(table, self._summary(len(ended)))
+            cells = (str(one.number), one.architecture.key, f"{_tokens_of(one):,}", loss, _state(one))
+            table.add_row(*cells, style=style)
+        return Group(table, self._summary())
 
-    def _summary(self, ended: int) -> RenderableType:
+    def _summary(self) -> RenderableType:
         left = self.seconds_left()
-        losses = [one.val_loss for one in self.records if one.val_loss is not None]
-        best = f"best {min(losses):.4f}   " if losses else ""
+        best = f"best {self._best:.4f}   " if math.isfinite(self._best) else ""
         rest = "time left unknown" if left is None else f"about {clock(left)} left"
         line = Table.grid(padding=(0, 2))
         line.add_row(
-            ProgressBar(total=self.plan.trials, completed=ended, width=20),
-            Text(f"{ended} of {self.plan.trials} trials   {best}{clock(self.elapsed)} so far, {rest}"),
+            ProgressBar(total=self.plan.trials, completed=self._ended, width=20),
+            Text(f"{self._ended} of {self.plan.trials} trials   {best}{clock(self.elapsed)} so far, {rest}"),
         )
         return line
+
+
+def _tokens_of(record: TrialRecord) -> int:
+    return record.curve[-1][0] if record.curve else 0
 
 
 def _what(record: TrialRecord, total: int) -> str:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections import defaultdict
 
 from nas.planning.plan import Plan
+from nas.planning.redact import redacted
 from nas.planning.rungs import REDUCTION
 from trials.recipe import SCREEN_CALIBRATION
 
@@ -38,6 +40,14 @@ def trial_tokens(plan: Plan) -> int:
     return sum(trials * (end - start) for trials, (start, end) in zip(going, stretches, strict=False))
 
 
+def plan_lines(plan: Plan) -> dict[str, str]:
+    """The `summary` by name. Lines of the same name, one for each budget, are joined."""
+    lines = defaultdict[str, list[str]](list)
+    for what, value in summary(plan):
+        lines[what].append(value)
+    return {what: "; ".join(values) for what, values in lines.items()}
+
+
 def summary(plan: Plan) -> list[tuple[str, str]]:
     """The plan as (what, value) lines for a person."""
     target, recipe, resources = plan.target, plan.recipe, plan.resources
@@ -65,7 +75,7 @@ def summary(plan: Plan) -> list[tuple[str, str]]:
         *_tests(plan),
         ("total", f"about {expected_tokens(plan):,} training tokens"),
         ("steps", f"{steps}, learning rate {recipe.learning_rate:g}"),
-        ("study", f"{plan.study} in {plan.storage}"),
+        ("study", f"{plan.study} in {redacted(plan.storage)}"),
         ("output", str(plan.folder)),
     ]
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ from search_spaces.space import SearchSpace
 from trials.recipe import VERSION, Recipe
 from trials.storage.cache import digest
 from trials.teacher.source import read_shape, resolve_model
+from trials.text.corpus import check_source
 from trials.text.evaluation_text import TextTask, parse_tests
 from trials.text.validation import parse_validation
 
@@ -90,7 +93,7 @@ class Plan:
     part: str = ""
     command: str = ""
 
-    @property
+    @cached_property
     def parts(self) -> tuple[Plan, ...]:
         """One plan for each budget, the largest budget first. A plan with one budget is its own only part."""
         target = self.target
@@ -98,7 +101,7 @@ class Plan:
             return (self,)
         return tuple(replace(self, target=target.inside(one), part=one.label) for one in target.budgets)
 
-    @property
+    @cached_property
     def baselines(self) -> dict[str, Architecture]:
         """The architectures that finalists are compared with, by name; none without a final stage."""
         if not (self.settings.baselines and self.settings.finalists):
@@ -153,12 +156,12 @@ class Plan:
         wanted = len(self.target.feasible) if self.settings.sampler == "exhaustive" else self.settings.trials
         return min(wanted, len(self.target.feasible))
 
-    @property
+    @cached_property
     def objectives(self) -> tuple[str, ...]:
         """The objectives that candidates are compared by, the loss first."""
         return parse_objectives(self.settings.objectives)
 
-    @property
+    @cached_property
     def times_candidates(self) -> bool:
         """Whether the latency of every candidate has to be measured."""
         return self.settings.max_latency_ms is not None or LATENCY_MS in self.objectives
@@ -175,17 +178,35 @@ def resolve_target(settings: SearchSettings) -> Target:
     Raises InputError for every setting that can be checked without starting anything. Whatever needs no teacher is
     checked first: the code that reads a teacher's configuration takes seconds to import.
     """
-    parse_validation(settings.validation)
+    for source in (settings.corpus, *(one for _, one in parse_validation(settings.validation))):
+        if source is not None:
+            check_source(source)
     parse_objectives(settings.objectives)
     if parse_tests(settings.test) and not settings.finalists:
         raise InputError("--test: needs a final stage, and --finalists 0 has none; give --finalists 1 or more")
     check_budgets(settings.budget)
+    _check_output(settings.output)
     check_space(settings.space)
     folder = resolve_model(settings.model)
     shape = read_shape(folder)
     space = load_space(settings.space, shape)
     budgets = parse_budgets(settings.budget, shape.parameters(shape.full), space.counts, settings.tolerance)
     return Target(folder, shape, space, budgets, _inside(settings, space, budgets))
+
+
+def _check_output(output: str) -> None:
+    """Raise InputError when the folder ``output`` is not there and cannot be made, or cannot be written to."""
+    path = Path(output).expanduser().absolute()
+    try:
+        os.stat(path)
+    except (ValueError, OSError) as error:
+        if not isinstance(error, (FileNotFoundError, NotADirectoryError, PermissionError)):  # a NUL, or far too long
+            raise InputError(f"--output {output[:100]!r}: no path ({error}); give another folder") from error
+    there = next(one for one in (path, *path.parents) if one.exists())
+    if not there.is_dir():
+        raise InputError(f"--output {output}: {there} is a file; give a folder")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise InputError(f"--output {output}: {there} cannot be written to; give another folder")
 
 
 def with_neuron_values(plan: Plan, neuron_values: NeuronValues) -> Plan:
@@ -291,6 +312,6 @@ def _absolute(source: str) -> str:
 
 
 def _study_name(settings: SearchSettings, budgets: tuple[Budget, ...], facts: dict[str, Any]) -> str:
-    model = re.sub(r"[^\w.-]+", "-", Path(settings.model).name)
+    model = re.sub(r"[^\w.-]+", "-", Path(settings.model).name, flags=re.ASCII).strip(".-") or "teacher"
     labels = "-".join(one.label for one in budgets)
     return f"{model[:40]}-{labels[:30]}-{digest(repr(sorted(facts.items())))[:6]}"

@@ -3,20 +3,42 @@
 from __future__ import annotations
 
 import argparse
+import importlib.metadata
 import os
 import re
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, Literal
+import shlex
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
+from typing import Annotated, Any, Literal, NoReturn
 
-import yaml
-from pydantic import BaseModel, ByteSize, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ByteSize, ConfigDict, Field, ValidationError
 
-from search_spaces.budget import DEFAULT_TOLERANCE
+from search_spaces.budget import DEFAULT_TOLERANCE, UNITS
 from search_spaces.errors import InputError
-from search_spaces.files import PRESETS
+from search_spaces.files import PRESETS, read_yaml
 
+PROGRAM = "python -m nas.search"
 ENVIRONMENT_PREFIX = "NAS_"
+SHARED = ("cache", "mlartifacts", "mlflow.db", "studies.db")  # in the output folder, beside the folders of studies
+COUNT = re.compile(r"(\d[\d_]*(?:\.\d+)?)\s*([KMBG]?)", re.IGNORECASE)
+
+
+def _count(value: Any) -> Any:
+    """``32_768``, ``1M`` or ``0.5M`` as a whole number; anything else as it is, for pydantic to refuse."""
+    found = COUNT.fullmatch(value.strip()) if isinstance(value, str) and len(value) < 40 else None
+    if found is None:
+        return value
+    number = float(found[1].replace("_", "")) * UNITS[found[2].upper()]
+    return int(number) if number.is_integer() else value
+
+
+def _free_name(value: str | None) -> str | None:
+    if value in SHARED:
+        raise ValueError("the output folder has something else of this name; give another name")
+    return value
+
+
+Tokens = Annotated[int, BeforeValidator(_count)]
 
 
 class SearchSettings(BaseModel):
@@ -58,13 +80,13 @@ class SearchSettings(BaseModel):
         "asha", description="asha stops weak trials early; none trains all trials to their end"
     )
     trials: int = Field(8, ge=1, description="trials of each budget, those that the study has already included")
-    tokens_per_trial: int | None = Field(
+    tokens_per_trial: Tokens | None = Field(
         None, ge=1, description="training tokens of a full trial (32,768 on a CPU, 8,388,608 on a GPU)"
     )
-    sequence_length: int | None = Field(
+    sequence_length: Tokens | None = Field(
         None, ge=8, description="tokens of a sequence (256 on a CPU, 1,024 on a GPU, at most the model's positions)"
     )
-    batch_tokens: int | None = Field(
+    batch_tokens: Tokens | None = Field(
         None, ge=8, description="tokens of one optimizer step (1,024 on a CPU, 32,768 on a GPU)"
     )
     learning_rate: float | None = Field(None, gt=0, description="peak learning rate (0.0002 on a CPU, 0.0004 on a GPU)")
@@ -82,7 +104,7 @@ class SearchSettings(BaseModel):
     calibration_samples: int | None = Field(
         None, ge=1, description="sequences for importance scores and for the refit (256 on a CPU, 1,024 on a GPU)"
     )
-    validation_tokens: int | None = Field(
+    validation_tokens: Tokens | None = Field(
         None, ge=8, description="tokens of each validation text (16,384 on a CPU, 262,144 on a GPU)"
     )
     validation: str | None = Field(
@@ -91,23 +113,23 @@ class SearchSettings(BaseModel):
     test: str | None = Field(
         None, description="test texts for the final table, read after the choice: wikitext-2,ptb=./ptb.txt,..."
     )
-    test_tokens: int | None = Field(None, ge=1, description="tokens of each test text, from its start (the whole text)")
+    test_tokens: Tokens | None = Field(None, ge=1, description="tokens of each test text, from its start (all)")
     test_dtype: Literal["float32", "bfloat16", "float16"] | None = Field(
         None, description="number format of models on test text (float32 on a CPU, bfloat16 on a GPU)"
     )
     finalists: int = Field(
         3, ge=0, description="how many of the best trials are trained further before the choice; 0 for none"
     )
-    final_tokens: int | None = Field(
+    final_tokens: Tokens | None = Field(
         None, ge=1, description="training tokens of a finalist after its trial (as many as a trial has)"
     )
     baselines: bool = Field(
         True, description="also train depth only, width only and a random candidate like finalists, to compare with"
     )
     seed: int = Field(0, ge=0, lt=2**31, description="seed of proposals and of the order of batches")
-    study: str | None = Field(
+    study: Annotated[str | None, AfterValidator(_free_name)] = Field(
         None,
-        pattern=r"^[\w.\-]{1,80}$",
+        pattern=r"^[A-Za-z0-9_][\w.-]{0,79}$",
         description="name of the study; the same name continues it (made from the settings)",
     )
     storage: str | None = Field(None, description="Optuna storage URL (SQLite in the output folder)")
@@ -132,31 +154,83 @@ Every setting is also an environment variable (NAS_BUDGET, NAS_TOKENS_PER_TRIAL,
 Exit codes: 0 done, 2 wrong input, 3 nothing feasible finished, 130 interrupted."""
 
 
+GROUPS = {
+    "what to search": ("budget", "model", "tolerance", "space", "max_memory", "max_latency_ms", "objectives"),
+    "text": ("corpus", "validation", "test", "test_tokens", "test_dtype"),
+    "candidates": ("sampler", "screened", "scheduler", "trials", "finalists", "baselines", "seed"),
+    "training": (
+        "tokens_per_trial",
+        "final_tokens",
+        "sequence_length",
+        "batch_tokens",
+        "learning_rate",
+        "teacher_targets",
+        "text_share",
+        "calibration_samples",
+        "validation_tokens",
+    ),
+    "where results go": ("output", "study", "storage", "experiment"),
+    "machines": ("address", "workers", "cpus_per_trial", "gpus_per_trial"),
+}
+
+
+class _Parser(argparse.ArgumentParser):
+    """Raises InputError, one line with a suggestion, where argparse prints the usage and exits."""
+
+    def error(self, message: str) -> NoReturn:
+        unknown = message.removeprefix("unrecognized arguments: ")
+        if unknown != message:
+            flag = unknown.split()[0].partition("=")[0]
+            raise InputError(f"{flag}: unknown flag{_suggestion(flag, self._option_string_actions)}; see --help")
+        raise InputError(f"{message}; see --help")
+
+
+def _suggestion(name: str, known: Sequence[str] | Mapping[str, Any]) -> str:
+    close = get_close_matches(name, list(known), 1)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
 def build_parser() -> argparse.ArgumentParser:
-    """The command line: one flag for each setting, and --config, --dry-run and --json."""
-    parser = argparse.ArgumentParser(
-        prog="python -m nas.search",
+    """The command line: one flag for each setting, and --config, --dry-run, --json and --version."""
+    parser = _Parser(
+        prog=PROGRAM,
+        usage=f"{PROGRAM} --budget BUDGET [--model MODEL] [FLAG VALUE ...]",
         description="Find the best smaller architecture of a pretrained decoder under a parameter budget.",
         epilog=HELP_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         argument_default=argparse.SUPPRESS,
         allow_abbrev=False,
     )
-    for name, field in SearchSettings.model_fields.items():
-        default = f" [{field.default}]" if not field.is_required() and field.default is not None else ""
-        flag = f"--{name.replace('_', '-')}"
-        parser.add_argument(flag, dest=name, metavar=_metavar(name), help=f"{field.description}{default}")
-    parser.add_argument("--config", metavar="FILE.yaml", default=None, help="settings as YAML")
-    parser.add_argument(
+    for title, names in GROUPS.items():
+        group = parser.add_argument_group(title)
+        for name in names:
+            field = SearchSettings.model_fields[name]
+            default = f" [{field.default}]" if not field.is_required() and field.default is not None else ""
+            group.add_argument(_flag(name), dest=name, metavar=_metavar(name), help=f"{field.description}{default}")
+    group = parser.add_argument_group("the command")
+    group.add_argument("--config", metavar="FILE.yaml", default=None, help="settings as YAML")
+    group.add_argument(
         "--dry-run", action="store_true", default=False, help="print the plan and the estimated time, and start nothing"
     )
-    parser.add_argument(
+    group.add_argument(
         "--json",
         action="store_true",
         default=False,
         help="print one JSON document on stdout, everything else on stderr",
     )
+    group.add_argument("--version", action="version", version=_version(), help="print the version")
     return parser
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def _version() -> str:
+    try:
+        return f"llm-nas {importlib.metadata.version('llm-nas')}"
+    except importlib.metadata.PackageNotFoundError:  # run from a folder, such as the working directory of a Ray job
+        return "llm-nas, not installed"
 
 
 def _metavar(name: str) -> str:
@@ -177,14 +251,10 @@ def load_settings(
     """
     variables = dict(os.environ) if environment is None else environment
     from_file = _read_yaml(config) if config else {}
-    from_environment = {
-        name: value
-        for name in SearchSettings.model_fields
-        if (value := variables.get(f"{ENVIRONMENT_PREFIX}{name.upper()}"))
-    }
+    from_environment = _from_environment(variables)
     sources = {
         **dict.fromkeys(from_file, f"{config}: "),
-        **{name: f"{ENVIRONMENT_PREFIX}{name.upper()}: " for name in from_environment},
+        **{name: f"{_variable(name)}: " for name in from_environment},
         **dict.fromkeys(flags, ""),
     }
     try:
@@ -193,23 +263,51 @@ def load_settings(
         raise InputError(_describe(error, sources)) from error
 
 
+def _from_environment(variables: Mapping[str, str]) -> dict[str, str]:
+    """The settings among ``variables``. Raises InputError for a variable that is nearly one of them."""
+    known = {_variable(name): name for name in SearchSettings.model_fields}
+    for variable in variables:
+        unknown = variable.startswith(ENVIRONMENT_PREFIX) and variable not in known
+        if unknown and (close := get_close_matches(variable, list(known), 1, cutoff=0.8)):
+            raise InputError(f"{variable}: not a setting; did you mean {close[0]}? Rename it or unset it")
+    return {name: value for variable, name in known.items() if (value := variables.get(variable))}
+
+
+def command_line(arguments: Sequence[str], environment: Mapping[str, str] | None = None) -> str:
+    """The command that starts, or continues, the search of ``arguments``; settings of the environment become flags."""
+    given = {one.partition("=")[0] for one in arguments if one.startswith("--")}
+    variables = os.environ if environment is None else environment
+    found = {_flag(name): value for name in SearchSettings.model_fields if (value := variables.get(_variable(name)))}
+    more = [part for flag, value in found.items() if flag not in given for part in (flag, value)]
+    return shlex.join([*PROGRAM.split(), *arguments, *more])
+
+
+def _variable(name: str) -> str:
+    return f"{ENVIRONMENT_PREFIX}{name.upper()}"
+
+
 def _describe(error: ValidationError, sources: dict[str, str]) -> str:
     first = error.errors()[0]
     name = str(first["loc"][0])
     source = sources.get(name, "")
-    flag = name if source else f"--{name.replace('_', '-')}"
+    flag = name if source else _flag(name)
     if first["type"] == "missing":
         return f"{flag} is missing: give the size of the student, for example {flag} 260M or {flag} 70%"
     if first["type"] == "extra_forbidden":
-        return f"{source}unknown setting {name!r}; known are {', '.join(SearchSettings.model_fields)}"
-    return f"{source}{flag} {first['input']!r}: {first['msg']}"
+        close = _suggestion(name, SearchSettings.model_fields)
+        return f"{source}unknown setting {name!r}{close}; known are {', '.join(SearchSettings.model_fields)}"
+    if first["type"] == "string_pattern_mismatch":
+        return f"{source}{flag} {first['input']!r}: give letters, digits, '_', '-' and '.', the first no '.' and no '-'"
+    message = first["msg"].removeprefix("Value error, ")
+    value = repr(first["input"])
+    return f"{source}{flag} {value if len(value) <= 100 else value[:100] + '...'}: {message}"
 
 
 def _read_yaml(config: str) -> dict[str, Any]:
     try:
-        content = yaml.safe_load(Path(config).read_text("utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise InputError(f"--config {config}: not a readable YAML file: {' '.join(str(error).split())}") from error
+        content = read_yaml(config)
+    except (OSError, ValueError) as error:
+        raise InputError(f"--config {config}: not a readable YAML file: {error}") from error
     if content is None:
         return {}
     if not isinstance(content, dict):

@@ -18,7 +18,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 from numpy.typing import NDArray
 
-from nas.choosing.agreement import Agreement
+from nas.choosing.agreement import ENOUGH, TOO_FEW, Agreement
 from nas.choosing.selection import best, best_stock, pareto_front, ranking
 from nas.report.trial_report import compact
 from nas.study.records import TrialRecord
@@ -30,6 +30,13 @@ LOSS = "validation loss (nats per token)"
 SIZES = {"depth": "layers", "hidden": "hidden size", "heads": "heads per layer", "mlp": "MLP neurons per layer"}
 EQUAL: dict[str, Any] = {"color": BLUE, "alpha": 0.7, "linewidth": 0}
 VARIED: dict[str, Any] = {"facecolor": "none", "edgecolor": BLUE, "marker": "D", "label": "mean of unequal layers"}
+TELLS: dict[str, Any] = {"color": BLUE}
+TOO_FEW_TO_TELL: dict[str, Any] = {
+    "facecolor": "none",
+    "edgecolor": GREY,
+    "hatch": "///",
+    "label": f"fewer than {ENOUGH}: {TOO_FEW}",
+}
 FEW_TICKS = 6
 Array = NDArray[np.floating]
 
@@ -166,12 +173,18 @@ def plot_sizes(records: Sequence[TrialRecord], path: Path, winner_architecture: 
 
 
 def plot_agreement(found: Sequence[Agreement], path: Path) -> Path:
-    """Kendall's tau of early and late rankings, in the given order, each with its interval and number of pairs."""
+    """Kendall's tau of early and late rankings, in the given order, each with its interval and number of pairs.
+
+    A tau of too few pairs for an interval is pale and hatched.
+    """
     figure = blank(max(7.5, 1.75 * len(found)), 3.2)  # wide enough for the names
     axes = figure.subplots()
-    places = [(place, one.tau) for place, one in enumerate(found) if one.tau is not None]
     axes.axhline(0, color="black", linewidth=0.8)
-    axes.bar([place for place, _ in places], [tau for _, tau in places], color=BLUE, width=0.5)
+    for tells, look in ((True, TELLS), (False, TOO_FEW_TO_TELL)):
+        places = [(place, one.tau) for place, one in enumerate(found) if one.tau is not None]
+        places = [(place, tau) for place, tau in places if found[place].has_interval is tells]
+        if places:
+            axes.bar([place for place, _ in places], [tau for _, tau in places], width=0.5, **look)
     for place, one in enumerate(found):
         label = str(one).replace(" (", "\n(")
         axes.annotate(label, (place, max(one.tau or 0, 0)), (0, 3), textcoords="offset points", ha="center", fontsize=8)
@@ -179,6 +192,7 @@ def plot_agreement(found: Sequence[Agreement], path: Path) -> Path:
     axes.set(ylim=(-1.05, 1.45), ylabel="Kendall's tau", title="Agreement of early and late rankings")
     axes.set_yticks([-1, -0.5, 0, 0.5, 1])
     grid(axes)
+    legend(axes)
     return save(figure, path)
 
 

@@ -1,4 +1,4 @@
-"""The results of the screening as a table and as a plot."""
+"""The results of the screening as a table, as a plot, and beside what training made of them."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from nas.choosing.selection import ranking
 from nas.report.plots import BLUE, GREY, ORANGE, blank, grid, legend, save
 from nas.study.records import TrialRecord
 from search_spaces.architecture import Architecture
@@ -35,6 +36,22 @@ def screening_csv(
         tokens, last = curves[key][-1] if key in curves else ("", "")
         writer.writerow([rank, key, shape.parameters(one), shape.is_stock(one), loss, last, tokens])
     return text.getvalue()
+
+
+def reordering(screened: Mapping[str, float | None], records: Sequence[TrialRecord], winner: Architecture) -> list[str]:
+    """One line: how far training reordered what the screening said; none without a screening.
+
+    It has the places in the screening of the COMPLETE trials, in the order of their losses after training, and the
+    place of the ``winner``.
+    """
+    measured = [key for key, loss in _in_order(screened) if loss is not None]
+    places = {key: place for place, key in enumerate(measured, start=1)}
+    if not places:
+        return []
+    found = [str(places.get(one.architecture.key, "-")) for one in ranking(records)]
+    place = places.get(winner.key)
+    its = "was not screened" if place is None else f"was number {place} of {len(places)} in the screening"
+    return [f"screening order of the complete trials, best first: {' '.join(found)}; the winner {its}"]
 
 
 def plot_screening(

@@ -9,10 +9,19 @@ from rich.console import Console
 
 from nas.choosing.agreement import lines
 from nas.choosing.outcome import Outcome
+from nas.display.console import fitted
 from nas.report.final_report import comparison_table, on_test_table
 from nas.report.front_report import front_table
 from nas.report.overview import overview_table
+from nas.report.screening_report import reordering
 from nas.report.trial_report import terminal_table
+
+# Columns that a narrow terminal does without, the least needed first.
+LESS_NEEDED = {
+    "final": ("share", "tokens", "parameters"),
+    "test": ("parameters",),
+    "trials": ("trial", "ppl", "zero-shot", "time", "share", "tokens"),
+}
 
 
 def print_result(outcomes: Sequence[Outcome], console: Console, mlflow_lines: Sequence[str]) -> None:
@@ -32,29 +41,35 @@ def print_result(outcomes: Sequence[Outcome], console: Console, mlflow_lines: Se
 
 
 def _print_outcome(outcome: Outcome, console: Console) -> None:
+    """The final table first: what it chose is the result. The trials that led to it follow."""
     rows = outcome.comparison.rows if outcome.comparison else ()
     roles = {row.architecture: row.roles[0] for row in rows} if rows else None
-    console.print()
     title = f"study {outcome.plan.study}, budget {outcome.plan.target.budget.text}"
-    console.print(terminal_table(outcome.records, outcome.teacher_parameters, title, roles))
+    console.print()
+    if outcome.comparison:
+        console.print(fitted(comparison_table(outcome.comparison), console, LESS_NEEDED["final"]))
+        console.print()
+        if (tests := on_test_table(outcome.comparison)) is not None:
+            console.print(fitted(tests, console, LESS_NEEDED["test"]))
+            console.print()
+    trials = terminal_table(outcome.records, outcome.teacher_parameters, title, roles)
+    console.print(fitted(trials, console, LESS_NEEDED["trials"]))
     console.print()
     if len(outcome.plan.objectives) > 1:
         console.print(front_table(outcome.records, outcome.plan.objectives))
         console.print()
-    _print_comparison(outcome, console)
     _print_winner(outcome, console)
-
-
-def _print_comparison(outcome: Outcome, console: Console) -> None:
-    console.print("how well did early rankings agree with late ones?")
-    for line in lines(outcome.agreements, any(one.state == "PRUNED" for one in outcome.records)):
-        console.print(line, style="dim", soft_wrap=True)
     console.print()
-    if outcome.comparison:
-        for table in (comparison_table(outcome.comparison), on_test_table(outcome.comparison)):
-            if table is not None:
-                console.print(table)
-                console.print()
+    _print_agreement(outcome, console)
+    console.print()
+
+
+def _print_agreement(outcome: Outcome, console: Console) -> None:
+    console.print("how well did early rankings agree with late ones?")
+    reordered = reordering(outcome.screened, outcome.records, outcome.winner.record.architecture)
+    stopped = any(one.state == "PRUNED" for one in outcome.records)
+    for line in [*reordered, *lines(outcome.agreements, stopped)]:
+        console.print(line, style="dim", soft_wrap=not console.is_terminal)
 
 
 def _print_winner(outcome: Outcome, console: Console) -> None:
@@ -63,7 +78,11 @@ def _print_winner(outcome: Outcome, console: Console) -> None:
     sizes = f"{winner.record.parameters:,} parameters, {share:.1%} of the teacher"
     losses = f"validation loss {winner.val_loss:.4f}, the teacher's {outcome.preparation.teacher_loss:.4f}"
     say(f"[bold]best[/bold]        {winner.key}: {sizes}; {losses}")
+    say(f"            {sizes_beside_teacher(outcome)}")
     say(f"            {outcome.winner_path}")
+    if len(outcome.plan.objectives) > 1:
+        others = ", ".join(outcome.plan.objectives[1:])
+        say(f"            it has the smallest loss; the Pareto front above shows what less {others} costs")
     for note in outcome.comparison.notes if outcome.comparison else ():
         say(f"            {note}")
     if outcome.stock and outcome.stock.key != winner.key:
@@ -72,3 +91,13 @@ def _print_winner(outcome: Outcome, console: Console) -> None:
         say(f"            {outcome.stock_path}")
     trust = "" if winner.record.stock else ", trust_remote_code=True"
     say(f'load it:    AutoModelForCausalLM.from_pretrained("{outcome.winner_path}"{trust})')
+
+
+def sizes_beside_teacher(outcome: Outcome) -> str:
+    """The sizes of the winner, each beside the teacher's; of sizes that differ by layer the mean."""
+    shape, own = outcome.plan.target.shape, outcome.winner.record.architecture
+    heads, mlp = (sum(sizes) / own.depth for sizes in (own.heads, own.mlp))
+    return (
+        f"layers {own.depth} of {shape.layers}, width {own.hidden} of {shape.hidden}, "
+        f"heads {heads:.3g} of {shape.heads}, MLP {mlp:,.0f} of {shape.mlp:,}"
+    )

@@ -12,7 +12,7 @@ from nas.report.final_report import comparison_csv, comparison_markdown, on_test
 from nas.report.front_report import front_markdown, plot_front
 from nas.report.overview import write_overview
 from nas.report.plots import plot_agreement, plot_importance, plot_losses, plot_pareto, plot_sizes
-from nas.report.screening_report import plot_screening, screening_csv
+from nas.report.screening_report import plot_screening, reordering, screening_csv
 from nas.report.trial_report import csv_text, markdown_table
 from nas.stages.events import (
     BudgetConcluded,
@@ -107,7 +107,8 @@ def results(outcome: Outcome) -> str:
         parts += ["## Pareto front of the trials", front_markdown(outcome.records, objectives).rstrip()]
     parts += ["## Trials", markdown_table(outcome.records, outcome.teacher_parameters).rstrip()]
     stopped = any(one.state == "PRUNED" for one in outcome.records)
-    agreement = [f"- {line}" for line in lines(outcome.agreements, stopped)]
+    reordered = reordering(outcome.screened, outcome.records, outcome.winner.record.architecture)
+    agreement = [f"- {line}" for line in [*reordered, *lines(outcome.agreements, stopped)]]
     if agreement:
         parts += ["## How well did early rankings agree with late ones?", "\n".join(agreement)]
     return "\n\n".join(parts) + "\n"

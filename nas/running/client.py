@@ -12,14 +12,16 @@ from typing import Any
 
 from ray import tune
 
-from nas.planning.errors import Failure
+from nas.planning.errors import Failure, NoWorkerError
 from nas.running.workers import work
 from search_spaces.errors import InputError
 
 log = logging.getLogger(__name__)
 
-# Keys of a result. The first four tell how a trial ended, or why it was tried again; others are metrics of a rung.
-FINAL, FAILURE, MEMORY, RETRIED = "final", "failure", "out_of_memory", "retried"
+# Keys of a result. FINAL and FAILURE tell how a trial ended, and RETRIED why it was tried again. Beside a FAILURE:
+# AGAIN is True when a retry may help, MEMORY when memory was short, NO_WORKER when no worker is left for any trial.
+FINAL, FAILURE, RETRIED = "final", "failure", "retried"
+AGAIN, MEMORY, NO_WORKER = "again", "out_of_memory", "no_worker"
 TOKENS, LOSS, WORKER = "tokens", "val_loss", "worker"
 
 # The metrics that the study keeps of a trial.
@@ -50,13 +52,16 @@ def trial_name(number: int) -> str:
 
 async def _report(config: dict[str, Any], pool: Any, task: bytes) -> None:
     number = config["number"]
-    results = work(pool, trial_name(number), task, config["spec"], lambda why: tune.report({RETRIED: why}))
+    spec = config["spec"]
+    results = work(pool, trial_name(number), task, spec, lambda why: tune.report({RETRIED: why}), spec["cache"])
     try:
         async for result in results:
             if isinstance(result, Failure):
                 log.error("trial %s failed", number, exc_info=result.error)
-                tune.report({FAILURE: result.reason, MEMORY: result.memory})
+                tune.report({FAILURE: result.reason, AGAIN: result.retry, MEMORY: result.memory})
             else:
                 tune.report(result)
+    except NoWorkerError as error:
+        tune.report({FAILURE: str(error), NO_WORKER: True})
     except InputError as error:
         tune.report({FAILURE: str(error)})

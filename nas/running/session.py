@@ -5,16 +5,21 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import sys
+import threading
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
+
+import psutil
 
 # These switch off Tune's own snapshots, loggers and signal handler. The study is the only state.
 os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
 os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
 os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")
 os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "3600")
+os.environ.setdefault("TUNE_PRINT_ALL_TRIAL_ERRORS", "0")  # the record of a trial has the reason
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
 os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")  # relative paths start at the folder of the command
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -22,9 +27,12 @@ os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
 import ray
 
+from nas.planning.errors import one_line
 from nas.planning.machine import Machine
 from nas.planning.settings import SearchSettings
 from search_spaces.errors import InputError
+
+logging.getLogger("ray.tune.tune").setLevel(logging.CRITICAL)  # it lists the trials that failed once more
 
 # By default, glibc returns freed large blocks to the system, and the next training step has to fault them in page by
 # page. For a student of 100M parameters this is 2.5 million page faults and 40 % of the time of a step. These variables
@@ -35,6 +43,8 @@ WORKER_ENVIRONMENT = {
     "MALLOC_MMAP_THRESHOLD_": str(4 * 2**30),
     "MALLOC_TRIM_THRESHOLD_": str(4 * 2**30),
 }
+RAY_PROCESSES = ("gcs_server", "raylet")  # Ray ends without them
+LAST_SECONDS = 40.0  # for the end of a search whose Ray has died; Ray aborts the process after 60
 OBJECT_STORE_BYTES = 100 * 2**20  # results are small; Ray's default is 30 % of the memory
 
 
@@ -43,28 +53,105 @@ def ray_session(settings: SearchSettings) -> Iterator[Machine]:
     """Connect to the Ray cluster at ``--address`` or RAY_ADDRESS, or start a local Ray if neither is given.
 
     Yields the resources. At the end a local Ray is shut down; a cluster keeps running. SIGTERM (``ray job stop``, a
-    batch system) acts like Ctrl-C. Raises InputError when no cluster answers.
+    batch system) acts like Ctrl-C, from the start on. Raises InputError when no cluster answers, when a local Ray does
+    not start, and when a local Ray dies.
     """
     address = settings.address or os.environ.get("RAY_ADDRESS") or "local"
+    warnings.filterwarnings("ignore", category=FutureWarning, module="ray")
+    previous = signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        _connect(address)
+        watch = _Watch(address == "local")
+        try:
+            yield _machine()
+        except BaseException as error:
+            if watch.explains(error):
+                raise InputError(watch.message) from error
+            raise
+        finally:
+            watch.closing.set()
+            ray.shutdown()
+            watch.closed.set()
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def _connect(address: str) -> None:
     own: dict[str, Any] = {"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
     theirs: dict[str, Any] = {"runtime_env": {"env_vars": WORKER_ENVIRONMENT}}
     local = address == "local"
-    warnings.filterwarnings("ignore", category=FutureWarning, module="ray")
     try:
         # The workers of a local Ray inherit its environment. With a runtime_env, Ray could not use its prestarted ones.
         with _environment(WORKER_ENVIRONMENT if local else {}):
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **(own if local else theirs))
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        raise InputError(
-            f"--address {address!r}: no Ray cluster answers there ({' '.join(str(error).split())[:150]}); "
-            "give HOST:6379 of the head node, or leave --address out to run on this machine"
-        ) from error
-    previous = signal.signal(signal.SIGTERM, _interrupt)
+        signal.signal(signal.SIGTERM, _interrupt)  # Ray has put its own in place
+    except SystemExit:  # Ray's own answer to SIGTERM
+        raise KeyboardInterrupt from None
+    except Exception as error:  # some that Ray raises are of no narrower class
+        raise InputError(_does_not_start(error) if local else _does_not_answer(address, error)) from error
+
+
+def _does_not_answer(address: str, error: Exception) -> str:
+    return (
+        f"--address {address!r}: no Ray cluster answers there ({one_line(error)[:150]}); "
+        "give HOST:6379 of the head node, or leave --address out to run on this machine"
+    )
+
+
+def _does_not_start(error: Exception) -> str:
+    text = one_line(error)
+    name = "RAY_TMPDIR" if "RAY_TMPDIR" in os.environ else "TMPDIR"
+    folder = os.environ.get(name, "/tmp")
+    if "AF_UNIX" in text:
+        return f"{name} {folder!r}: too long for the sockets of Ray; set RAY_TMPDIR to a short folder such as /tmp"
+    if "timed out during startup" in text:
+        return "Ray did not start within 30 s, as on a machine that is very busy; give the same command again"
+    return f"Ray does not start on this machine: {text[:300]}; its logs in {folder}/ray/session_latest/logs tell more"
+
+
+class _Watch:
+    """Watches the processes of a local Ray. When one dies, it interrupts this process as Ctrl-C does.
+
+    Without this, Ray would be silent for a minute and then abort this process. A process that hangs in a call to the
+    dead Ray, and so cannot be interrupted, is ended. ``closing`` is set before Ray is shut down, ``closed`` after it.
+    """
+
+    def __init__(self, local: bool) -> None:
+        children = psutil.Process().children() if local else []
+        self._processes = {one: name for one in children if (name := one.name()) in RAY_PROCESSES}
+        self.message = ""
+        self.closing, self.closed = threading.Event(), threading.Event()
+        threading.Thread(target=self._run, name="watch over Ray", daemon=True).start()
+
+    def explains(self, error: BaseException) -> bool:
+        """Whether the death of a process of Ray is the cause of ``error``."""
+        return bool(self.message) if isinstance(error, KeyboardInterrupt) else self._look()
+
+    def _look(self) -> bool:
+        for process, name in self._processes.items():
+            if _has_ended(process):
+                self.message = (
+                    f"Ray's process {name} has died, as when somebody ends it or memory is short; "
+                    "finished trials are kept, and the same command continues"
+                )
+                return True
+        return False
+
+    def _run(self) -> None:
+        while not self.closing.wait(1.0):
+            if self._look():
+                os.kill(os.getpid(), signal.SIGTERM)
+                if not self.closed.wait(LAST_SECONDS):
+                    print(f"error: {self.message}", file=sys.stderr, flush=True)
+                    os._exit(2)
+                return
+
+
+def _has_ended(process: psutil.Process) -> bool:
     try:
-        yield _machine()
-    finally:
-        signal.signal(signal.SIGTERM, previous)
-        ray.shutdown()
+        return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
 
 
 @contextmanager

@@ -9,9 +9,10 @@ from typing import Any, TypeVar
 
 from ray import cloudpickle
 
-from nas.planning.errors import Failure
+from nas.planning.errors import Failure, too_little_memory
 from nas.running.tasks import final_task, latency_task, readings_task, screen_task
 from nas.running.workers import Task, Workers, work
+from search_spaces.errors import InputError
 from trials.distill.checkpoint import Rung
 from trials.evaluate.reading import Reading
 from trials.evaluate_on_tests import EvaluationSpec
@@ -30,7 +31,7 @@ def run_finals(specs: Mapping[str, FinalSpec], workers: Workers, on_result: Call
     """Run the finals ``specs``, by name, in their order.
 
     A final is tried again, from its last checkpoint, when its worker or node dies or its surroundings fail. Each rung
-    is passed on once. Raises InputError when a worker does.
+    is passed on once. Raises InputError when a worker does, and when there is too little memory or no worker left.
     """
     known = set[tuple[str, int]]()
 
@@ -41,34 +42,42 @@ def run_finals(specs: Mapping[str, FinalSpec], workers: Workers, on_result: Call
             known.add((name, result.tokens))
         on_result(name, result)
 
-    _run_all(final_task, specs, workers, once)
+    _run_all(final_task, specs, workers, once, lambda spec: spec.trial.cache)
 
 
 def run_readings(specs: Mapping[str, EvaluationSpec], workers: Workers, on_result: OnResult[list[Reading]]) -> None:
     """Evaluate the models ``specs``, by name. Retries and errors are as in `run_finals`."""
-    _run_all(readings_task, specs, workers, on_result)
+    _run_all(readings_task, specs, workers, on_result, lambda spec: spec.trial.cache)
 
 
 def run_screens(specs: Mapping[str, TrialSpec], workers: Workers, on_result: OnResult[float]) -> None:
     """Measure the losses of ``specs``, by name, before retraining. Retries and errors are as in `run_finals`."""
-    _run_all(screen_task, specs, workers, on_result)
+    _run_all(screen_task, specs, workers, on_result, lambda spec: spec.cache)
 
 
 def run_timings(specs: Mapping[str, TrialSpec], workers: Workers, on_result: OnResult[float]) -> None:
     """Measure the latencies of ``specs`` one at a time, in milliseconds of a generated token."""
-    _run_all(latency_task, specs, workers, on_result, at_once=1)
+    _run_all(latency_task, specs, workers, on_result, lambda spec: spec.cache, at_once=1)
 
 
 def _run_all(
-    task: Task, specs: Mapping[str, Any], workers: Workers, on_result: OnResult[Any], at_once: int | None = None
+    task: Task,
+    specs: Mapping[str, Any],
+    workers: Workers,
+    on_result: OnResult[Any],
+    folder: Callable[[Any], str],
+    at_once: int | None = None,
 ) -> None:
     pickled, waiting = cloudpickle.dumps(task), deque(specs)
 
     async def one_by_one() -> None:
         while waiting:
             name = waiting.popleft()
+            spec = specs[name]
             on_result(name, None)
-            async for result in work(workers.pool, f"{task.__name__} {name}", pickled, specs[name]):
+            async for result in work(workers.pool, f"{task.__name__} {name}", pickled, spec, folder=folder(spec)):
+                if isinstance(result, Failure) and result.memory:
+                    raise InputError(too_little_memory(workers.count))
                 on_result(name, result)
 
     async def together() -> None:

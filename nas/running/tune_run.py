@@ -12,12 +12,13 @@ from ray import cloudpickle, tune
 from ray.exceptions import OutOfMemoryError
 
 from nas.choosing.promotion import Promotion
+from nas.planning.errors import PAUSES, too_little_memory
 from nas.planning.plan import Plan
 from nas.planning.specs import trial_spec
 from nas.running.client import trainable, trial_name
 from nas.running.tasks import trial_task
-from nas.running.tune_search import OnTrial, StudyScheduler, StudySearcher
-from nas.running.workers import WORKER_DEATHS, Task, Workers, too_little_memory
+from nas.running.tune_search import OUT_OF_MEMORY, OnTrial, StudyScheduler, StudySearcher
+from nas.running.workers import Task, Workers
 from nas.study.study import Candidate, SearchStudy
 from search_spaces.errors import InputError
 
@@ -30,34 +31,39 @@ def run_trials(plan: Plan, study: SearchStudy, workers: Workers, on_change: OnTr
     """Run trials until the study holds all that the plan asks for.
 
     ``on_change`` is called for every trial that has started, reached a rung, or ended. ``task`` replaces the real
-    trial in benchmarks of the orchestration. Raises InputError when Ray has ended the workers of a trial for lack of
-    memory more than `WORKER_DEATHS` times.
+    trial in benchmarks of the orchestration.
+
+    Raises InputError when Ray has ended the workers of a trial for lack of memory in all `TRIES`, when there is no
+    worker left, and when trials fail by their surroundings again and again. Raises NothingFeasibleError when the first
+    trials all fail for one reason.
     """
-    for _ in range(WORKER_DEATHS + 1):
+    searcher = StudySearcher(
+        study,
+        _describer(plan),
+        on_change,
+        lambda number: workers.pool.close.remote(trial_name(number)),
+        left=plan.trials - study.finished(),
+        pauses=PAUSES,
+    )
+    while searcher.left > 0 and not searcher.problem:
         workers.pool.clear.remote()  # workers that an earlier Tune run has left busy
-        searcher = StudySearcher(
-            study, _describer(plan), on_change, lambda number: workers.pool.give.remote(trial_name(number))
-        )
         try:
-            _run_left(plan, study, workers, searcher, task)
+            _run_tune(plan, study, workers, searcher, task)
+            break
         except RuntimeError as error:  # Tune gives up when Ray ends one of its own processes for lack of memory
             if not isinstance(error.__cause__, OutOfMemoryError):
                 raise
-            log.warning("Ray ended a process of Tune for lack of memory; its trial continues from its checkpoint")
-            study.requeue()
-            continue
-        if not searcher.out_of_memory:
-            return
-        break
-    study.requeue()
-    raise InputError(too_little_memory(workers.count))
+            log.warning("Ray ended a process of Tune for lack of memory; its trials continue from their checkpoints")
+            searcher.abandon(OUT_OF_MEMORY)
+            searcher.wait()
+    problem = InputError(too_little_memory(workers.count)) if searcher.out_of_memory else searcher.problem
+    if problem:
+        study.requeue()
+        raise problem
 
 
-def _run_left(plan: Plan, study: SearchStudy, workers: Workers, searcher: StudySearcher, task: Task) -> None:
-    """One new Tune run for the trials that are left."""
-    left = plan.trials - study.finished()
-    if left <= 0:
-        return
+def _run_tune(plan: Plan, study: SearchStudy, workers: Workers, searcher: StudySearcher, task: Task) -> None:
+    """One new Tune run for the trials that are left. The searcher ends it."""
     disposable = plan.folder / "tune"
     trial = tune.with_parameters(trainable, pool=workers.pool, task=cloudpickle.dumps(task))
     promotion = Promotion(
@@ -71,7 +77,7 @@ def _run_left(plan: Plan, study: SearchStudy, workers: Workers, searcher: StudyS
         tune_config=tune.TuneConfig(
             search_alg=searcher,
             scheduler=StudyScheduler(study, searcher.on_change, promotion),
-            num_samples=left,
+            num_samples=-1,
             max_concurrent_trials=plan.resources.workers,
             reuse_actors=True,
             trial_name_creator=lambda trial: f"trial-{trial.config['number']:03d}",
@@ -80,7 +86,7 @@ def _run_left(plan: Plan, study: SearchStudy, workers: Workers, searcher: StudyS
         run_config=tune.RunConfig(
             name="run",
             storage_path=str(disposable),
-            failure_config=tune.FailureConfig(max_failures=WORKER_DEATHS),
+            failure_config=tune.FailureConfig(max_failures=0),  # the searcher starts a trial again, after a pause
             verbose=0,
         ),
     )

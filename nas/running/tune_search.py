@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Callable, Mapping
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +14,22 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from nas.choosing.promotion import Promotion
-from nas.running.client import FAILURE, FINAL, LOSS, MEMORY, METRICS, RETRIED, TOKENS
+from nas.planning.errors import (
+    AlikeFailures,
+    NothingFeasibleError,
+    NoWorkerError,
+    alike,
+    alike_by_surroundings,
+    one_line,
+)
+from nas.running.client import AGAIN, FAILURE, FINAL, LOSS, MEMORY, METRICS, NO_WORKER, RETRIED, TOKENS
 from nas.study.study import Candidate, SearchStudy
+from search_spaces.errors import InputError
 from trials.text.validation import OF_TEXT
+
+log = logging.getLogger(__name__)
+
+OUT_OF_MEMORY = "Ray ended its process for lack of memory"
 
 OnTrial = Callable[[int], None]
 """Is called with the number of a trial."""
@@ -27,10 +43,16 @@ class _Disposable:
 
 
 class StudySearcher(_Disposable, Searcher):
-    """Asks the study for candidates and tells it how they ended. Holds no state that the study does not have.
+    """Asks the study for candidates and tells it how they ended. Holds nothing that must survive a crash.
 
     ``describe`` turns a candidate into the configuration of a Tune trial. ``on_change`` is called for every trial that
-    has started or ended, ``on_lost`` for every trial whose Tune process has died too often.
+    has started or ended, ``on_lost`` for every trial whose Tune process has died.
+
+    At most ``left`` candidates are asked for. A trial whose Tune process dies is queued again, as another trial of the
+    same architecture, once for each of ``pauses``. During the pause, in seconds, no trial starts. A trial that dies
+    more often fails, and the next run of the command tries it again.
+
+    ``problem`` is the error that ends the search, or None: there is no worker left, or the first trials failed alike.
     """
 
     def __init__(
@@ -39,40 +61,110 @@ class StudySearcher(_Disposable, Searcher):
         describe: Callable[[Candidate], dict[str, Any]],
         on_change: OnTrial,
         on_lost: OnTrial,
+        *,
+        left: float = math.inf,
+        pauses: Sequence[float] = (),
     ) -> None:
         super().__init__(metric=LOSS, mode="min")
         self.study, self.describe, self.on_change, self.on_lost = study, describe, on_change, on_lost
-        self._numbers: dict[str, int] = {}
+        self.left, self.pauses = left, pauses
+        self._running: dict[str, Candidate] = {}  # by Tune's name of the trial
+        self._deaths: Counter[str] = Counter()  # of Tune's processes, by architecture
+        self._resume_at = 0.0  # by the monotonic clock, in seconds
+        self._succeeded = any(one.state in ("COMPLETE", "PRUNED") for one in study.records())
+        self._own, self._surroundings = AlikeFailures(), AlikeFailures()
         self.out_of_memory = False  # Ray ended every worker of a trial because memory was short
+        self._no_worker = ""
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | str:
-        """The configuration of the next trial, or FINISHED when there is none or memory is too short."""
-        candidate = None if self.out_of_memory else self.study.ask()
-        if candidate is None:
+    @property
+    def problem(self) -> Exception | None:
+        """The error that ends the search before its end, if there is one."""
+        if self._no_worker:
+            return NoWorkerError(self._no_worker)
+        if self._own.reason and not self._succeeded:
+            return NothingFeasibleError(alike("trials", self._own.reason))
+        if self._surroundings.reason:
+            return InputError(alike_by_surroundings("trials", self._surroundings.reason))
+        return None
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+        """The configuration of the next trial, None when there is none yet, or FINISHED when there is none any more.
+
+        A running trial may be queued again, or be the first to succeed. So the end comes only after the last of them.
+        """
+        if self.out_of_memory or self._no_worker:
             return str(Searcher.FINISHED)
-        self._numbers[trial_id] = candidate.number
+        none_yet = None if self._running else str(Searcher.FINISHED)
+        if self.left <= 0 or self.problem:
+            return none_yet
+        if time.monotonic() < self._resume_at:
+            return None
+        candidate = self.study.ask()
+        if candidate is None:
+            return none_yet
+        self.left -= 1
+        self._running[trial_id] = candidate
         self.on_change(candidate.number)
         return {"number": candidate.number, **self.describe(candidate)}
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Tell the study whether the trial is complete, was stopped early, or has failed and why."""
-        number, last = self._numbers.pop(trial_id), result or {}
-        if error:
-            self.on_lost(number)
+        candidate, last = self._running.pop(trial_id), result or {}
+        number = candidate.number
+        if error or not last:
+            self._lost(candidate)
+            return
         if last.get(MEMORY):
             self.out_of_memory = True  # the trial stays open for a search with fewer workers
             return
-        if error or not last:
-            self.study.fail(number, "its process died in every attempt")
-        elif FAILURE in last:
-            self.study.fail(number, last[FAILURE])
+        if last.get(NO_WORKER):
+            self._no_worker = last[FAILURE]
+            return
+        if FAILURE in last:
+            self._failed(number, last[FAILURE], again=bool(last.get(AGAIN)))
         elif not math.isfinite(last[LOSS]):
-            self.study.fail(number, f"validation loss is {last[LOSS]} after {last[TOKENS]:,} tokens")
-        elif FINAL in last:
+            self._failed(number, f"validation loss is {last[LOSS]} after {last[TOKENS]:,} tokens")
+        else:
+            self._ended_well(number, last)
+        self.on_change(number)
+
+    def abandon(self, why: str) -> None:
+        """Count the processes of all running trials as dead, because Tune has given up. ``why`` is kept with each."""
+        for trial_id in list(self._running):
+            candidate = self._running.pop(trial_id)
+            self.study.note(candidate.number, why)
+            self._lost(candidate)
+
+    def wait(self) -> None:
+        """Wait until trials may start again."""
+        time.sleep(max(0.0, self._resume_at - time.monotonic()))
+
+    def _lost(self, candidate: Candidate) -> None:
+        self.on_lost(candidate.number)
+        key = candidate.architecture.key
+        self._deaths[key] += 1
+        deaths = self._deaths[key]
+        if deaths > len(self.pauses):
+            self._failed(candidate.number, "its process died in every attempt", again=True)
+            self.on_change(candidate.number)
+            return
+        pause = self.pauses[deaths - 1]
+        log.warning("trial %s: its process died; it starts again in %g s", candidate.number, pause)
+        self.study.retry(candidate.number)
+        self.left += 1
+        self._resume_at = max(self._resume_at, time.monotonic() + pause)
+
+    def _failed(self, number: int, reason: str, again: bool = False) -> None:
+        text = self.study.fail(number, reason, again=again)
+        (self._surroundings if again else self._own).failed(text)
+
+    def _ended_well(self, number: int, last: dict[str, Any]) -> None:
+        self._succeeded = True
+        self._surroundings.succeeded()
+        if FINAL in last:
             self.study.complete(number, last[LOSS], metrics_of(last))
         else:
             self.study.prune(number, metrics_of(last))
-        self.on_change(number)
 
     def save(self, checkpoint_path: str) -> None:
         """Write an empty file. Tune asks for one regularly; the study is the state."""
@@ -106,6 +198,13 @@ class StudyScheduler(_Disposable, FIFOScheduler):
         self.on_change(number)
         goes_on = self.promotion.goes_on(number, tokens, loss)
         return str(TrialScheduler.CONTINUE if goes_on else TrialScheduler.STOP)
+
+    def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
+        """Note why the Tune process of a trial died. Tune tells the searcher right after this that it has."""
+        text = Path(trial.error_file).read_text("utf-8", "replace") if trial.error_file else ""
+        text = OUT_OF_MEMORY if "low on memory" in text else one_line(text.partition("\n")[2])  # after Tune's heading
+        if text:
+            self.study.note(trial.config["number"], text[:300])
 
 
 def metrics_of(result: Mapping[str, Any]) -> dict[str, float]:

@@ -76,9 +76,8 @@ class TrialsStarted:
 
 @dataclass(frozen=True)
 class TrialChanged:
-    """A trial has started, reached a rung or ended. ``records`` are all trials, ``record`` is the one that changed."""
+    """A trial has started, reached a rung or ended; ``record`` is the trial as it is now."""
 
-    records: Sequence[TrialRecord]
     record: TrialRecord
 
 

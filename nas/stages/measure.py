@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-from nas.planning.errors import Failure
+from nas.planning.errors import AlikeFailures, Failure, NothingFeasibleError, alike, alike_by_surroundings
 from nas.planning.plan import Plan
 from nas.planning.specs import trial_spec
 from nas.running.task_lists import OnResult, run_screens, run_timings
@@ -12,6 +12,7 @@ from nas.running.workers import Workers
 from nas.stages.events import ArchitectureMeasured, Listener, MeasuringStarted, Progressed, StepEnded
 from nas.study.study import SCREENED, TIMED, SearchStudy
 from search_spaces.architecture import Architecture
+from search_spaces.errors import InputError
 from trials.trial import TrialSpec
 
 Run = Callable[[Mapping[str, TrialSpec], Workers, OnResult[float]], None]
@@ -34,7 +35,10 @@ def measure(
 
     The study keeps each value as it comes, and nothing is measured twice. An architecture that cannot be measured has
     no value; if a retry may help, the next run of the command tries it again. Returns all values, by the
-    architecture's key. Raises InputError when a worker does.
+    architecture's key.
+
+    Raises InputError when a worker does, and when the surroundings of measurements fail again and again. Raises
+    NothingFeasibleError when the first measurements all fail for one reason.
     """
 
     def missing() -> dict[str, Architecture]:
@@ -47,9 +51,16 @@ def measure(
         problem = result.reason if isinstance(result, Failure) else ""
         if not (isinstance(result, Failure) and result.retry):
             study.keep(quantity, key, None if isinstance(result, Failure) else result)
-        announce(ArchitectureMeasured(quantity, key, _values(study, quantity), problem))
+        values = _values(study, quantity)
+        announce(ArchitectureMeasured(quantity, key, values, problem))
+        if isinstance(result, Failure):
+            (surroundings if result.retry else own).failed(problem)
+            _stop_if_hopeless(None if values else own, surroundings)
+        else:
+            surroundings.succeeded()
 
     left, asked = missing(), set[str]()
+    own, surroundings = AlikeFailures(), AlikeFailures()
     if not left:
         return _values(study, quantity)
     done = len(wanted(study.kept(quantity))) - len(left)
@@ -62,6 +73,13 @@ def measure(
         left = {key: one for key, one in missing().items() if key not in asked}
     announce(StepEnded())
     return _values(study, quantity)
+
+
+def _stop_if_hopeless(own: AlikeFailures | None, surroundings: AlikeFailures) -> None:
+    if own and own.reason:
+        raise NothingFeasibleError(alike("measurements", own.reason))
+    if surroundings.reason:
+        raise InputError(alike_by_surroundings("measurements", surroundings.reason))
 
 
 def _values(study: SearchStudy, quantity: str) -> Mapping[str, float]:

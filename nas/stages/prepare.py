@@ -13,10 +13,10 @@ import ray
 from ray import cloudpickle
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from nas.planning.errors import Failure
+from nas.planning.errors import Failure, too_little_memory
 from nas.planning.plan import Plan, with_neuron_values
 from nas.running.tasks import PreparationSpec, PreparedTeacher, preparation_task, targets_task
-from nas.running.workers import Workers, too_little_memory, work
+from nas.running.workers import Workers, work
 from nas.stages.events import Listener, Progressed, SearchPrepared, TeacherPrepared
 from nas.stages.measure import measure
 from nas.study.study import TIMED, SearchStudy
@@ -41,8 +41,9 @@ class Prepared:
 def prepare(plan: Plan, workers: Workers, announce: Listener) -> Prepared:
     """Prepare the teacher where trials run, open the study, and measure latencies if the plan limits or weighs them.
 
-    Raises InputError for a wrong model or text, for a folder that not all nodes share, for too little memory, for a
-    study that was made with other settings, and for a latency that no architecture meets.
+    Raises InputError for a wrong model or text, for a folder that not all nodes share, for too little memory, for
+    surroundings that fail in every try, for a study that was made with other settings, and for a latency that no
+    architecture meets.
     """
     started = time.monotonic()
     announce(Progressed("preparing teacher, text, importance scores and targets ..."))
@@ -68,12 +69,19 @@ def prepare_teacher(plan: Plan, workers: Workers, on_step: Callable[[str], None]
     spec = PreparationSpec(plan.recipe, str(plan.cache), plan.resources.device, *tests, by_layer)
     prepared = asyncio.run(_together(spec, workers, target_helpers(plan), on_step))
     if isinstance(prepared, Failure):
-        if prepared.memory:
-            raise InputError(too_little_memory(workers.count))
-        assert prepared.error is not None, "a failure of a worker has an error"
-        raise prepared.error
+        raise _error(prepared, workers)
     _check_shared(plan.output)
     return prepared
+
+
+def _error(failure: Failure, workers: Workers) -> Exception:
+    """An InputError when the surroundings failed, otherwise the error itself, which is a fault of this project."""
+    if failure.memory:
+        return InputError(too_little_memory(workers.count))
+    if failure.retry:
+        return InputError(f"the teacher could not be prepared: {failure.reason}; then give the same command again")
+    assert failure.error is not None, "a failure of a worker has an error"
+    return failure.error
 
 
 async def _together(
@@ -81,7 +89,7 @@ async def _together(
 ) -> PreparedTeacher | Failure:
     async def help_with(place: int) -> None:
         share = f"targets {place}", cloudpickle.dumps(targets_task), (spec, place, helpers)
-        async for _ in work(workers.pool, *share):
+        async for _ in work(workers.pool, *share, folder=spec.cache):
             pass  # the first worker computes what a helper could not
 
     preparing = asyncio.create_task(_result(spec, workers, on_step))
@@ -95,7 +103,8 @@ async def _together(
 
 
 async def _result(spec: PreparationSpec, workers: Workers, on_step: Callable[[str], None]) -> PreparedTeacher | Failure:
-    async for update in work(workers.pool, "preparation", cloudpickle.dumps(preparation_task), spec, on_step):
+    task = cloudpickle.dumps(preparation_task)
+    async for update in work(workers.pool, "preparation", task, spec, on_step, folder=spec.cache):
         if isinstance(update, str):
             on_step(update)
         else:

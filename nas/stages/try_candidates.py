@@ -5,15 +5,15 @@ from __future__ import annotations
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
-from nas.choosing.selection import best_stock, inside, weighed
+from nas.choosing.selection import best_stock, weighed
 from nas.planning.plan import Plan
 from nas.running.tune_run import run_trials
 from nas.running.workers import Workers
 from nas.stages.events import Listener, Progressed, StepEnded, TrialChanged, TrialsStarted
 from nas.stages.screen import Screened
 from nas.study.records import TrialRecord
-from search_spaces.architecture import Architecture
 
 KEPT_STUDENTS = 3  # the weights of the best complete trials stay on disk; others are deleted as the search proceeds
 
@@ -26,23 +26,25 @@ class Tried(Screened):
 
 
 def try_candidates(screened: Screened, workers: Workers, announce: Listener) -> Tried:
-    """Run trials until the study holds all that the plan asks for. Trials of an earlier run continue.
+    """Run trials until the study holds all that the plan asks for.
 
-    Raises InputError for too little memory.
+    Trials that an earlier run left unfinished continue, and so do those that failed by their surroundings. Raises what
+    `run_trials` raises.
     """
     plan, study = screened.plan, screened.study
-    if left := study.requeue():
+    if left := study.requeue(failed=True):
         announce(Progressed(f"{left} unfinished trials of an earlier run continue from their checkpoints"))
     study.queue(screened.first)
     if done := study.finished():
         announce(Progressed(f"study {plan.study}: {done} of {plan.trials} trials are done already"))
 
+    students = KeptStudents(plan, study.records())
+
     def on_change(number: int) -> None:
-        records = study.records()
-        _delete_weights(plan, records)
-        for record in records:
-            if record.number == number:
-                announce(TrialChanged(records, record))
+        record = study.record(number)
+        if not study.tries_again(number):  # such a trial goes on from its checkpoint
+            students.update(record)
+        announce(TrialChanged(record))
 
     announce(TrialsStarted(plan, study.records()))
     try:
@@ -54,17 +56,34 @@ def try_candidates(screened: Screened, workers: Workers, announce: Listener) -> 
     return Tried(**vars(screened), records=tuple(study.records()))
 
 
-def _delete_weights(plan: Plan, records: Sequence[TrialRecord]) -> None:
-    """Delete the students that can neither be exported nor continue. One of 260M parameters takes a gigabyte.
+class KeptStudents:
+    """Deletes the students that can neither be exported nor continue. One of 260M parameters takes a gigabyte.
 
-    A baseline that was stopped early keeps its checkpoint: the final stage continues from it.
+    The best trials of each budget keep theirs, and so does the best stock trial. A baseline that was stopped early
+    keeps its checkpoint: the final stage continues from it.
     """
-    kept: set[Architecture] = set()
-    for part in plan.parts:
-        own = inside(part.target.budget, records)
-        ranked, stock = weighed(own, plan.objectives), best_stock(own)
-        kept |= {one.architecture for one in ranked[: max(KEPT_STUDENTS, plan.settings.finalists)]}
-        kept |= {*part.baselines.values(), *([stock.architecture] if stock else [])}
-    for one in records:
-        if one.state != "RUNNING" and one.architecture not in kept:
-            shutil.rmtree(plan.trial_folder(one.architecture), ignore_errors=True)
+
+    def __init__(self, plan: Plan, records: Sequence[TrialRecord]) -> None:
+        self.plan = plan
+        self._baselines = {one for part in plan.parts for one in part.baselines.values()}
+        self._deleted: set[Path] = set()
+        self._best: dict[str, list[TrialRecord]] = {part.part: [] for part in plan.parts}
+        for record in records:
+            self.update(record)
+
+    def update(self, record: TrialRecord) -> None:
+        """Delete what the end of the trial ``record`` leaves without a use."""
+        if record.state == "RUNNING":
+            self._deleted.discard(self.plan.trial_folder(record.architecture))
+            return
+        part = next(one for one in self.plan.parts if record.parameters in one.target.budget)
+        known = [*self._best[part.part], record]
+        ranked, stock = weighed(known, self.plan.objectives), best_stock(known)
+        kept = [*ranked[: max(KEPT_STUDENTS, self.plan.settings.finalists)], *([stock] if stock else [])]
+        for one in known:
+            folder = self.plan.trial_folder(one.architecture)
+            if one not in kept and one.architecture not in self._baselines and folder not in self._deleted:
+                shutil.rmtree(folder, ignore_errors=True)
+                self._deleted.add(folder)
+        # By the loss alone, a trial that is not among the best now never will be. With more objectives it may be.
+        self._best[part.part] = kept if len(self.plan.objectives) == 1 else known

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import itertools
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
 from optuna.samplers import BaseSampler, GPSampler, NSGAIISampler, TPESampler
 from optuna.study import Study
 from optuna.trial import FrozenTrial
 
-from nas.study.objectives import Point, dominated_by
+from nas.study.objectives import Point, places
 from search_spaces.architecture import Architecture
 from search_spaces.budget import Budget
 from search_spaces.space import SearchSpace
@@ -65,28 +65,44 @@ class FeasibleSampler(BaseSampler):
         self.space = space
         self.screened: Mapping[str, float | None] = {}  # by key
         self.costs: Callable[[Architecture], Point] = lambda _: ()
-        self.bands = [band(budgets, space.shape.parameters(one)) for one in feasible]
-        self.positions = np.array([space.position(space.sizes(one)) for one in feasible])
+        self.bands = np.array([band(budgets, space.shape.parameters(one)) for one in feasible])
+        sizes = [space.sizes(one) for one in feasible]
+        self.positions = np.array([space.position(one) for one in sizes])
+        self._indices = {tuple(one.values()): index for index, one in enumerate(sizes)}
+        self._taken = np.zeros(len(feasible), bool)
+        self._open: list[int] = []  # numbers of trials whose sizes were not known when they were last looked at
+        self._looked_at = 0  # so many trials of the study have been looked at
+        self._orders: dict[int, list[int]] = {}  # by band: the screened architectures, best first
 
-    def untried(self, study: Study) -> list[int]:
-        """Indices of the feasible architectures without a trial, finished, running or queued."""
-        axes = self.space.axes
-        tried = {tuple(trial.params.get(axis) for axis in axes) for trial in study.get_trials(deepcopy=False)}
-        queued = {
-            tuple(trial.system_attrs["fixed_params"].get(axis) for axis in axes)
-            for trial in study.get_trials(deepcopy=False)
-            if "fixed_params" in trial.system_attrs
-        }
-        sizes = [tuple(self.space.sizes(one).values()) for one in self.feasible]
-        return [index for index, one in enumerate(sizes) if one not in tried | queued]
+    def untried(self, trials: Sequence[FrozenTrial]) -> NDArray[np.intp]:
+        """Indices of the feasible architectures that none of ``trials``, all of the study's in order, has.
 
-    def _of_next_band(self, untried: list[int]) -> list[int]:
-        left = Counter(self.bands[index] for index in untried)
-        if len(left) < 2:
+        Trials count in any state, queued ones too. Those that an earlier call has seen are not looked at again.
+        """
+        numbers, self._open = [*self._open, *range(self._looked_at, len(trials))], []
+        self._looked_at = len(trials)
+        for number in numbers:
+            trial = trials[number]
+            params = trial.params or trial.system_attrs.get("fixed_params", {})
+            index = self._indices.get(tuple(params.get(axis) for axis in self.space.axes))
+            if index is not None:
+                self._taken[index] = True
+            if not trial.params and not trial.state.is_finished():
+                self._open.append(number)
+        return np.flatnonzero(~self._taken)
+
+    def forget_order(self) -> None:
+        """Rank the screened architectures anew: a measurement has changed."""
+        self._orders.clear()
+
+    def _of_next_band(self, untried: NDArray[np.intp]) -> NDArray[np.intp]:
+        whole = np.bincount(self.bands)
+        left = np.bincount(self.bands[untried], minlength=len(whole))
+        if np.count_nonzero(left) < 2:
             return untried
-        whole = Counter(self.bands)
-        chosen = min(left, key=lambda place: (whole[place] - left[place], place))
-        return [index for index in untried if self.bands[index] == chosen]
+        chosen = min(np.flatnonzero(left), key=lambda place: (whole[place] - left[place], place))
+        own: NDArray[np.intp] = untried[self.bands[untried] == chosen]
+        return own
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         """All axes of the space, even before the first trial."""
@@ -96,36 +112,43 @@ class FeasibleSampler(BaseSampler):
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
         """The sizes of the next architecture. Raises RuntimeError when every feasible one has been tried."""
-        untried = self._of_next_band(self.untried(study))
-        if not untried:
+        trials = study.get_trials(deepcopy=False)
+        untried = self._of_next_band(self.untried(trials))
+        if not len(untried):
             raise RuntimeError("every feasible architecture has been tried")
-        seed = int(np.random.SeedSequence([self.seed, _ordinal(study, trial)]).generate_state(1)[0])
+        seed = int(np.random.SeedSequence([self.seed, _ordinal(trials, trial)]).generate_state(1)[0])
         generator = np.random.default_rng(seed)
         if self.name == "exhaustive":
-            chosen = untried[0]
+            chosen = int(untried[0])
         elif self.name == "screen" and (best := self._best_screened(untried)) is not None:
             chosen = best
         elif proposal := self._propose(study, trial, search_space, seed):
             # NSGA-II leaves out the sizes that it mutates. They are drawn here.
             drawn = {axis: int(generator.choice(sizes)) for axis, sizes in self.space.axes.items()}
             distance = np.square(self.positions[untried] - self.space.position({**drawn, **proposal})).sum(axis=1)
-            chosen = untried[int(distance.argmin())]
+            chosen = int(untried[int(distance.argmin())])
         else:
-            chosen = untried[int(generator.integers(len(untried)))]
+            chosen = int(untried[int(generator.integers(len(untried)))])
         return self.space.sizes(self.feasible[chosen])
 
-    def _best_screened(self, untried: list[int]) -> int | None:
+    def _best_screened(self, untried: NDArray[np.intp]) -> int | None:
         """The index of the best screened architecture of ``untried``, which are all of one band, or None.
 
         The best is dominated by the fewest others of the band. Among equals it has the smallest loss.
         """
-        own = [index for index, place in enumerate(self.bands) if place == self.bands[untried[0]]]
-        losses = {index: self.screened.get(self.feasible[index].key) for index in own}
+        place = int(self.bands[untried[0]])
+        if place not in self._orders:
+            self._orders[place] = self._ordered(np.flatnonzero(self.bands == place))
+        return next((index for index in self._orders[place] if not self._taken[index]), None)
+
+    def _ordered(self, own: NDArray[np.intp]) -> list[int]:
+        """Those of the architectures ``own``, all of one band, that have a loss before retraining, best first."""
+        losses = {int(index): self.screened.get(self.feasible[index].key) for index in own}
         points = {
             index: (loss, *self.costs(self.feasible[index])) for index, loss in losses.items() if loss is not None
         }
-        left = [index for index in untried if index in points]
-        return min(left, key=lambda index: (dominated_by(points[index], points.values()), points[index]), default=None)
+        counts = dict(zip(points, places(list(points.values())), strict=True))
+        return sorted(points, key=lambda index: (counts[index], points[index]))
 
     def _propose(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution], seed: int
@@ -141,10 +164,9 @@ class FeasibleSampler(BaseSampler):
         raise RuntimeError(f"{param_name} is not an axis of the space")
 
 
-def _ordinal(study: Study, trial: FrozenTrial) -> int:
+def _ordinal(trials: Sequence[FrozenTrial], trial: FrozenTrial) -> int:
     """The number of ``trial`` without counting interrupted trials. An uninterrupted search has the same number."""
-    before = (one for one in study.get_trials(deepcopy=False) if one.number < trial.number)
-    return sum(one.user_attrs.get("reason") != INTERRUPTED for one in before)
+    return sum(one.user_attrs.get("reason") != INTERRUPTED for one in trials[: trial.number])
 
 
 def band(budgets: Sequence[Budget], parameters: int) -> int:

@@ -8,19 +8,23 @@ from __future__ import annotations
 
 import math
 import uuid
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import optuna
+from optuna.exceptions import StorageInternalError
 from optuna.samplers import BaseSampler
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, Trial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
+from nas.study.database import opening
 from nas.study.objectives import LATENCY_MS, LOSS, MEMORY_BYTES, PARAMETERS, Point, costs
 from nas.study.records import LATENCY, MEMORY, SCREEN_LOSS, TrialRecord
 from nas.study.sampler import INTERRUPTED, FeasibleSampler, band, distributions
+from nas.study.standings import Standings
 from search_spaces.architecture import Architecture
 from search_spaces.budget import Budget
 from search_spaces.errors import InputError
@@ -29,6 +33,21 @@ from search_spaces.space import SearchSpace
 
 # Quantities that are measured before the first trial: losses before retraining, and milliseconds per generated token.
 SCREENED, TIMED = "screened", "timed"
+
+# User attributes of trials. RETRY is True when a trial failed by its surroundings. AFTER is the number of the failed
+# trial that a trial repeats.
+RETRY, AFTER = "retry", "after"
+
+
+class Rank(NamedTuple):
+    """A trial among all that ``seen`` at its rung, itself included.
+
+    ``dominated_by`` others dominate it. ``better`` others are dominated by fewer than that.
+    """
+
+    better: int
+    dominated_by: int
+    seen: int
 
 
 @dataclass(frozen=True)
@@ -72,17 +91,23 @@ class SearchStudy:
         self._check_identity(identity)
         self._measured = {quantity: self._stored(quantity) for quantity in (SCREENED, TIMED)}
         self.sampler.screened, self.sampler.costs = self._measured[SCREENED], self.costs
+        self._ended: dict[int, TrialRecord] = {}  # records that cannot change any more, by number
+        self._standings: defaultdict[tuple[int, int, bool], Standings] = defaultdict(Standings)
+        for trial in self._trials():
+            for tokens, loss in trial.intermediate_values.items():
+                self._note_rung(self.space.architecture(trial.params), tokens, loss)
 
     def _check_identity(self, identity: Mapping[str, Any]) -> None:
         known = self._study.user_attrs.get("identity")
         if known is None:
             self._study.set_user_attr("identity", dict(identity))
             return
-        for key, value in identity.items():
-            if known.get(key) != value:
+        for key in [*identity, *(one for one in known if one not in identity)]:
+            old, new = known.get(key), identity.get(key)
+            if old != new:
                 raise InputError(
-                    f"study {self.name!r} was made with {key}={known.get(key)!r}, not {value!r}: its losses are not "
-                    "comparable; give the old value, or another name with --study"
+                    f"study {self.name!r} was made with {key}={old!r}, not {new!r}: its losses are not comparable; "
+                    "give the old value, or another name with --study"
                 )
 
     def recall(self, key: str) -> Any:
@@ -105,6 +130,8 @@ class SearchStudy:
         finite = value if value is not None and math.isfinite(value) else None
         self.remember(f"{quantity}/{key}", finite)
         self._measured[quantity][key] = finite
+        self.sampler.forget_order()
+        self._ended.clear()
 
     def kept(self, quantity: str) -> dict[str, float | None]:
         """All kept values of a ``quantity``, by the architecture's key. None means that the measurement failed."""
@@ -124,16 +151,32 @@ class SearchStudy:
         }
         return costs(self.objectives, values)
 
-    def requeue(self) -> int:
-        """Fail the RUNNING trials of a driver or Tune run that has ended, and queue them again. Returns how many."""
-        left = [one for one in self._trials() if one.state is TrialState.RUNNING]
+    def requeue(self, *, failed: bool = False) -> int:
+        """Fail the RUNNING trials of a driver or Tune run that has ended, and queue them again. Returns how many.
+
+        With ``failed`` these are also the trials that failed by their surroundings, see `fail`.
+        """
+        trials = self._trials()
+        left = [one for one in trials if one.state is TrialState.RUNNING]
         for trial in left:
-            self._study._storage.set_trial_user_attr(trial._trial_id, "reason", INTERRUPTED)
-            self._study.tell(trial.number, state=TrialState.FAIL)
-            self._asked.pop(trial.number, None)
-            if trial.params:
-                self._enqueue(trial.params, trial.user_attrs.get("origin", "sampler"))
-        return len(left)
+            self._interrupt(trial)
+        known = _queued_again(trials)
+        again = [one for one in trials if failed and one.user_attrs.get(RETRY) and one.number not in known]
+        for trial in again:
+            self._enqueue(trial.params, trial.user_attrs.get("origin", "sampler"), after=trial.number)
+        return len(left) + len(again)
+
+    def retry(self, number: int) -> None:
+        """Queue the running trial ``number`` again. It gets another number."""
+        storage = self._study._storage
+        self._interrupt(storage.get_trial(self._asked[number]._trial_id))
+
+    def _interrupt(self, trial: FrozenTrial) -> None:
+        self._study._storage.set_trial_user_attr(trial._trial_id, "reason", INTERRUPTED)
+        self._study.tell(trial.number, state=TrialState.FAIL)
+        self._asked.pop(trial.number, None)
+        if trial.params:
+            self._enqueue(trial.params, trial.user_attrs.get("origin", "sampler"))
 
     def queue(self, candidates: Iterable[tuple[str, Architecture]]) -> None:
         """Queue the first candidates, each with the name of its origin. Later calls on the same study do nothing."""
@@ -143,13 +186,15 @@ class SearchStudy:
             self._enqueue(self.space.sizes(architecture), origin)
         self.remember("queued", True)
 
-    def _enqueue(self, params: Mapping[str, Any], origin: str) -> None:
-        self._study.enqueue_trial(dict(params), user_attrs={"origin": origin})
+    def _enqueue(self, params: Mapping[str, Any], origin: str, after: int | None = None) -> None:
+        before = {} if after is None else {AFTER: after}
+        self._study.enqueue_trial(dict(params), user_attrs={"origin": origin, **before})
 
     def ask(self) -> Candidate | None:
         """The next candidate, or None when every feasible architecture has been proposed."""
-        waiting = any(one.state is TrialState.WAITING for one in self._trials())
-        if not waiting and not self.sampler.untried(self._study):
+        trials = self._trials()
+        waiting = any(one.state is TrialState.WAITING for one in trials)
+        if not waiting and not len(self.sampler.untried(trials)):
             return None
         trial = self._study.ask(distributions(self.space))
         if "origin" not in trial.user_attrs:
@@ -163,38 +208,35 @@ class SearchStudy:
         if tokens in trial.intermediate_values:
             return False
         self._asked[number].report(loss, tokens)
+        self._note_rung(self._architecture(number), tokens, loss)
         return True
 
-    def point(self, number: int, loss: float) -> Point:
-        """The objectives of trial ``number``: ``loss``, then its `costs`."""
-        return loss, *self.costs(self.space.architecture(self._asked[number].params))
+    def rank_at(self, tokens: int, number: int, *, stock_only: bool = False) -> Rank:
+        """The rank of trial ``number`` among the architectures that reached the rung ``tokens`` with a finite loss.
 
-    def points_at(self, tokens: int, number: int, *, stock_only: bool = False) -> list[Point]:
-        """The objectives of the architectures that reached the rung ``tokens`` with a finite loss, one point for each.
-
-        Only architectures in the budget of trial ``number`` count, and that trial is among them. ``stock_only`` leaves
-        out architectures that need our code to load.
+        Only architectures in the budget of the trial count. ``stock_only`` leaves out architectures that need our code
+        to load. Raises KeyError when the trial itself is not among them.
         """
-        own = self._band(self.space.architecture(self._asked[number].params))
-        latest = {
-            self.space.architecture(one.params): one.intermediate_values[tokens]
-            for one in self._trials()
-            if tokens in one.intermediate_values
-        }
-        return [
-            (loss, *self.costs(architecture))
-            for architecture, loss in latest.items()
-            if math.isfinite(loss)
-            and self._band(architecture) == own
-            and (not stock_only or self.space.shape.is_stock(architecture))
-        ]
+        architecture = self._architecture(number)
+        standings = self._standings[tokens, self._band(architecture), stock_only]
+        return Rank(standings.better(architecture), standings.dominated_by(architecture), len(standings))
+
+    def _note_rung(self, architecture: Architecture, tokens: int, loss: float) -> None:
+        if not math.isfinite(loss):
+            return
+        point = (loss, *self.costs(architecture))
+        for stock_only in (False, True) if self.space.shape.is_stock(architecture) else (False,):
+            self._standings[tokens, self._band(architecture), stock_only].put(architecture, point)
+
+    def _architecture(self, number: int) -> Architecture:
+        return self.space.architecture(self._asked[number].params)
 
     def _band(self, architecture: Architecture) -> int:
         return band(self.budgets, self.space.shape.parameters(architecture))
 
     def is_stock(self, number: int) -> bool:
         """Whether the architecture of trial ``number`` loads with a plain ``from_pretrained``."""
-        return self.space.shape.is_stock(self.space.architecture(self._asked[number].params))
+        return self.space.shape.is_stock(self._architecture(number))
 
     def complete(self, number: int, loss: float, metrics: Mapping[str, float]) -> None:
         """Record that a trial is complete, with its final ``loss``. A loss that is not finite makes the trial fail."""
@@ -216,20 +258,48 @@ class SearchStudy:
         """Keep the ``problem`` of an attempt that is retried. If the trial fails in the end, its reason names it."""
         self._asked[number].set_user_attr("problem", problem)
 
-    def fail(self, number: int, reason: str) -> None:
-        """Record that a trial failed, and the ``reason``."""
+    def fail(self, number: int, reason: str, *, again: bool = False) -> str:
+        """Record that a trial failed, and the ``reason``. Returns it with the last problem that was noted.
+
+        With ``again`` its surroundings failed. This is no verdict on the architecture: `requeue` can queue it again.
+        """
         trial = self._asked.pop(number)
         problem = trial.user_attrs.get("problem")
-        trial.set_user_attr("reason", f"{reason} (last problem: {problem})" if problem else reason)
+        text = f"{reason} (last problem: {problem})" if problem and problem != reason else reason
+        if again:
+            trial.set_user_attr(RETRY, True)
+            trial.set_user_attr("failure", f"{text}; the same command tries it again")
+        trial.set_user_attr("reason", INTERRUPTED if again else text)
         self._study.tell(trial, state=TrialState.FAIL)
+        return text
+
+    def tries_again(self, number: int) -> bool:
+        """Whether trial ``number`` failed by its surroundings, so that its files are still needed."""
+        storage, study_id = self._study._storage, self._study._study_id
+        trial = storage.get_trial(storage.get_trial_id_from_study_id_trial_number(study_id, number))
+        return bool(trial.user_attrs.get(RETRY))
 
     def records(self) -> list[TrialRecord]:
         """All trials, oldest first, without queued trials and without those that were interrupted and queued again."""
+        trials = self._trials()
+        known = _queued_again(trials)
         return [
-            _record(one, self.space, self._known(self.space.architecture(one.params)))
-            for one in self._trials()
-            if one.state is not TrialState.WAITING and one.user_attrs.get("reason") != INTERRUPTED
+            self._ended.get(one.number) or self._record(one)
+            for one in trials
+            if one.state is not TrialState.WAITING
+            and (one.user_attrs.get("reason") != INTERRUPTED or (RETRY in one.user_attrs and one.number not in known))
         ]
+
+    def record(self, number: int) -> TrialRecord:
+        """The trial ``number`` as it is now."""
+        storage, study_id = self._study._storage, self._study._study_id
+        return self._record(storage.get_trial(storage.get_trial_id_from_study_id_trial_number(study_id, number)))
+
+    def _record(self, trial: FrozenTrial) -> TrialRecord:
+        record = _record(trial, self.space, self._known(self.space.architecture(trial.params)))
+        if trial.state.is_finished():
+            self._ended[trial.number] = record
+        return record
 
     def _known(self, architecture: Architecture) -> dict[str, float]:
         """The metrics of ``architecture`` that do not depend on its trial."""
@@ -240,7 +310,7 @@ class SearchStudy:
 
     def finished(self) -> int:
         """How many trials have ended: complete, stopped early or failed."""
-        return sum(one.state != "RUNNING" for one in self.records())
+        return sum(one.state.is_finished() and one.user_attrs.get("reason") != INTERRUPTED for one in self._trials())
 
     def _trials(self) -> list[FrozenTrial]:
         return self._study.get_trials(deepcopy=False)
@@ -249,15 +319,28 @@ class SearchStudy:
 def _open(url: str, name: str, sampler: BaseSampler) -> optuna.Study:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:
-        storage: BaseStorage = optuna.storages.get_storage(url)
-        return optuna.create_study(
-            storage=storage, study_name=name, direction="minimize", sampler=sampler, load_if_exists=True
-        )
-    except (SQLAlchemyError, ImportError, ValueError, OSError) as error:
+        with opening(url):
+            storage: BaseStorage = optuna.storages.get_storage(url)
+            return optuna.create_study(
+                storage=storage, study_name=name, direction="minimize", sampler=sampler, load_if_exists=True
+            )
+    except RuntimeError as error:
+        if "version" not in str(error):
+            raise
+        raise InputError(
+            f"storage {url}: another version of Optuna made it; run `optuna storage upgrade --storage URL`, or give "
+            "another --output or --storage"
+        ) from error
+    except (SQLAlchemyError, StorageInternalError, ImportError, ValueError, OSError) as error:
         raise InputError(
             f"storage {url!r}: cannot be opened ({' '.join(str(error).split())[:200]}); "
             "give an Optuna URL such as sqlite:////folder/studies.db or postgresql://host/database"
         ) from error
+
+
+def _queued_again(trials: Iterable[FrozenTrial]) -> set[int]:
+    """The numbers of trials that failed by their surroundings and were queued again under another number."""
+    return {one.user_attrs[AFTER] for one in trials if AFTER in one.user_attrs}
 
 
 def _costs(architecture: Architecture, shape: ModelShape) -> dict[str, float]:
@@ -275,7 +358,7 @@ def _record(trial: FrozenTrial, space: SearchSpace, known: Mapping[str, float]) 
         parameters=space.shape.parameters(architecture),
         stock=space.shape.is_stock(architecture),
         state=trial.state.name,
-        reason=trial.user_attrs.get("reason"),
+        reason=trial.user_attrs.get("failure", trial.user_attrs.get("reason")),
         val_loss=trial.value if complete else None,
         curve=tuple(sorted(trial.intermediate_values.items())),
         metrics={**_costs(architecture, space.shape), **known, **trial.user_attrs.get("metrics", {})},

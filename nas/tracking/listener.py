@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Mapping
-
 from rich.console import Console
 
 from nas.choosing.outcome import Outcome
 from nas.choosing.selection import COMPETING, counts
 from nas.display.readings_table import column_name
-from nas.planning.forecast import summary
+from nas.planning.forecast import plan_lines
 from nas.planning.plan import Plan
+from nas.planning.redact import redacted
 from nas.stages import events
 from nas.tracking.messages import (
     Artifacts,
@@ -53,6 +51,7 @@ class MlflowListener:
         self.tracker = Tracker(tracking_uri(plan.output), plan.settings.experiment, plan.folder / "outbox", artifacts)
         recipe = {name: value for name, value in plan.recipe.to_dict().items() if name != "seed"}
         settings = {**plan.settings.model_dump(exclude_none=True), **recipe}
+        settings = {name: redacted(one) if isinstance(one, str) else one for name, one in settings.items()}
         tags = _tags(plan, event.teacher.preparation)
         self.tracker.put(SearchStarted(self.study_id, settings, tags, name=plan.study))
 
@@ -106,17 +105,9 @@ def _tags(plan: Plan, preparation: Preparation) -> dict[str, str]:
         "corpus": f"{preparation.corpus} ({preparation.corpus_fingerprint})",
         "budget": "; ".join(map(str, plan.target.budgets)),
         "command": plan.command,
-        **_plan_tags(plan),
+        **{f"plan.{what}": value for what, value in plan_lines(plan).items()},
         **code_version(),
     }
-
-
-def _plan_tags(plan: Plan) -> Mapping[str, str]:
-    """The lines of the plan, by name. Lines of the same name, one for each budget, are joined."""
-    lines = defaultdict[str, list[str]](list)
-    for what, value in summary(plan):
-        lines[f"plan.{what}"].append(value)
-    return {name: "; ".join(values) for name, values in lines.items()}
 
 
 def _metrics(outcome: Outcome) -> dict[str, float]:

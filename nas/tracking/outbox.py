@@ -17,6 +17,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
+from nas.planning.redact import redacted
 from nas.tracking.messages import Artifacts, Event, FinalChanged, ModelExported, TrialChanged, from_dict, to_dict
 
 FILES = ".files"
@@ -81,7 +82,7 @@ class Outbox:
 
     def reject(self, name: str, reason: str) -> None:
         """Move an event that can never be delivered to ``rejected``, with a text file for the ``reason``."""
-        _write(self.refused / f"{name}.error.txt", f"{reason}\n")
+        _write(self.refused / f"{name}.error.txt", f"{redacted(reason)}\n")
         if self.files(name).exists():
             os.replace(self.files(name), self.refused / f"{name}{FILES}")
         with suppress(FileNotFoundError):

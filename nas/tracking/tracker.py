@@ -20,6 +20,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 from filelock import Timeout
 
+from nas.planning.redact import redacted
 from nas.tracking.messages import (
     Artifacts,
     Event,
@@ -73,7 +74,7 @@ class Tracker:
     def __init__(self, uri: str, experiment: str, outbox: Path, artifact_root: Path | None = None) -> None:
         if urlsplit(uri).scheme in ("", "file"):
             raise InputError(
-                f"MLFLOW_TRACKING_URI {uri!r}: MLflow no longer stores runs in plain folders; "
+                f"MLFLOW_TRACKING_URI {redacted(uri)!r}: MLflow no longer stores runs in plain folders; "
                 "give sqlite:////folder/mlflow.db or http://HOST:5000"
             )
         set_defaults()
@@ -134,11 +135,11 @@ class Tracker:
             self._closing.wait(seconds)
 
     def _fail(self, error: Exception) -> None:
-        problem = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        problem = redacted(" ".join(f"{type(error).__name__}: {error}".split()))[:300]
         if self.problem is None:
             log.warning(
                 "MLflow at %s: %s; the search continues, events wait in %s",
-                without_password(self.uri),
+                redacted(self.uri),
                 problem,
                 self.outbox.root,
             )
@@ -148,8 +149,11 @@ class Tracker:
     def _deliver_waiting(self) -> None:
         try:
             with self.outbox.lock.acquire(timeout=0):
-                while not self._ended.is_set() and (names := self.outbox.waiting()):
-                    self._deliver(names[0])
+                while names := self.outbox.waiting():
+                    for name in names:  # a folder with thousands of events is listed once, not once for each
+                        if self._ended.is_set():
+                            return
+                        self._deliver(name)
         except Timeout:
             if self._closing.is_set() and self.outbox.waiting():
                 raise TimeoutError("another process is delivering from this outbox") from None
@@ -166,7 +170,7 @@ class Tracker:
                 self._delivery.deliver(event, self.outbox.files(name))
             self.outbox.remove(name)
         except RejectedError as error:
-            log.warning("MLflow refused %s for good: %s; kept in %s", name, error, self.outbox.refused)
+            log.warning("MLflow refused %s for good: %s; kept in %s", name, redacted(str(error)), self.outbox.refused)
             self.outbox.reject(name, str(error))
 
 

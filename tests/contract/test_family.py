@@ -28,7 +28,7 @@ from trials.families.base import Family, Kept
 from trials.families.lookup import FAMILIES, family_of
 from trials.families.shapes import SHAPES, shape_of
 from trials.prune.importance import ImportanceScores, compute_importance
-from trials.prune.prune import choose, prune
+from trials.prune.prune import choose, prune, student_from
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,7 @@ def rotary(model_type: str, **changes: object) -> Callable[[], Case]:
     return lambda: make_case(make_decoder(model_type, **changes), rotary_reference.masked_logits)
 
 
+WINDOW = 6  # shorter than the text of the tests
 CASES = {
     "gpt2": lambda: make_case(make_gpt2(), gpt2_reference.masked_logits),
     "gpt2-untied": lambda: make_case(make_gpt2(tie_word_embeddings=False), gpt2_reference.masked_logits),
@@ -72,9 +73,17 @@ CASES = {
     "mistral": rotary("mistral", sliding_window=None),
     "qwen2": rotary("qwen2", tie_word_embeddings=True),
     "qwen3": rotary("qwen3", attention_bias=True),
+    "mistral-windowed": rotary("mistral", sliding_window=WINDOW),
+    "qwen2-windowed": rotary("qwen2", use_sliding_window=True, sliding_window=WINDOW, max_window_layers=0),
+    "qwen3-windowed": rotary("qwen3", use_sliding_window=True, sliding_window=WINDOW, max_window_layers=0),
     "gpt_neox": rotary("gpt_neox", rotary_pct=0.5),
     "gpt_neox-sequential": rotary("gpt_neox", rotary_pct=0.5, use_parallel_residual=False, tie_word_embeddings=True),
 }
+
+
+def config_of(model_type: str, **values: Any) -> Any:
+    """The configuration of a small teacher, with ``values`` as a config.json may have them."""
+    return (make_gpt2(**values) if model_type == "gpt2" else make_decoder(model_type, **values)).config
 
 
 def published(model_type: str, layers: int, hidden: int, heads: int, mlp: int, vocab: int, **others: object) -> Any:
@@ -264,7 +273,9 @@ def test_saved_student_loads_equal_and_complete(case: Case, axis: str, tmp_path:
     stock = case.shape.is_stock(architecture)
     loaded, info = AutoModelForCausalLM.from_pretrained(tmp_path, trust_remote_code=not stock, output_loading_info=True)
     assert not any(info.values()), info
-    assert torch.equal(logits(case, loaded, case.tokens()), logits(case, student, case.tokens()))
+    rebuilt = student_from(case.teacher.config, architecture, student.state_dict())
+    for one in (loaded, rebuilt):
+        assert torch.equal(logits(case, one, case.tokens()), logits(case, student, case.tokens()))
     assert bool(list(tmp_path.glob("*.py"))) == (not stock)
 
 
@@ -303,7 +314,9 @@ def test_cache_size_is_that_built(case: Case, axis: str) -> None:
     student = prune(case.teacher, case.scores, architecture)
     cache = student(case.tokens(1, 10), use_cache=True).past_key_values
     stored = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
-    assert stored == 10 * case.shape.kv_cache_bytes(architecture, dtype_bytes=4)
+    windowed = getattr(case.teacher.config, "sliding_window", None) is not None
+    held = WINDOW - 1 if windowed else 10  # transformers forgets what no later token of a window can see
+    assert stored == held * case.shape.kv_cache_bytes(architecture, dtype_bytes=4)
 
 
 @pytest.mark.parametrize("axis", ["depth", "by layer"])
@@ -348,6 +361,78 @@ def test_architecture_larger_than_the_teacher_is_refused(case: Case, axis: str) 
     )
     with pytest.raises(InputError, match=f"{axis} {sizes[axis] + 1} exceeds the teacher's {sizes[axis]}"):
         prune(case.teacher, case.scores, larger)
+
+
+@pytest.mark.parametrize("axis", AXES)
+def test_settings_by_layer_are_those_of_the_kept_layers(case: Case, axis: str, tmp_path: Path) -> None:
+    architecture = axes(case.shape)[axis]
+    student = prune(case.teacher, case.scores, architecture)
+    student.save_pretrained(tmp_path)
+    stored = AutoConfig.from_pretrained(tmp_path, trust_remote_code=not case.shape.is_stock(architecture))
+    kept = case.choose(architecture).layers.tolist()
+    kinds = getattr(case.teacher.config, "layer_types", None)
+    for config in (student.config, stored):
+        assert getattr(config, "layer_types", None) == (kinds and [kinds[layer] for layer in kept])
+        windows = [rotary_reference.window_of(one, 0) for one in (config, case.teacher.config)]
+        assert "gpt" in config.model_type or windows[0] == windows[1]
+    if kinds is not None:  # programs that do not read layer_types read this
+        assert stored.max_window_layers == (0 if windows[1] else len(kept))
+
+
+BY_LAYER: dict[str, tuple[str, dict[str, object]]] = {
+    "windows from the second layer on": (
+        "qwen2",
+        {"use_sliding_window": True, "sliding_window": WINDOW, "max_window_layers": 1},
+    ),
+    "named kinds": ("qwen3", {"layer_types": ["full_attention", "sliding_attention", "full_attention"]}),
+    "a list that transformers does not know": ("llama", {"no_rope_layers": [1, 0, 1]}),
+    "a list in GPT-2": ("gpt2", {"no_rope_layers": [1, 0, 1]}),
+    "a list in GPT-NeoX": ("gpt_neox", {"no_rope_layers": [1, 0, 1]}),
+}
+
+
+@pytest.mark.parametrize("problem", BY_LAYER)
+def test_layers_with_different_settings_are_refused_by_name(problem: str) -> None:
+    model_type, values = BY_LAYER[problem]
+    config = config_of(model_type, **values)
+    name = "no_rope_layers" if "no_rope_layers" in values else "layer_types"
+    with pytest.raises(InputError, match=rf"{name} .* cannot be pruned; take one whose layers are alike") as raised:
+        shape_of(config)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("model_type", SHAPES)
+def test_sizes_by_layer_of_transformers_are_refused_by_name(model_type: str) -> None:
+    config = config_of(model_type)
+    config.per_layer_config = {0: {"n_inner" if model_type == "gpt2" else "intermediate_size": 32}}
+    with pytest.raises(InputError, match=r"per_layer_config.* cannot be pruned; take one whose layers are alike"):
+        shape_of(config)
+
+
+@pytest.mark.parametrize("model_type", SHAPES)
+def test_what_is_the_same_for_all_layers_is_carried_and_other_lists_are_let_be(model_type: str) -> None:
+    config = config_of(model_type, no_rope_layers=[1, 1, 1], eos_token_id=[1, 2, 3], remarks=["a", "b"])
+    shape = shape_of(config)
+    for architecture in axes(shape).values():
+        student = FAMILIES[model_type].build(config, architecture)
+        assert student.config.no_rope_layers == [1] * architecture.depth
+        assert (student.config.eos_token_id, student.config.remarks) == ([1, 2, 3], ["a", "b"])
+
+
+def test_a_llama_that_says_a_window_without_having_one_has_none_as_a_mistral() -> None:
+    config = config_of("llama", use_sliding_window=True, sliding_window=WINDOW, max_window_layers=0)
+    student = FAMILIES["llama"].build(config, Architecture.uniform(2, 43, 6, 64, 3))
+    assert (student.config.model_type, student.config.sliding_window) == ("mistral", None)
+
+
+@pytest.mark.parametrize("model_type", SHAPES)
+def test_a_student_is_not_quantized_and_has_its_cache(model_type: str) -> None:
+    config = config_of(model_type, use_cache=False)
+    config.quantization_config = {"quant_method": "fp8", "weight_block_size": [16, 16]}
+    for architecture in axes(shape_of(config)).values():
+        values = FAMILIES[model_type].build(config, architecture).config.to_dict()
+        assert "quantization_config" not in values
+        assert values["use_cache"] is True
 
 
 def test_unknown_model_type_is_refused() -> None:

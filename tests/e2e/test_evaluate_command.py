@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -179,13 +178,11 @@ def test_a_wrong_model_is_one_line_and_exit_code_2(model: str, capsys: pytest.Ca
 
 def test_the_hub_out_of_reach_is_one_line_that_names_files(tiny_teacher_folder: Path, tmp_path: Path) -> None:
     unreachable = {"HF_HUB_OFFLINE": "0", "HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path)}
-    started = time.monotonic()
     done = run(tiny_teacher_folder, **unreachable)
     assert done.returncode == 2
     assert "out of reach" in done.stderr
     assert "as a file: wikitext-2=./wiki.test.raw" in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
-    assert time.monotonic() - started < 40  # the client's own retries would take 46
 
 
 def test_wrong_arguments_are_known_before_torch_is_loaded() -> None:

@@ -9,11 +9,12 @@ import pytest
 from small_search import arguments, write_text
 
 from nas.pipeline import run_search
+from nas.planning.machine import Machine
 from nas.planning.plan import make_plan, resolve_target
 from nas.planning.settings import parse_arguments
 from nas.report.writer import ReportWriter
 from nas.running.session import ray_session
-from nas.running.workers import open_workers
+from nas.running.workers import Workers, open_workers
 from nas.stages.events import (
     Announcer,
     Event,
@@ -45,6 +46,7 @@ def test_a_search_finds_its_winner_whatever_its_listeners_do(
     with ray_session(settings) as machine, caplog.at_level(logging.WARNING, "nas.stages.events"):
         plan = make_plan(settings, resolve_target(settings), machine)
         plan.folder.mkdir(parents=True)
+        (plan.folder / "driver.lock").touch()  # a study was here before
         (plan.folder / "report").write_text("a file where the report belongs")
         with open_workers(plan.resources) as workers:
             [outcome] = run_search(plan, workers, announce)
@@ -70,3 +72,16 @@ def test_a_search_that_an_error_ends_says_so_once_and_raises_it(
             run_search(plan, workers, announce)
     assert [one for one in heard if isinstance(one, SearchStopped)] == [SearchStopped(interrupted=False)]
     assert heard[-1] == SearchStopped(interrupted=False)
+
+
+def test_a_folder_of_something_else_is_never_taken_for_a_study(tiny_teacher_folder: Path, tmp_path: Path) -> None:
+    precious = tmp_path / "out" / "photos" / "tune" / "a.jpg"
+    precious.parent.mkdir(parents=True)
+    precious.write_text("of a holiday")
+    flags = arguments(tiny_teacher_folder, write_text(tmp_path), tmp_path / "out", "photos")
+    settings, _, _ = parse_arguments(flags)
+    plan = make_plan(settings, resolve_target(settings), Machine(2, 0.0, 2**34, 2))
+    with pytest.raises(InputError, match="holds files of something else"):
+        run_search(plan, Workers(None, 0), Announcer())
+    assert precious.read_text() == "of a holiday"
+    assert [one.name for one in (tmp_path / "out" / "photos").iterdir()] == ["tune"]

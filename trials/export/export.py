@@ -41,19 +41,24 @@ def export_student(
 
     The folder holds safetensors weights, configuration, generation configuration, tokenizer, model card, manifest
     and, for a custom class, one modelling file. It is loaded in a fresh process before it is put in place. It replaces
-    an older export there. ``student`` must be on the CPU and in eval mode.
+    an older export there, and removes what killed exports left beside it. ``student`` must be on the CPU and in eval
+    mode. It generates with a cache from now on, whatever its teacher's configuration says.
 
     Raises ExportError when the reloaded model differs from the student, and InputError when ``directory`` holds
     anything other than an export.
     """
     directory = directory.resolve()
     _check_replaceable(directory)
+    student.config.use_cache = True
+    if student.generation_config is not None:
+        student.generation_config.use_cache = True
 
     def write(folder: Path) -> None:
         student.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         difference = check_fresh_load(folder, student, tokenizer)
-        text = card.render(directory.name, _carried_module(folder), difference)
+        dtype = str(student.dtype).removeprefix("torch.")
+        text = card.render(directory.name, _carried_module(folder), difference, dtype)
         (folder / "README.md").write_text(text, "utf-8")
         log.info("export %s: reloaded in a fresh process, logits differ by at most %.1e", directory, difference)
 

@@ -35,11 +35,13 @@ tokenizer = AutoTokenizer.from_pretrained("./{name}"{trust})
 
 - Architecture: `{architecture}`
 - Distilled on {distilled}; text: {corpus}{compared}
+- Number format of the weights: {dtype}
 - Made by `{command}`
 - Loaded again in a fresh process, without the project that made it; largest difference between logits: {difference:.1e}
 - `manifest.json` holds the size and the sha256 of every file. No test set was used to choose this model.
 """
 STOCK = "It is of a class that transformers ships and needs no code of its own."
+HALF = "; `dtype=torch.bfloat16` in `from_pretrained` loads them in half of the memory"
 CUSTOM = (
     "transformers' own class cannot express its layers, so the folder contains one modelling file, `{module}.py`. "
     "`trust_remote_code=True` lets transformers run it. Read it first: it is short."
@@ -68,8 +70,11 @@ class ModelCard:
     final_tokens: int = 0
     comparison: str = ""
 
-    def render(self, name: str, module: str | None, difference: float) -> str:
-        """The text for a folder ``name``. ``module`` is the name of its modelling file, None for a stock class."""
+    def render(self, name: str, module: str | None, difference: float, dtype: str) -> str:
+        """The text for a folder ``name`` with weights in ``dtype``.
+
+        ``module`` is the name of its modelling file, None for a stock class.
+        """
         values = {key: value for key, value in vars(self).items() if key != "architecture"}
         return TEMPLATE.format(
             **values,
@@ -83,6 +88,7 @@ class ModelCard:
             compared=f"\n- In the final comparison: {self.comparison}" if self.comparison else "",
             loading=CUSTOM.format(module=module) if module else STOCK,
             difference=difference,
+            dtype=dtype + (HALF if dtype == "float32" else ""),
         )
 
     def _final(self) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from transformers.initialization import no_init_weights
 from transformers.pytorch_utils import Conv1D
 
 from search_spaces.architecture import Architecture
+from trials.families.shapes import by_layer
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,13 +90,28 @@ class Family(Protocol):
         ...
 
 
-# Values of a teacher's configuration that the student does not inherit. Saving the student sets them anew.
-NOT_INHERITED = ("model_type", "architectures", "transformers_version", "_name_or_path", "auto_map")
+# Values of a teacher's configuration that the student does not inherit. Saving the student sets most of them anew. Its
+# weights are plain numbers, even if the teacher's were quantized.
+NOT_INHERITED = (
+    "model_type",
+    "architectures",
+    "transformers_version",
+    "_name_or_path",
+    "auto_map",
+    "quantization_config",
+)
 
 
-def inherited(config: PretrainedConfig, *but: str) -> dict[str, object]:
-    """The values of a teacher's configuration that a student inherits, without those named in ``but``."""
-    return {name: value for name, value in config.to_dict().items() if name not in (*NOT_INHERITED, *but)}
+def inherited(config: PretrainedConfig, depth: int) -> dict[str, Any]:
+    """The values of a teacher's configuration that a student of ``depth`` layers inherits.
+
+    Settings by layer are those of the kept layers; `trials.families.shapes.shape_of` requires all layers to be alike.
+    A student generates with a cache, even if its teacher was saved without (as training with gradient checkpointing
+    leaves it).
+    """
+    values = {name: value for name, value in config.to_dict().items() if name not in NOT_INHERITED}
+    layers = {name: each[:depth] for name, each in by_layer(config).items() if name in values}
+    return values | layers | {"use_cache": True}
 
 
 def without_weights(make: Callable[[], PreTrainedModel]) -> PreTrainedModel:

@@ -32,7 +32,7 @@ class GPT2:
         """An empty student on the meta device, stock or custom. It inherits the rest of the teacher's configuration."""
         shape = shape_of(config)
         shape.check(architecture)
-        values = inherited(config) | {"n_layer": architecture.depth, "n_embd": architecture.hidden}
+        values = inherited(config, architecture.depth) | {"n_layer": architecture.depth, "n_embd": architecture.hidden}
         values |= {"n_head": max(architecture.heads), "n_inner": max(architecture.mlp)}
         return without_weights(lambda: self._student(shape, architecture, values))
 

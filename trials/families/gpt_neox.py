@@ -31,7 +31,7 @@ class GPTNeoX:
         """An empty student on the meta device, stock or custom. It inherits the rest of the teacher's configuration."""
         shape = shape_of(config)
         shape.check(architecture)
-        values: dict[str, Any] = inherited(config)
+        values = inherited(config, architecture.depth)
         values |= {"num_hidden_layers": architecture.depth, "hidden_size": architecture.hidden}
         values |= {"num_attention_heads": architecture.heads[0], "intermediate_size": architecture.mlp[0]}
         return without_weights(lambda: self._student(shape, architecture, values))

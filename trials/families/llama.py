@@ -63,7 +63,10 @@ class LlamaStyle:
         """
         shape = shape_of(config)
         shape.check(architecture)
-        values: dict[str, Any] = inherited(config, "layer_types", "max_window_layers")
+        values = inherited(config, architecture.depth)
+        if "max_window_layers" in values:  # the first layers, which have no window; for programs without layer_types
+            windowed = "sliding_attention" in values.get("layer_types", ())
+            values["max_window_layers"] = 0 if windowed else architecture.depth
         values |= {"num_hidden_layers": architecture.depth, "hidden_size": architecture.hidden}
         values |= {"num_attention_heads": architecture.heads[0], "num_key_value_heads": architecture.kv_heads[0]}
         values |= {"head_dim": shape.head_dim, "intermediate_size": architecture.mlp[0]}
@@ -80,7 +83,7 @@ class LlamaStyle:
         if config.model_type == "llama" and architecture.hidden % architecture.heads[0]:
             unused = ("attention_bias", "mlp_bias", "pretraining_tp")
             plain = {name: value for name, value in values.items() if name not in unused}
-            return MistralForCausalLM(MistralConfig(**plain, sliding_window=None))
+            return MistralForCausalLM(MistralConfig(**{**plain, "sliding_window": None}))
         return self.stock(self.stock.config_class(**values))
 
     def cut(self, model: PreTrainedModel, kept: Kept) -> dict[str, Tensor]:

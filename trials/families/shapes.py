@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from search_spaces.errors import InputError
 from search_spaces.shape import ModelShape
@@ -12,17 +12,52 @@ if TYPE_CHECKING:  # takes seconds to import, and the checks of a command line n
 
 QKV_BIAS = {"qwen2"}  # model types that have these biases although their configuration does not say so
 HEAD_NORMS = {"qwen3": 2}  # number of norms on a head's queries and keys
+NOT_BY_LAYER = ("token_id", "token_ids")  # ends of names of lists that may be as long as a model is deep
 
 
 def shape_of(config: PretrainedConfig) -> ModelShape:
-    """The shape of ``config``. Raises InputError that names the supported model types when it cannot be pruned."""
+    """The shape of ``config``.
+
+    Raises InputError when it cannot be pruned. The error names the supported model types, or the setting that differs
+    between layers. A student's layers are all built from the same settings.
+    """
     try:
         read = SHAPES[config.model_type]
     except KeyError:
         raise InputError(
             f"model type {config.model_type!r}: cannot be pruned; take a model of type {', '.join(SHAPES)}"
         ) from None
+    _check_alike(config)
     return read(config)
+
+
+def by_layer(config: PretrainedConfig) -> dict[str, list[Any]]:
+    """The settings of ``config`` with one value for each layer, by name. These are all lists as long as it is deep."""
+    return {
+        name: list(value)
+        for name, value in config.to_dict().items()
+        if isinstance(value, list | tuple)
+        and len(value) == config.num_hidden_layers
+        and not name.endswith(NOT_BY_LAYER)
+    }
+
+
+def _check_alike(config: PretrainedConfig) -> None:
+    """Raise InputError when a setting of ``config`` differs between layers."""
+    rule = "layers that differ cannot be pruned; take one whose layers are alike"
+    if sizes := config.to_dict().get("per_layer_config"):
+        raise InputError(f"model with per_layer_config for layers {', '.join(map(str, sizes))}: {rule}")
+    for name, values in by_layer(config).items():
+        kinds = [value for place, value in enumerate(values) if value not in values[:place]]
+        if len(kinds) > 1:
+            raise InputError(f"model with {name} {kinds}: {rule}")
+
+
+def _check_multiple(config: PretrainedConfig, name: str, of: str) -> None:
+    """Raise InputError when the size called ``name`` is not a multiple of the size ``of``."""
+    size, part = getattr(config, name), getattr(config, of)
+    if size % part:
+        raise InputError(f"model with {name}={size}: not a multiple of its {of}={part}; correct its config.json")
 
 
 def _gpt2(config: GPT2Config) -> ModelShape:
@@ -30,10 +65,7 @@ def _gpt2(config: GPT2Config) -> ModelShape:
     for option in ("add_cross_attention", "scale_attn_by_inverse_layer_idx"):
         if getattr(config, option):
             raise InputError(f"model with {option}=True: cannot be pruned; take a GPT-2 without it")
-    if config.n_embd % config.n_head:
-        raise InputError(
-            f"model with n_embd={config.n_embd}: not a multiple of its n_head={config.n_head}; correct its config.json"
-        )
+    _check_multiple(config, "n_embd", "n_head")
     return ModelShape(
         family="gpt2",
         layers=config.n_layer,
@@ -49,6 +81,7 @@ def _gpt2(config: GPT2Config) -> ModelShape:
 
 def _gpt_neox(config: GPTNeoXConfig) -> ModelShape:
     """The shape of ``config``."""
+    _check_multiple(config, "hidden_size", "num_attention_heads")
     return ModelShape(
         family="gpt_neox",
         layers=config.num_hidden_layers,
@@ -66,11 +99,8 @@ def _gpt_neox(config: GPTNeoXConfig) -> ModelShape:
 
 
 def _llama(config: PretrainedConfig) -> ModelShape:
-    """The shape of ``config``. Raises InputError when only some of its layers have a sliding window."""
-    if len(kinds := set(getattr(config, "layer_types", None) or ["full_attention"])) > 1:
-        raise InputError(
-            f"model with layer_types {sorted(kinds)}: cannot be pruned; take one whose layers have the same type"
-        )
+    """The shape of ``config``."""
+    _check_multiple(config, "num_attention_heads", "num_key_value_heads")
     biased, gated = getattr(config, "attention_bias", False), getattr(config, "mlp_bias", False)
     plain = config.model_type != "llama" or not (biased or gated)
     return ModelShape(

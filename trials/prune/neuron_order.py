@@ -5,17 +5,15 @@ Removes one neuron of a layer at a time and always takes the one that the other 
 
 from __future__ import annotations
 
-from functools import partial
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from trials.families.base import Family, bias_of, matrix_of
 from trials.losses.precision import autocast
-from trials.prune.refit import RIDGE
+from trials.prune.refit import RIDGE, shift_of
 from trials.teacher.second_moments import second_moments
 
 # At most. Half as many tokens gave worse students of mini, but not of SmolLM2: docs/lab/heads-and-neurons.md.
@@ -56,6 +54,7 @@ def eliminated(second: Tensor, weight: Tensor, ridge: float = RIDGE) -> Tensor:
     The next input to go is the one whose removal gives the lowest loss, when the weights of all others are refitted.
     `trials.prune.refit.fitted` solves the same problem with one lambda for all inputs. Here each input has its own,
     because a few inputs may have nearly all of the mean square, and a common lambda would then hide the others.
+    An input whose C_ii is 0 or less, by rounding, says nothing and costs nothing.
 
     The method is backward elimination by Optimal Brain Surgeon (Hassibi and Stork 1993), as ZipLM (arXiv 2302.04089)
     uses it for neurons. With P the inverse of C + diag(lambda) over the remaining inputs, removing input i costs
@@ -64,12 +63,11 @@ def eliminated(second: Tensor, weight: Tensor, ridge: float = RIDGE) -> Tensor:
     Losses strictly increase in the order of removal, so that a student of any size keeps the inputs with the highest
     losses.
     """
-    count = len(second)
-    sizes = second.double().diagonal().clamp(min=torch.finfo(torch.float32).tiny).sqrt()
-    even = second.double() / torch.outer(sizes, sizes) + ridge * torch.eye(
-        count, dtype=torch.double, device=second.device
-    )
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(even)).float()
+    count, least = len(second), torch.finfo(torch.float32).tiny
+    sizes = second.double().diagonal().clamp(min=least).sqrt()
+    still = second.diagonal() < least
+    even = (second.double() / torch.outer(sizes, sizes)).masked_fill(still | still[:, None], 0)
+    inverse = _inverse(even, ridge).float()
     fitted = (weight.detach().double() * sizes).float()
     left, gone = torch.arange(count, device=second.device), torch.zeros(count, dtype=torch.bool, device=second.device)
     losses, loss = torch.empty(count, dtype=torch.float64), 0.0
@@ -90,20 +88,27 @@ def eliminated(second: Tensor, weight: Tensor, ridge: float = RIDGE) -> Tensor:
     return losses.float()
 
 
+def _inverse(even: Tensor, ridge: float) -> Tensor:
+    """The inverse of ``even`` (n, n), second moments of inputs of size 1, with ``ridge`` added to the diagonal.
+
+    Rounding may have left the sum without a Cholesky factor. Then the moments are limited to [-1, 1] and the
+    eigenvalues of the sum to ``ridge`` at least, as if nothing had been rounded.
+    """
+    eye = torch.eye(len(even), dtype=even.dtype, device=even.device)
+    factor, failed = torch.linalg.cholesky_ex(even + ridge * eye)
+    if not failed:
+        return torch.cholesky_inverse(factor)
+    values, vectors = torch.linalg.eigh(even.clamp(-1, 1) + ridge * eye)
+    inverse: Tensor = (vectors / values.clamp(min=ridge)) @ vectors.T
+    return inverse
+
+
 @torch.no_grad()
 def _moments(model: PreTrainedModel, family: Family, text: Tensor, layers: range) -> dict[int, Tensor]:
     """Second moments (M, M) of the inputs of the MLP output projections, by layer; centred where there is a bias."""
-    sums: dict[int, Tensor] = {}
-    products: dict[int, Tensor] = {}
-
-    def add(number: int, _: object, inputs: tuple[Tensor, ...]) -> None:
-        rows = inputs[0].flatten(0, 1).float()
-        with torch.autocast(rows.device.type, enabled=False):
-            products[number] = products[number] + second_moments(rows) if number in products else second_moments(rows)
-        sums[number] = sums[number] + rows.sum(dim=0) if number in sums else rows.sum(dim=0)
-
     outputs = {number: family.mlp_output(family.layers(model)[number]) for number in layers}
-    handles = [one.register_forward_pre_hook(partial(add, number)) for number, one in outputs.items()]
+    sums = {number: _Sums(centred=bias_of(output) is not None) for number, output in outputs.items()}
+    handles = [output.register_forward_pre_hook(sums[number].add) for number, output in outputs.items()]
     batch = max(1, BATCH_TOKENS // text.shape[1])
     try:
         with autocast(model.device.type):
@@ -112,8 +117,32 @@ def _moments(model: PreTrainedModel, family: Family, text: Tensor, layers: range
     finally:
         for handle in handles:
             handle.remove()
-    found = {}
-    for number in layers:
-        mean, second = sums[number] / text.numel(), products.pop(number) / text.numel()
-        found[number] = second if bias_of(outputs[number]) is None else second - torch.outer(mean, mean)
-    return found
+    return {number: sums.pop(number).moments(text.numel()) for number in layers}
+
+
+class _Sums:
+    """Running sums of the inputs of one projection and of their products, in float32."""
+
+    def __init__(self, centred: bool) -> None:
+        self.centred = centred
+        self.shift: Tensor | None = None
+        self.products: Tensor | None = None
+        self.rows: Tensor | None = None
+
+    def add(self, _: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        """Add the inputs (B, T, M) of the projection. The first ones decide the shift of all."""
+        rows = inputs[0].flatten(0, 1).float()
+        if self.products is None and self.centred:
+            self.shift = shift_of(rows)
+        rows = rows if self.shift is None else rows - self.shift
+        with torch.autocast(rows.device.type, enabled=False):
+            products = second_moments(rows)
+        self.products = products if self.products is None else self.products + products
+        self.rows = rows.sum(dim=0) if self.rows is None else self.rows + rows.sum(dim=0)
+
+    def moments(self, tokens: int) -> Tensor:
+        """The second moments (M, M) of ``tokens`` inputs, about the mean if they are ``centred``."""
+        assert self.products is not None
+        assert self.rows is not None
+        second, mean = self.products / tokens, self.rows / tokens
+        return second - torch.outer(mean, mean) if self.centred else second

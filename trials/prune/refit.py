@@ -18,6 +18,8 @@ from trials.teacher.second_moments import second_moments
 from trials.teacher.streams import Streams
 
 RIDGE = 0.1  # as a share of the mean variance of a projection's inputs; docs/lab/refit.md
+FLAT = 1_000  # times its variance is the squared mean of an input that hardly varies
+FIRST_ROWS = 1_024  # decide which inputs hardly vary
 
 
 @torch.no_grad()
@@ -71,8 +73,10 @@ def fitted(
         D = (E[wanted x^T] - W C) (C + lambda I)^-1,   C = E[x x^T],   no bias.
 
     If ``biased``, x and ``wanted`` are centred, and the bias is E[wanted] - (W + D) E[x]. Moments are summed in the
-    dtype of ``inputs``; everything else is float64.
+    dtype of ``inputs``, after `shift_of` is subtracted; everything else is float64.
     """
+    shift = shift_of(inputs) if biased else None
+    inputs = inputs if shift is None else inputs - shift
     mean, offset, weight = inputs.mean(dim=0).double(), wanted.mean(dim=0), weight.double()
     second = second_moments(inputs).double() / len(inputs)
     if biased:
@@ -82,7 +86,22 @@ def fitted(
     penalty = (ridge * second.diagonal().mean()).clamp(min=torch.finfo(second.dtype).tiny)
     second.diagonal().add_(penalty)
     weight = weight + torch.cholesky_solve(missing.T, torch.linalg.cholesky(second)).T
+    mean = mean if shift is None else mean + shift
     return weight, offset - weight @ mean if biased else None
+
+
+def shift_of(rows: Tensor) -> Tensor | None:
+    """What to subtract from inputs ``rows`` (N, n) before moments about their mean are summed; (n,), or None for 0.
+
+    A second moment about the mean is the difference of the mean square and the squared mean. Their float32 sums hide
+    the variance of an input that hardly varies about a mean far from 0, and the second moments then have no Cholesky
+    factor. So the shift of such an input is its median over the first rows. A median is a value of the input itself, so
+    nothing is left of a constant one. The shift of all others is 0, which leaves their sums as they are, to the bit.
+    """
+    first = rows[:FIRST_ROWS]
+    variance, mean = torch.var_mean(first.double(), dim=0, correction=0)
+    flat = mean.square() > FLAT * variance
+    return torch.where(flat, first.median(dim=0).values, 0) if flat.any() else None
 
 
 @dataclass(frozen=True, eq=False)

@@ -6,11 +6,15 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-MANIFEST = "manifest.json"
+from filelock import FileLock, Timeout
+
+MANIFEST, LOCK = "manifest.json", ".lock"
 
 
 def write_file(path: Path, content: bytes) -> None:
@@ -28,29 +32,40 @@ def write_file(path: Path, content: bytes) -> None:
 def write_folder(path: Path, writer: Callable[[Path], None]) -> None:
     """Let ``writer`` fill a temporary sibling of ``path``, then rename it to ``path``.
 
-    A crash leaves the old folder, the new one or, between the two renames, none. It never leaves part of one.
+    A crash leaves the old folder, the new one or, between the two renames, none. It never leaves part of one. The
+    temporary folder of a killed process is removed when ``path`` is written again.
     """
     temporary, retired = temporary_sibling(path), temporary_sibling(path)
-    try:
-        temporary.mkdir(parents=True)
-        writer(temporary)
-        sync_tree(temporary)
-        if path.exists():
-            os.replace(path, retired)
-        os.replace(temporary, path)
-        sync(path.parent)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-        shutil.rmtree(retired, ignore_errors=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sweep_dead(path)
+    with _locked(temporary):  # locked before it exists, so that `sweep_dead` never sees it unlocked
+        try:
+            temporary.mkdir()
+            writer(temporary)
+            sync_tree(temporary)
+            if path.exists():
+                os.replace(path, retired)
+            os.replace(temporary, path)
+            sync(path.parent)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+            shutil.rmtree(retired, ignore_errors=True)
 
 
 def write_sealed(path: Path, writer: Callable[[Path], None]) -> None:
-    """As `write_folder`, with a manifest of every file's size and sha256, which `damage` checks later."""
+    """As `write_folder`, with a manifest of every file's size and sha256, which `damage` checks later.
+
+    All files get the mode of a new file under the umask. safetensors writes its files readable by their owner only.
+    """
 
     def fill(folder: Path) -> None:
         writer(folder)
         files = {name: [file.stat().st_size, file_sha256(file)] for name, file in _files(folder)}
         (folder / MANIFEST).write_text(json.dumps(files, indent=1, sort_keys=True))
+        mode = _mode(folder / MANIFEST)
+        for _, file in _files(folder):
+            if _mode(file) != mode:
+                file.chmod(mode)
 
     write_folder(path, fill)
 
@@ -83,11 +98,39 @@ def temporary_sibling(path: Path) -> Path:
 
 def sweep(path: Path) -> None:
     """Remove the temporary files of dead writers of ``path``. Call this only if no writer of ``path`` is alive."""
-    for left in path.parent.glob(f".{path.name}.*.tmp"):
+    for left in path.parent.glob(f".{path.name}.*.tmp*"):  # with the lock of each
         if left.is_dir():
             shutil.rmtree(left, ignore_errors=True)
         else:
             left.unlink(missing_ok=True)
+
+
+def sweep_dead(path: Path) -> None:
+    """Remove the temporary folders of dead writers of ``path``; those of living writers stay.
+
+    A writer holds the lock of its temporary folder. The system releases it when the process dies.
+    """
+    for left in path.parent.glob(f".{path.name}.*.tmp"):
+        try:
+            with _locked(left):
+                shutil.rmtree(left, ignore_errors=True)
+        except Timeout:
+            continue
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold the lock of ``folder``, a file beside it. Raises `filelock.Timeout` when another process holds it."""
+    file = folder.with_name(folder.name + LOCK)
+    with FileLock(file, timeout=0):
+        try:
+            yield
+        finally:
+            file.unlink(missing_ok=True)
+
+
+def _mode(file: Path) -> int:
+    return stat.S_IMODE(file.stat().st_mode)
 
 
 def sync_tree(folder: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import torch
@@ -10,12 +9,12 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedModel, PreTraine
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
 from search_spaces.errors import InputError
+from trials.teacher.config_file import read_object
 from trials.teacher.source import read_config, resolve_model
-from trials.teacher.teacher import check_vocabulary, load_tokenizer, load_weights
+from trials.teacher.teacher import check_vocabulary, load_tokenizer, load_weights, probe
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 DEFAULT_DTYPES = {"cpu": "float32", "cuda": "bfloat16"}
-PROBE_TOKENS = 8
 
 
 def resolve_causal_lm(model: str, own_code: bool) -> Path:
@@ -32,13 +31,14 @@ def load_causal_lm(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The model in eval mode without gradients, and its tokenizer. ``dtype`` is a key of `DTYPES`.
 
-    Raises InputError when weights or tokenizer are damaged or do not belong together, and when a prediction depends on
-    later tokens. Perplexity is not defined for such a model.
+    Raises InputError when weights or tokenizer are damaged or do not belong together, when the model does not run or
+    gives logits that are not finite, and when a prediction depends on later tokens. Perplexity is not defined for such
+    a model.
     """
     tokenizer = load_tokenizer(path, own_code)
     model = load_weights(path, DTYPES[dtype], own_code).to(device).eval().requires_grad_(False)
     check_vocabulary(path, tokenizer, model.get_input_embeddings().weight.shape[0])
-    if _looks_ahead(model):
+    if _looks_ahead(path, model):
         raise InputError(f"model {path}: it reads the tokens that it should predict; use a causal language model")
     return model, tokenizer
 
@@ -56,19 +56,13 @@ def _check(path: Path, own_code: bool) -> None:
 
 def _code_files(path: Path) -> list[str]:
     """The code files that transformers needs to build the model in folder ``path``; empty for its own classes."""
-    try:
-        config = json.loads((path / "config.json").read_text("utf-8"))
-    except (OSError, ValueError):
-        return []  # `read_config` raises an error that names the problem
-    if not isinstance(config, dict) or config.get("model_type") in CONFIG_MAPPING_NAMES:
+    config = read_object(path / "config.json", str(path))
+    if config.get("model_type") in CONFIG_MAPPING_NAMES:
         return []
     classes = (name for name in (config.get("auto_map") or {}).values() if isinstance(name, str))
     return sorted({f"{name.split('.')[0]}.py" for name in classes})
 
 
-@torch.inference_mode()
-def _looks_ahead(model: PreTrainedModel) -> bool:
-    tokens = torch.arange(PROBE_TOKENS, device=model.device).repeat(2, 1)
-    tokens[1, -1] = 0
-    one, other = model(input_ids=tokens, use_cache=False).logits[:, :-1].float()
-    return bool((one - other).abs().max() > 0.01 * one.std())
+def _looks_ahead(path: Path, model: PreTrainedModel) -> bool:
+    one, other = probe(path, model)[:, :-1]
+    return one.numel() > 0 and bool((one - other).abs().max() > 0.01 * one.std())

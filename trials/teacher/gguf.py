@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 from functools import lru_cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from huggingface_hub.constants import HF_HOME
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -14,7 +15,7 @@ from search_spaces.errors import InputError
 from trials.storage.cache import Cache, digest
 from trials.storage.durable import file_sha256
 
-FORMAT = 1  # part of the cache key: raise it whenever the same file gives a different folder
+FORMAT = 2  # part of the cache key: raise it whenever the same file gives a different folder
 MAGIC = b"GGUF"
 BROKEN = (OSError, ValueError, KeyError, IndexError, RuntimeError, OverflowError, struct.error)
 
@@ -43,8 +44,10 @@ def _unpacked(file: Path, size: int, modified: int) -> Path:
 def _unpack(file: Path, folder: Path) -> None:
     transformers_logging.disable_progress_bar()
     try:
-        model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, local_files_only=True)
-        tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name, local_files_only=True)
+        with TemporaryDirectory() as alone:  # what lies beside the file, such as an adapter, would be read with it
+            (Path(alone) / file.name).symlink_to(file)
+            model = AutoModelForCausalLM.from_pretrained(alone, gguf_file=file.name, local_files_only=True)
+            tokenizer = AutoTokenizer.from_pretrained(alone, gguf_file=file.name, local_files_only=True)
     except BROKEN as error:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise InputError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable
 from functools import lru_cache
@@ -17,6 +16,7 @@ from huggingface_hub.errors import (
     LocalEntryNotFoundError,
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
+    StrictDataclassError,
 )
 
 from search_spaces.errors import InputError
@@ -24,14 +24,18 @@ from search_spaces.shape import ModelShape
 from trials.families.shapes import shape_of
 from trials.storage.cache import digest
 from trials.storage.durable import file_sha256
+from trials.teacher.config_file import INDEX, WEIGHTS, check_config, read_object
+from trials.text.text_source import local_path
 
 if TYPE_CHECKING:  # takes seconds to import, and the checks of a command line need none of it
     from transformers import PretrainedConfig
 
 MINI = Path(__file__).parents[1] / "mini"
 GGUF = ".gguf"
-WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+ADAPTER = "adapter_config.json"
+SHARDS_OF_RANKS = "shard-*-model-*-of-*.safetensors"  # as distributed training saves them
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "tokenizer.model")
+OBJECTS = ("generation_config.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 HUB_FILES = [
     "config.json",
     "generation_config.json",
@@ -42,10 +46,25 @@ HUB_FILES = [
     "merges.txt",
     "special_tokens_map.json",
     "added_tokens.json",
+    "chat_template.jinja",
+    "additional_chat_templates/*",
     "*.py",  # a model's own code, which runs only with --trust-remote-code
 ]
+CONFIG_FILES = ["config.json", ADAPTER, "*.py"]  # what is checked before the weights are downloaded
 PROBE_SECONDS = 5.0  # the hub answers in under a second; without a network its client would retry for 46 seconds
 WAYS_ON = "take mini, which needs no network, or a checkpoint of your own, such as ./folder"
+# What transformers raises for a file with values that it cannot use.
+UNUSABLE = (
+    OSError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    ArithmeticError,
+    AssertionError,
+    ImportError,
+    StrictDataclassError,
+)
 
 
 def resolve_model(model: str, check: Callable[[Path], object] | None = None) -> Path:
@@ -61,14 +80,14 @@ def resolve_model(model: str, check: Callable[[Path], object] | None = None) -> 
     check = check or read_shape
     if model == "mini":
         return _checked(MINI, model, check)
-    folder = Path(model).expanduser()
-    if folder.is_dir():
+    folder = local_path(model)
+    if model and os.path.isdir(folder):  # the path of an empty name is the current folder
         return _checked(folder.resolve(), model, check)
-    if folder.suffix == GGUF and folder.is_file():
+    if folder.suffix == GGUF and os.path.isfile(folder):
         from trials.teacher.gguf import unpacked  # imported here because it imports model code, which takes seconds
 
         return _checked(unpacked(folder.resolve()), model, check)
-    if folder.exists() or model.startswith((".", "~", os.sep)) or folder.suffix == GGUF:
+    if os.path.exists(folder) or model.startswith((".", "~", os.sep)) or folder.suffix == GGUF:
         ways = "give a folder with a checkpoint, a .gguf file, a hub id, or mini"
         raise InputError(f"model {model!r}: not a folder; {ways}")
     return _from_hub(model, check)
@@ -82,14 +101,15 @@ def read_shape(path: Path) -> ModelShape:
 def read_config(path: Path, own_code: bool = False) -> PretrainedConfig:
     """The configuration of the model in folder ``path``. ``own_code`` allows the model's own code to run.
 
-    Raises InputError when transformers cannot load it.
+    Raises InputError when it cannot be used, see also `check_config`.
     """
+    check_config(path, str(path))
     from transformers import AutoConfig
 
     try:
         return AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=own_code)
-    except (OSError, ValueError, KeyError) as error:
-        raise InputError(f"model {path}: its config.json cannot be used: {first_line(error)}") from error
+    except UNUSABLE as error:
+        raise InputError(f"model {path}: its config.json cannot be used: {one_line(error)}") from error
 
 
 def fingerprint(path: Path) -> str:
@@ -99,23 +119,52 @@ def fingerprint(path: Path) -> str:
 
 
 def weight_files(path: Path) -> list[Path]:
-    """The safetensors files of folder ``path``, sorted by name; empty when there are none or a shard is missing."""
+    """The safetensors files of folder ``path``, sorted by name; empty when there are none or a shard is missing.
+
+    Raises InputError when the index of the shards is damaged.
+    """
     if (path / WEIGHTS).is_file():
         return [path / WEIGHTS]
     if not (path / INDEX).is_file():
         return []
-    shards = sorted(set(json.loads((path / INDEX).read_text("utf-8"))["weight_map"].values()))
-    files = [path / shard for shard in shards]
-    return files if all(file.is_file() for file in files) else []
+    shards = read_object(path / INDEX, str(path)).get("weight_map")
+    named = list(shards.values()) if isinstance(shards, dict) else []
+    names = {name for name in named if isinstance(name, str) and name == os.path.basename(name)}
+    if not names or len(names) < len(set(map(str, named))):
+        raise InputError(
+            f"model {path}: its {INDEX} has no weight_map that names a file of this folder for each weight; "
+            "copy it from the model again"
+        )
+    files = [path / name for name in sorted(names)]
+    return files if all(os.path.isfile(file) for file in files) else []
 
 
 def _checked(folder: Path, model: str, check: Callable[[Path], object]) -> Path:
+    _check_no_adapter(folder, model)
     if lacking := _lacking(folder):
         raise InputError(
             f"model {model!r}: {folder} has no {lacking}; save model and tokenizer there with save_pretrained"
         )
+    if other := next(folder.glob(SHARDS_OF_RANKS), None):
+        raise InputError(
+            f"model {model}: {other.name} beside its weights would be loaded instead of them; move it to another folder"
+        )
+    check_config(folder, model)
+    for name in OBJECTS:
+        if (folder / name).is_file():
+            read_object(folder / name, model)
     check(folder)
     return folder
+
+
+def _check_no_adapter(folder: Path, model: str) -> None:
+    """Raise InputError for an adapter without its base. Beside a whole model, an adapter's files are not read."""
+    if (folder / ADAPTER).is_file() and not (folder / "config.json").is_file():
+        base = read_object(folder / ADAPTER, model).get("base_model_name_or_path")
+        raise InputError(
+            f"model {model}: is an adapter of {base or 'another model'}; merge it (merge_and_unload) first, and save "
+            "model and tokenizer"
+        )
 
 
 def _lacking(folder: Path) -> str | None:
@@ -143,7 +192,10 @@ def _from_hub(model: str, check: Callable[[Path], object]) -> Path:
 def _download(model: str, check: Callable[[Path], object]) -> Path:
     try:
         HfApi().model_info(model, timeout=PROBE_SECONDS)
-        check(Path(snapshot_download(model, allow_patterns=["config.json", "*.py"])))
+        folder = Path(snapshot_download(model, allow_patterns=CONFIG_FILES))
+        _check_no_adapter(folder, model)
+        check_config(folder, model)
+        check(folder)
         return _checked(Path(snapshot_download(model, allow_patterns=HUB_FILES)), model, check)
     except GatedRepoError as error:
         raise InputError(f"model {model!r}: the hub asks for a login (`hf auth login`); or {WAYS_ON}") from error
@@ -166,6 +218,6 @@ def _sha256(path: Path, size: int, modified: int) -> str:
     return file_sha256(path)
 
 
-def first_line(error: Exception) -> str:
-    """The first line of the message of ``error``, or its class name if it has none."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+def one_line(error: Exception) -> str:
+    """The message of ``error`` in one line of at most 300 characters, or its class name if it has none."""
+    return " ".join(str(error).split())[:300] or type(error).__name__

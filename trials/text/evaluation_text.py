@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from pathlib import Path
 
 from search_spaces.errors import InputError
 from trials.text.hub_text import HubDataset, column, prepared
-from trials.text.text_source import read_rows, read_text
+from trials.text.text_source import local_path, read_rows, read_text
 from trials.text.wikitext import articles, detokenized, harness_words, hub_rows, joined
 
 EFFICIENCY = "efficiency"  # the only task without text
@@ -62,8 +63,8 @@ def text_task(argument: str) -> TextTask:
         raise InputError(f"task {argument!r}: give one of {names}, or any text as name=path")
     if not equals and name not in KNOWN:
         raise InputError(f"task {name!r}: unknown; give one of {names}, or any text as {name}=path")
-    file = Path(path).expanduser() if equals else None
-    if file and not file.is_file():
+    file = local_path(path) if equals else None
+    if file and not os.path.isfile(file):
         raise InputError(f"task {name}: no such file: {path}; give a UTF-8 text, or a .jsonl with rows of text")
     return TextTask(name, file)
 

@@ -9,7 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import HfApi
-from huggingface_hub.errors import GatedRepoError, HTTPError, OfflineModeIsEnabled, RepositoryNotFoundError
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HFValidationError,
+    HTTPError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+)
 
 from search_spaces.errors import InputError
 from trials.text.text_source import TextSource
@@ -124,6 +130,8 @@ def _reach(wanted: HubDataset) -> None:
         HfApi().dataset_info(wanted.dataset, timeout=PROBE_SECONDS)
     except GatedRepoError as error:
         raise InputError(f"{asked_for}: the hub asks for a login (`hf auth login`); or {ways_on}") from error
+    except HFValidationError as error:
+        raise InputError(f"{asked_for}: neither a file here nor a name of the hub; {ways_on}") from error
     except RepositoryNotFoundError as error:
         raise InputError(f"{asked_for}: no such file here and no such dataset on the hub; {ways_on}") from error
     except (HTTPError, OfflineModeIsEnabled) as error:

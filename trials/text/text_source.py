@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ from trials.storage.durable import file_sha256
 SUFFIXES = (".txt", ".jsonl")
 HELD_OUT = 0.05
 PARAGRAPHS_OF = 4096  # characters; consecutive paragraphs of a .txt are joined to documents of about this length
+LONGEST_PARAGRAPH = 100_000  # characters; a longer one, such as a corpus in one line, is cut
+SHORTEST_PIECE = 100  # characters of a document that is cut from a text without paragraphs
 BLANK_LINE = re.compile(r"\n\s*\n")
 TRAIN_STEM = re.compile(r"train", re.IGNORECASE)
 VALIDATION_STEM = re.compile(r"valid|dev", re.IGNORECASE)
@@ -31,21 +34,39 @@ class TextSource:
     validation: Callable[[], Iterable[str]]
 
 
+def local_path(name: str) -> Path:
+    """``name`` as a path, after ``~`` is replaced where it names somebody's home folder.
+
+    Ask ``os.path`` whether it exists: the methods of Path raise OSError or ValueError for a name that is too long or
+    has a character that no path has.
+    """
+    try:
+        return Path(os.path.expanduser(name))
+    except ValueError:
+        return Path(name)
+
+
 def from_path(path: Path) -> TextSource:
     """The source of a ``.txt`` or ``.jsonl`` file, or of a folder of them.
 
     Raises InputError when ``path`` is neither, or when its text cannot be split into two sides.
     """
-    if path.is_dir():
+    files = text_files(path)
+    return _from_files(path, files) if len(files) > 1 else _from_file(files[0])
+
+
+def text_files(path: Path) -> list[Path]:
+    """The ``.txt`` and ``.jsonl`` files at ``path``, a file or a folder, in name order. Raises InputError for none."""
+    if os.path.isdir(path):
         files = sorted(file for file in path.rglob("*") if file.is_file() and file.suffix in SUFFIXES)
         if not files:
             raise InputError(f"corpus {path}: no .txt or .jsonl file in this folder; put text there, or use stdlib")
-        return _from_files(path, files) if len(files) > 1 else _from_file(files[0])
-    if not path.is_file():
+        return files
+    if not os.path.isfile(path):
         raise InputError(f"corpus {path}: no such file or folder; give a .txt or .jsonl file, a folder, or stdlib")
     if path.suffix not in SUFFIXES:
         raise InputError(f"corpus {path}: unknown file type {path.suffix!r}; give a .txt or .jsonl file")
-    return _from_file(path)
+    return [path]
 
 
 def whole_from_path(path: Path) -> TextSource:
@@ -54,7 +75,7 @@ def whole_from_path(path: Path) -> TextSource:
     If a folder has files named ``valid*`` or ``dev*``, only they are used, because the others are likely to be training
     and test text. Raises InputError as `from_path` does.
     """
-    if path.is_dir():
+    if os.path.isdir(path):
         files = sorted(file for file in path.rglob("*") if file.is_file() and file.suffix in SUFFIXES)
         files = [file for file in files if VALIDATION_STEM.match(file.stem)] or files
     else:
@@ -104,7 +125,10 @@ def _from_file(path: Path) -> TextSource:
 
 
 def _split_documents(path: Path) -> tuple[list[str], list[str]]:
+    """The documents of a file, and the last 5 % of them. A single document is cut into pieces first."""
     documents = list(read_documents(path))
+    for smaller in (_paragraph_groups, _pieces):
+        documents = list(smaller(documents[0])) if len(documents) == 1 else documents
     if len(documents) < 2:
         unit = "rows" if path.suffix == ".jsonl" else "paragraphs or lines"
         raise InputError(f"corpus {path}: it needs at least two {unit}, because the last 5 % are held out; add text")
@@ -124,21 +148,58 @@ def _paragraph_groups(text: str) -> Iterator[str]:
     """Yields groups of consecutive paragraphs. Paragraphs end at blank lines, or at line ends if there are none.
 
     Groups of a short text are shorter, so that there are about twenty, some of which can be held out. If there is only
-    one group, its paragraphs are yielded instead.
+    one group, its paragraphs are yielded instead. A paragraph above `LONGEST_PARAGRAPH` is cut into pieces.
     """
     wanted = min(PARAGRAPHS_OF, len(text) // 20)
     between = "\n\n" if BLANK_LINE.search(text.strip()) else "\n"
-    groups: list[list[str]] = [[]]
+    groups: list[list[str]] = []
+    length = wanted
     for paragraph in BLANK_LINE.split(text) if between == "\n\n" else text.split("\n"):
-        if paragraph.strip():
-            groups[-1].append(paragraph.strip("\n"))
-        if groups[-1] and sum(map(len, groups[-1])) >= wanted:
+        if not paragraph.strip():
+            continue
+        if length >= wanted or len(paragraph) > LONGEST_PARAGRAPH:
             groups.append([])
-    if not groups[-1]:
-        groups.pop()
+            length = 0
+        groups[-1].append(paragraph.strip("\n"))
+        length += len(groups[-1][-1])
     if len(groups) == 1:
         groups = [[one] for one in groups[0]]
-    yield from (between.join(group) + "\n" for group in groups)
+    for group in groups:
+        yield from _pieces(group[0]) if len(group[0]) > LONGEST_PARAGRAPH else (between.join(group) + "\n",)
+
+
+def _pieces(text: str) -> Iterator[str]:
+    """Yields ``text`` in about twenty equal documents, or more of about `PARAGRAPHS_OF` characters, cut at spaces."""
+    count = max(1, min(20, len(text) // SHORTEST_PIECE), round(len(text) / PARAGRAPHS_OF))
+    start = 0
+    for left in range(count, 0, -1):
+        end = _place_to_cut(text, start, start + (len(text) - start) // left)
+        if text[start:end].strip():
+            yield text[start:end].strip() + "\n"
+        start = end
+
+
+def cut(text: str, size: int) -> Iterator[str]:
+    """Yields ``text`` in pieces of at most ``size`` characters. Nothing is lost: joined, they are ``text``.
+
+    A cut is before a single space, the last one in reach, or at ``size`` if there is none. A byte-level tokenizer gives
+    the same tokens for the pieces as for the whole, because there a space begins a word.
+    """
+    start = 0
+    while start < len(text):
+        end = _place_to_cut(text, start, start + size)
+        yield text[start:end]
+        start = end
+
+
+def _place_to_cut(text: str, start: int, end: int) -> int:
+    """The place of the last single space between ``start`` and ``end``, or ``end`` if there is none."""
+    if end >= len(text):
+        return len(text)
+    place = text.rfind(" ", start + 1, end + 1)
+    while place > 0 and (text[place - 1].isspace() or text[place + 1 : place + 2].isspace()):
+        place = text.rfind(" ", start + 1, place)
+    return place if place > 0 else end
 
 
 def read_rows(path: Path) -> Iterator[str]:
@@ -148,20 +209,43 @@ def read_rows(path: Path) -> Iterator[str]:
             continue
         try:
             row = json.loads(line)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:  # also numbers of 5,000 digits, and 5,000 lists in each other
             raise InputError(
-                f"corpus {path}, line {number}: not JSON ({error.msg}); each line must be one object"
+                f"corpus {path}, line {number}: not JSON ({_reason(error)}); each line must be one object"
             ) from error
         document = row.get("text") if isinstance(row, dict) else None
         if not isinstance(document, str):
             raise InputError(f'corpus {path}, line {number}: each line must be an object with a string under "text"')
+        if not _is_text(document):
+            raise InputError(
+                f"corpus {path}, line {number}: its text holds half a surrogate pair, which is no character; "
+                "write it again from UTF-8"
+            )
         yield document
 
 
+def _reason(error: Exception) -> str:
+    return error.msg if isinstance(error, json.JSONDecodeError) else str(error).partition(";")[0]
+
+
+def _is_text(text: str) -> bool:
+    """Whether ``text`` has a UTF-8 form. JSON can write characters that have none, which tokenizers refuse."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def read_text(path: Path) -> str:
-    """The whole text of a UTF-8 file, with or without a byte-order mark. Raises InputError when it is not UTF-8."""
+    """The whole text of a UTF-8 file, with or without a byte-order mark.
+
+    Raises InputError when it cannot be read or is not UTF-8.
+    """
     try:
         return path.read_bytes().decode("utf-8-sig")
+    except OSError as error:
+        raise InputError(f"corpus {path}: cannot be read ({error.strerror}); give a file that can") from error
     except UnicodeDecodeError as error:
         raise InputError(f"corpus {path}: not UTF-8 at byte {error.start}; convert it with `iconv -t utf-8`") from error
 

@@ -20,10 +20,10 @@ from trials.text.corpus import (
     is_path,
     open_source,
     pack,
+    packing_identity,
     token_type,
-    tokenizer_identity,
 )
-from trials.text.text_source import TextSource, whole_from_path
+from trials.text.text_source import TextSource, local_path, whole_from_path
 
 if TYPE_CHECKING:  # takes seconds to import, and the checks of a command line need none of it
     from transformers import PreTrainedTokenizerBase
@@ -66,12 +66,15 @@ def add_validation(
     tokenizer: PreTrainedTokenizerBase,
     cache: Cache,
     limit: int,
+    length: int | None = None,
 ) -> Corpus:
     """``corpus`` with the texts ``further``, pairs (name, source), at most ``limit`` tokens of each.
 
+    ``length`` is that of the windows that they are packed for, see `trials.text.corpus.pack`.
+
     Raises InputError when a text cannot be read, is empty, or has the name of the corpus.
     """
-    texts = tuple(_load(name, source, tokenizer, cache, limit) for name, source in further)
+    texts = tuple(_load(name, source, tokenizer, cache, limit, length) for name, source in further)
     if not texts:
         return corpus
     (own,) = corpus.texts
@@ -87,19 +90,21 @@ def open_validation(source: str) -> TextSource:
 
     Raises InputError.
     """
-    return whole_from_path(Path(source).expanduser()) if is_path(source) else open_source(source)
+    return whole_from_path(local_path(source)) if is_path(source) else open_source(source)
 
 
-def _load(name: str, source: str, tokenizer: PreTrainedTokenizerBase, cache: Cache, limit: int) -> ValidationText:
+def _load(
+    name: str, source: str, tokenizer: PreTrainedTokenizerBase, cache: Cache, limit: int, length: int | None
+) -> ValidationText:
     text = open_validation(source)
 
     def write(folder: Path) -> None:
-        tokens = pack(text.validation(), tokenizer, limit).astype(token_type(tokenizer))
+        tokens = pack(text.validation(), tokenizer, limit, length).astype(token_type(tokenizer))
         if not len(tokens):
             raise InputError(f"--validation {source}: no text in it; give a source with text")
         np.save(folder / "tokens.npy", tokens)
         (folder / "text.json").write_text(json.dumps(digest(str(tokens.dtype), tokens.tobytes())))
 
-    folder = cache.build("validation", digest(FORMAT, text.identity, tokenizer_identity(tokenizer), limit), write)
+    folder = cache.build("validation", digest(FORMAT, text.identity, packing_identity(tokenizer, length), limit), write)
     tokens = np.load(folder / "tokens.npy", mmap_mode="r")
     return ValidationText(name, tokens, json.loads((folder / "text.json").read_text()))

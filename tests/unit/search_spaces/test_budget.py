@@ -40,6 +40,31 @@ def test_a_budget_that_cannot_be_read_names_the_value_and_the_way_out(text: str)
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "9" * 5000,
+        "9" * 5000 + "%",
+        "0." + "0" * 5000 + "1B",
+        "1_" * 5000,
+        "9999999999999999G",
+        "1" + "0" * 16,
+        "x" * 5000,
+    ],
+)
+def test_a_number_that_no_model_has_is_one_short_line(text: str) -> None:
+    for read in (check_budgets, lambda one: parse_budgets(one, TEACHER, COUNTS, 0.05)):
+        with pytest.raises(InputError, match="write 260M") as caught:
+            read(text)
+        assert len(str(caught.value)) < 300
+
+
+def test_a_long_list_of_budgets_is_not_repeated() -> None:
+    with pytest.raises(InputError, match="overlap") as caught:
+        parse_budgets(",".join(["260M"] * 2000), TEACHER, COUNTS, 0.05)
+    assert len(str(caught.value)) < 400
+
+
 @pytest.mark.parametrize("text", ["1M", "10G", "700%"])
 def test_wrong_budget_names_value_range_and_way_out(text: str) -> None:
     with pytest.raises(InputError) as caught:

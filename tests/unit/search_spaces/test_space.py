@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -155,6 +156,58 @@ def test_wrong_file_is_one_line_that_names_file_and_key(tmp_path: Path, text: st
     assert str(file) in str(caught.value)
     assert named in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+JUNK = {
+    "alias bomb": (
+        "a: &a [1, 1, 1, 1, 1, 1, 1, 1, 1]\n"
+        + "".join(
+            f"{new}: &{new} [{', '.join([f'*{old}'] * 9)}]\n" for old, new in zip("abcdefg", "bcdefgh", strict=True)
+        )
+        + "depth: *h\n",
+        r"line 2: aliases \(\*a\) are not read",
+    ),
+    "3,000 lists deep": ("depth: " + "[" * 3000 + "]" * 3000, "line 1: nested more than 10 deep"),
+    "5,000 digits": ("depth: [" + "9" * 5000 + "]", "line 1: a value of 5,000 characters"),
+    "5,000 digits of a share": ("depth: ['" + "9" * 5000 + "%']", "a value of 5,001 characters"),
+    "1,900 digits": ("depth: [" + "9" * 1900 + "]", r"'depth': 9+\.\.\. exceeds the teacher's 8"),
+    "5,000 characters of a key": ("k" * 5000 + ": 1", "a value of 5,000 characters"),
+    "a date that there is not": ("depth: [2026-13-01]", "month must be in"),
+    "a tag": ("depth: !!timestamp x", "tags are not read"),
+    "a NUL": ('depth: ["\\0"]', "a character that is in no text"),
+    "half a surrogate pair": ('depth: ["\\ud83d"]', "a character that is in no text"),
+    "a range of 10^12": ("depth: {min: 1, max: 1000000000000}", "exceeds the teacher's 8"),
+    "a range to the 10^12th": ("depth: {min: 1, max: 2, step: 1000000000000%}", "more than the teacher has"),
+    "a superscript": ("depth: [²%]", "neither a whole number nor a share"),
+    "ten megabytes": ("# " + "x" * 10**7, "more than 100,000 characters"),
+}
+
+
+@pytest.mark.parametrize(("text", "message"), JUNK.values(), ids=JUNK)
+def test_junk_is_one_short_line_at_once(tmp_path: Path, text: str, message: str) -> None:
+    file = tmp_path / "space.yaml"
+    file.write_text(text)
+    with pytest.raises(InputError, match=message) as caught:
+        load_space(str(file), SMALL)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 600
+
+
+@pytest.mark.parametrize("name", ["n" * 300, "a\0b", "/dev/null/x", "\ud83d"])
+def test_a_name_that_no_file_has_is_one_line(name: str) -> None:
+    with pytest.raises(InputError, match="not a readable YAML file") as caught:
+        load_space(name, SMALL)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_space_that_cannot_be_listed_is_refused_at_once(tmp_path: Path) -> None:
+    file = tmp_path / "space.yaml"
+    file.write_text("hidden: {min: 1}\nmlp: {min: 1}\ndepth: {min: 1}")
+    with pytest.raises(InputError, match=r"more than 2,000,000 architectures; give larger steps"):
+        load_space(str(file), SMALL)
+    file.write_text("heads: {min: 1}\nkv_heads: {min: 1}")
+    with pytest.raises(InputError, match=r"more than 2,000,000 architectures"):
+        load_space(str(file), replace(SMOL, heads=65_536, group=1_024))
 
 
 def test_unknown_name_lists_the_presets() -> None:

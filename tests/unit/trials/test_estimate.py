@@ -109,6 +109,18 @@ def test_flops_are_what_a_refit_does(tiny_tokenizer: PreTrainedTokenizerFast, tm
         assert refit_flops(shape, architecture, recipe, 3) == counter.get_total_flops()
 
 
-def test_measured_speed_is_a_speed() -> None:
+@pytest.mark.parametrize("seconds", [0.001, 0.1, 10.0])
+def test_measured_speed_is_products_over_their_time(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+    """Whatever a product takes, and however many are needed for a measurement that is long enough."""
+    counts: list[int] = []
+
+    def products(tokens: torch.Tensor, matrix: torch.Tensor, count: int) -> float:
+        counts.append(count)
+        return count * seconds
+
+    monkeypatch.setattr(estimate, "_products", products)
     estimate._flops_per_second.cache_clear()
-    assert 1e7 < estimate._flops_per_second(64, "cpu") < 1e15
+    speed = estimate._flops_per_second(64, "cpu")
+    estimate._flops_per_second.cache_clear()
+    assert speed == pytest.approx(2 * estimate.PROBE_TOKENS["cpu"] * 64 * 256 / seconds)
+    assert counts[-1] * seconds >= estimate.PROBE_SECONDS / 2

@@ -5,6 +5,7 @@ A latency is that of a model with the architecture's shape, and of generated tok
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Callable
 from dataclasses import replace
@@ -57,8 +58,10 @@ def test_only_the_given_number_of_tokens_is_used(spec: TrialSpec) -> None:
     expected = np.mean([window_losses(student, common.targets.family, text).mean() for text in texts])
     assert len(texts) == 2
     assert screen(spec, 3 * 16 + 5, 2 * 16) == pytest.approx(expected)
-    assert screen(spec, 4 * 16, 2 * 16) != pytest.approx(expected, abs=1e-6)
-    assert screen(spec, 3 * 16, 3 * 16) != pytest.approx(expected, abs=1e-6)
+    more = prune(common.teacher.model, common.scores, CUSTOM, common.streams.first(4))
+    further = np.mean([window_losses(more, common.targets.family, text).mean() for text in texts])
+    assert screen(spec, 4 * 16, 2 * 16) == pytest.approx(further)
+    assert further != expected
 
 
 def test_screening_an_architecture_beyond_the_teacher_is_refused(spec: TrialSpec) -> None:
@@ -93,8 +96,14 @@ def test_latency_is_that_of_a_model_of_the_shape(
     assert not Path(one.directory).exists()
 
 
-def test_latency_of_a_custom_shape(spec_of: Callable[[Architecture], TrialSpec]) -> None:
-    assert 0 < latency(spec_of(CUSTOM)) < float("inf")
+def test_latency_of_a_custom_shape_is_the_time_of_a_token(
+    spec_of: Callable[[Architecture], TrialSpec], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a clock that moves a millisecond whenever it is read: before and after each token."""
+    one, ticks = spec_of(CUSTOM), itertools.count()
+    shared(one.recipe, one.cache, one.device)
+    monkeypatch.setattr("trials.evaluate.efficiency.time.perf_counter", lambda: next(ticks) / 1000)
+    assert latency(one) == pytest.approx(1.0)
 
 
 def test_latency_of_an_architecture_beyond_the_teacher_is_refused(spec_of: Callable[[Architecture], TrialSpec]) -> None:

@@ -15,6 +15,8 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
+from nas.evaluate import main as evaluate
+from nas.search import main as search
 from search_spaces.errors import InputError
 from trials.preparation import Preparation, prepare
 from trials.recipe import Recipe
@@ -97,6 +99,12 @@ def untied(one: Brought) -> None:
     save_file(weights, one.teacher / "model.safetensors", metadata={"format": "pt"})
 
 
+def infinite(one: Brought) -> None:
+    weights = load_file(one.teacher / "model.safetensors")
+    weights["transformer.h.0.mlp.c_fc.weight"][0, 0] = float("inf")
+    save_file(weights, one.teacher / "model.safetensors", metadata={"format": "pt"})
+
+
 CASES = (
     (empty, "text.txt", "at least two paragraphs"),
     (blank, "text.txt", "at least two paragraphs"),
@@ -109,6 +117,7 @@ CASES = (
     (no_json, "teacher", "config.json cannot be used"),
     (lacking, "teacher", "lack 1 tensors, the first is transformer.ln_f.weight"),
     (untied, "teacher", "tie_word_embeddings: true"),
+    (infinite, "teacher", "its weight transformer.h.0.mlp.c_fc.weight holds NaN or infinity"),
 )
 
 
@@ -121,6 +130,54 @@ def test_is_refused(brought: Brought, tmp_path: Path, spoil: Callable[[Brought],
     assert str(tmp_path / file) in message
     assert rule in message
     assert "\n" not in message
+
+
+def quantized(one: Brought) -> None:
+    change(one, quantization_config={"quant_method": "bitsandbytes", "load_in_4bit": True})
+
+
+def sized_by_a_text(one: Brought) -> None:
+    change(one, n_layer="3")
+
+
+def of_all_memory(one: Brought) -> None:
+    change(one, n_layer=2**40)
+
+
+def without_a_shape(one: Brought) -> None:
+    (one.teacher / "config.json").write_text("null")
+
+
+def change(one: Brought, **values: object) -> None:
+    file = one.teacher / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **values}))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "rule"),
+    [
+        (quantized, "its weights are quantized (bitsandbytes, 4 bits), and quantized matrices cannot be sliced"),
+        (sized_by_a_text, 'n_layer is "3", and must be a whole number from 1 to 1,000'),
+        (of_all_memory, "n_layer is 1099511627776, and must be a whole number from 1 to 1,000"),
+        (without_a_shape, "its config.json cannot be used: it holds null instead of an object"),
+    ],
+)
+def test_both_commands_refuse_it_from_the_configuration_alone(
+    brought: Brought,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    spoil: Callable[[Brought], None],
+    rule: str,
+) -> None:
+    spoil(brought)
+    monkeypatch.chdir(brought.teacher.parent)
+    monkeypatch.setattr("trials.teacher.teacher.AutoModelForCausalLM", None)  # no weights are loaded
+    searches = ["--model", "teacher", "--corpus", "text.txt", "--budget", "60%"]
+    for command, arguments in ((search, [*searches, "--dry-run"]), (search, searches), (evaluate, ["teacher"])):
+        assert command(arguments) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith("error: model teacher: ")
+        assert rule in line
 
 
 def test_sequences_longer_than_the_positions_are_refused(brought: Brought, tmp_path: Path) -> None:

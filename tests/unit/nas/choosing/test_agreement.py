@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from matplotlib.figure import Figure
 from matplotlib.image import imread
 from scipy.stats import kendalltau
 from tracking_reference import RUNGS, final, record
 
-from nas.choosing.agreement import FEWEST, SURVIVORS, agreement, agreements, lines
+from nas.choosing.agreement import ENOUGH, FEWEST, SURVIVORS, agreement, agreements, lines
 from nas.report.plots import plot_agreement
 from nas.study.records import TrialRecord
 
@@ -37,9 +38,8 @@ def test_equal_rankings_agree_and_reversed_ones_disagree(losses: list[float]) ->
 def test_tau_is_that_of_scipy_ties_included(losses: list[tuple[int, int]]) -> None:
     found, expected = agreement("", "", 0, losses), kendalltau(*zip(*losses, strict=True)).statistic
     assert found.tau == (None if np.isnan(expected) else pytest.approx(expected))
-    if found.tau is not None:
-        assert found.low is not None
-        assert found.high is not None
+    assert (found.low is None) == (found.high is None) == (found.tau is None or len(losses) < ENOUGH)
+    if found.low is not None and found.high is not None:
         assert -1.0001 <= found.low <= found.high <= 1.0001
 
 
@@ -56,6 +56,17 @@ def test_the_interval_narrows_with_more_architectures_and_holds_what_more_of_the
 def test_fewer_than_three_pairs_are_too_few(count: int) -> None:
     found = agreement("", "", 0, [(1.0, 1.0), (2.0, 2.0)][:count])
     assert (found.tau, str(found)) == (None, f"too few (n = {count})")
+
+
+@pytest.mark.parametrize("count", range(FEWEST, ENOUGH + 2))
+def test_an_interval_over_fewer_than_eight_is_none(count: int) -> None:
+    """All resamples of a few pairs that agree agree too, which says nothing about further architectures."""
+    found = agreement("", "", 0, pairs(list(map(float, range(count))), list(map(float, range(count)))))
+    assert found.tau == pytest.approx(1)
+    enough = count >= ENOUGH
+    assert (found.low, found.high) == (pytest.approx(1), pytest.approx(1)) if enough else (None, None)
+    expected = f"+1.00 [+1.00, +1.00] (n = {count})" if enough else f"+1.00, too few to tell (n = {count})"
+    assert str(found) == expected
 
 
 def test_nothing_is_said_where_all_are_equal() -> None:
@@ -102,3 +113,23 @@ def test_the_plot_shows_taus_and_their_number(tmp_path: Path, monkeypatch: pytes
     fewer = agreements([trial(number, [5.0, 3.0 - number, 2.0, 1.0 + number]) for number in range(3)])
     pictures = [imread(plot_agreement(found, tmp_path / "plot.png")) for found in (many, fewer, many[:1], [])]
     assert all(not np.array_equal(pictures[0], other) for other in pictures[1:])
+
+
+def test_the_plot_draws_a_tau_of_few_pale_and_hatched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    figures: list[Figure] = []
+    monkeypatch.setattr("nas.report.plots.save", lambda figure, path: figures.append(figure) or path)
+    few, enough = (
+        agreement("", f"{count}", 0, pairs(list(map(float, range(count))), list(map(float, range(count)))))
+        for count in (ENOUGH - 1, ENOUGH)
+    )
+    for found in ([few, enough], [enough]):
+        plot_agreement(found, tmp_path / "plot.png")
+    first, second = (figure.axes[0] for figure in figures)
+    hatched = [bar for bar in first.patches if bar.get_hatch()]
+    assert [bar.get_center()[0] for bar in hatched] == [0]
+    assert len(first.patches) == 2
+    assert not [bar for bar in second.patches if bar.get_hatch()]
+    assert first.get_legend().get_texts()[0].get_text() == "fewer than 8: too few to tell"
+    assert second.get_legend() is None
+    words = [text.get_text() for text in first.texts]
+    assert words == [f"+1.00, too few to tell\n(n = {ENOUGH - 1})", f"+1.00 [+1.00, +1.00]\n(n = {ENOUGH})"]

@@ -55,7 +55,7 @@ def events(plan: Plan) -> list[tuple[Event, str]]:
         ),
         (StepEnded(), ""),
         (TrialsStarted(plan, []), ""),
-        (TrialChanged([trial], trial), f"0/8 done] trial 0 {one.key}: started"),
+        (TrialChanged(trial), f"0/8 done] trial 0 {one.key}: started"),
         (StepEnded(), ""),
         (FinalsStarted(plan, [final]), ""),
         (FinalChanged([final], final), f"0/1 done] final {one.key} (finalist): started"),

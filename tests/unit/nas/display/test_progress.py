@@ -34,13 +34,13 @@ def test_plain_lines_say_what_changed(plan: Plan) -> None:
     text = io.StringIO()
     progress = TrialProgress(Console(file=text, width=200), plan, [])
     progress.start()
-    for records in (
-        [record(plan, 0, "RUNNING")],
-        [record(plan, 0, "RUNNING", (0, 9.0), (1024, 5.0))],
-        [record(plan, 0, "COMPLETE", (0, 9.0), (4096, 4.0))],
-        [record(plan, 0, "COMPLETE", (0, 9.0), (4096, 4.0)), record(plan, 1, "FAIL")],
+    for one in (
+        record(plan, 0, "RUNNING"),
+        record(plan, 0, "RUNNING", (0, 9.0), (1024, 5.0)),
+        record(plan, 0, "COMPLETE", (0, 9.0), (4096, 4.0)),
+        record(plan, 1, "FAIL"),
     ):
-        progress.update(records, records[-1])
+        progress.update(one)
     progress.stop()
     lines = text.getvalue().splitlines()
     key = plan.target.feasible[0].key
@@ -53,14 +53,13 @@ def test_plain_lines_say_what_changed(plan: Plan) -> None:
 
 def test_time_left_is_known_once_a_trial_has_ended_and_is_nothing_at_the_end(plan: Plan) -> None:
     progress = TrialProgress(Console(file=io.StringIO()), plan, [])
-    progress.update([record(plan, 0, "RUNNING")], record(plan, 0, "RUNNING"))
+    progress.update(record(plan, 0, "RUNNING"))
     assert progress.seconds_left() is None
     progress.started -= 60
-    one = record(plan, 0, "COMPLETE", (4096, 4.0))
-    progress.update([one], one)
+    progress.update(record(plan, 0, "COMPLETE", (4096, 4.0)))
     assert progress.seconds_left() == pytest.approx(180, rel=0.01)  # one of four took a minute
-    everything = [record(plan, number, "COMPLETE", (4096, 4.0)) for number in range(4)]
-    progress.update(everything, everything[3])
+    for number in range(1, 4):
+        progress.update(record(plan, number, "COMPLETE", (4096, 4.0)))
     assert progress.seconds_left() == 0
 
 
@@ -73,7 +72,8 @@ def test_live_table_shows_every_state(plan: Plan) -> None:
         record(plan, 2, "RUNNING"),
     ]
     progress.start()
-    progress.update(records, records[2])
+    for one in records:
+        progress.update(one)
     progress.stop()
     shown = text.getvalue()
     for part in ("4.0000", "stopped early", "running", "2 of 4 trials", "best 4.0000"):

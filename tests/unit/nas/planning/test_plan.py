@@ -19,7 +19,7 @@ SERVER = Machine(cpus=64, gpus=4.0, memory=500 * 2**30, node_cpus=16)
 
 
 def make(folder: Path, machine: Machine = LAPTOP, **flags: Any) -> Plan:
-    given = {"model": str(folder), "budget": "60%", "tolerance": "0.1", "corpus": "text.txt", **flags}
+    given = {"model": str(folder), "budget": "60%", "tolerance": "0.1", "corpus": "stdlib", **flags}
     settings = load_settings({name: str(value) for name, value in given.items()}, None, {})
     return make_plan(settings, resolve_target(settings), machine)
 
@@ -42,7 +42,7 @@ def test_workers_get_absolute_paths(tiny_teacher_folder: Path, monkeypatch: pyte
     monkeypatch.chdir(tiny_teacher_folder)
     Path("text.txt").write_text("text")
     try:
-        recipe = make(Path(".")).recipe
+        recipe = make(Path("."), corpus="text.txt").recipe
     finally:
         Path("text.txt").unlink()
     assert recipe.model == str(tiny_teacher_folder)
@@ -101,8 +101,8 @@ def test_default_name_changes_with_what_makes_losses_incomparable_and_with_nothi
         {"tolerance": "0.2"},
         {"scheduler": "none"},
         {"space": "depth", "tolerance": "0.3"},
-        {"corpus": "other.txt"},
-        {"validation": "other.txt"},
+        {"corpus": "org/other"},
+        {"validation": "org/other"},
     ]
     names = {make(tiny_teacher_folder, **change).study for change in changes}
     assert len(names) == len(changes)
@@ -216,3 +216,21 @@ def test_limits_and_objectives_are_part_of_what_a_study_is(tiny_teacher_folder: 
     assert [one.keys() - plain.keys() for one in changed] == [{name} for change in changes for name in change]
     with pytest.raises(InputError, match="--objectives 'speed'"):
         make(tiny_teacher_folder, objectives="speed")
+
+
+@pytest.mark.parametrize(
+    ("output", "named"), [("{file}/out", "is a file"), ("{file}", "is a file"), ("a\0b", "no path"), ("{x}", "no path")]
+)
+def test_an_output_that_is_no_folder_is_named_before_anything_starts(
+    tiny_teacher_folder: Path, tmp_path: Path, output: str, named: str
+) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    with pytest.raises(InputError, match=named):
+        make(tiny_teacher_folder, output=output.format(file=file, x="x" * 300))
+
+
+def test_a_study_is_named_after_its_teacher_whatever_the_path_looks_like(tiny_teacher_folder: Path) -> None:
+    folder = tiny_teacher_folder.parent
+    assert make(Path(f"{tiny_teacher_folder}/../{tiny_teacher_folder.name}")).study.startswith(tiny_teacher_folder.name)
+    assert not make(Path(f"{folder}/{tiny_teacher_folder.name}/.")).study.startswith((".", "-"))

@@ -6,7 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from nas.planning.settings import SearchSettings, build_parser, load_settings, parse_arguments
+from nas.planning.settings import (
+    GROUPS,
+    SearchSettings,
+    build_parser,
+    command_line,
+    load_settings,
+    parse_arguments,
+)
 from search_spaces.errors import InputError
 
 
@@ -44,6 +51,14 @@ def test_every_setting_has_a_flag_with_help() -> None:
         ({"budget": "1M", "baselines": "some"}, None, {}, "--baselines 'some'"),
         ({"budget": "1M"}, None, {"NAS_SEED": "-1"}, "NAS_SEED: seed '-1'"),
         ({}, "budget: 1M\nbudgets: 2\n", {}, "settings.yaml: unknown setting 'budgets'"),
+        ({"budget": "1M", "study": ".."}, None, {}, "--study '..'"),
+        ({"budget": "1M", "study": "."}, None, {}, "--study '.'"),
+        ({"budget": "1M", "study": "-x"}, None, {}, "--study '-x'"),
+        ({"budget": "1M", "study": "cache"}, None, {}, "--study 'cache': the output folder has something else"),
+        ({"budget": "1M", "study": "mlflow.db"}, None, {}, "--study 'mlflow.db'"),
+        ({"budget": "1M", "tokens_per_trial": "1.5"}, None, {}, "--tokens-per-trial '1.5'"),
+        ({"budget": "1M"}, None, {"NAS_TRAILS": "3"}, "NAS_TRAILS: not a setting; did you mean NAS_TRIALS?"),
+        ({}, "budget: 1M\ntrails: 2\n", {}, "unknown setting 'trails'; did you mean trials?"),
         ({}, "- 1\n", {}, "must be a mapping"),
         ({}, "a: [\n", {}, "not a readable YAML file"),
     ],
@@ -62,6 +77,32 @@ def test_wrong_setting_is_one_line_that_names_it_and_its_source(
 def test_missing_config_file_is_named() -> None:
     with pytest.raises(InputError, match=r"nowhere\.yaml"):
         load_settings({}, "nowhere.yaml", {})
+
+
+@pytest.mark.parametrize(
+    ("text", "tokens"), [("1M", 1_000_000), ("0.5M", 500_000), ("32k", 32_000), ("32_768", 32_768), ("4096", 4096)]
+)
+def test_tokens_may_be_written_like_a_budget(text: str, tokens: int) -> None:
+    assert load_settings({"budget": "1M", "tokens_per_trial": text}, None, {}).tokens_per_trial == tokens
+
+
+def test_variables_of_others_are_no_settings() -> None:
+    assert load_settings({"budget": "1M"}, None, {"NAS_HOST": "10.0.0.1", "NASA": "x"}).trials == 8
+
+
+def test_an_unknown_flag_is_one_line_with_a_suggestion() -> None:
+    with pytest.raises(InputError, match="--trails: unknown flag; did you mean --trials"):
+        parse_arguments(["--budget", "60%", "--trails", "3"])
+
+
+def test_every_setting_is_in_one_group_of_the_help() -> None:
+    assert sorted(name for names in GROUPS.values() for name in names) == sorted(SearchSettings.model_fields)
+
+
+def test_the_command_that_continues_names_what_came_from_the_environment() -> None:
+    environment = {"NAS_BUDGET": "60%", "NAS_TRIALS": "3", "NAS_SEED": "7"}
+    command = command_line(["--model", "mini", "--seed=1", "--trials", "4"], environment)
+    assert command == "python -m nas.search --model mini --seed=1 --trials 4 --budget 60%"
 
 
 def test_command_line() -> None:

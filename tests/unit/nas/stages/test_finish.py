@@ -237,4 +237,5 @@ def test_the_study_keeps_trials_and_finals_apart(plan: Plan, study: SearchStudy,
     assert study.records() == before == []
     candidate = study.ask()
     assert candidate is not None
-    assert study.points_at(plan.recipe.tokens, candidate.number) == []
+    study.report(candidate.number, plan.recipe.tokens, 1.0)
+    assert study.rank_at(plan.recipe.tokens, candidate.number).seen == 1

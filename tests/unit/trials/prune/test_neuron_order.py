@@ -18,6 +18,7 @@ from trials.families.base import bias_of, matrix_of
 from trials.families.lookup import FAMILIES, family_of
 from trials.prune import neuron_order
 from trials.prune.neuron_order import eliminated, elimination_losses
+from trials.teacher.second_moments import second_moments
 
 TOKENS = torch.randint(320, (6, 32), generator=torch.Generator().manual_seed(5))
 RIDGE = 0.1
@@ -106,6 +107,77 @@ def test_a_layer_is_judged_by_what_its_projection_reads(
         rows = rows if bias_of(output) is None else rows - rows.mean(dim=0)
         expected = eliminated(rows.T @ rows / len(rows), matrix_of(output))
         np.testing.assert_allclose(losses, expected.numpy(), rtol=1e-3)
+
+
+FLAT = (3, 40, 41)  # neurons that hardly vary
+CONSTANT = 7
+
+
+def with_flat_neurons(model_type: str, deviation: float) -> PreTrainedModel:
+    """A teacher with biases in its MLPs. In each layer four neurons read about 10 before the activation.
+
+    Three of them vary ``deviation`` times as much as they did, the fourth not at all.
+    """
+    model = make_decoder("llama", mlp_bias=True) if model_type == "llama" else make_teacher(model_type)
+    family, flat = family_of(model.config), [*FLAT, CONSTANT]
+    with torch.no_grad():
+        for layer in family.layers(model):
+            _, (_, readers) = family.readers(layer)
+            for reader in readers:
+                matrix, bias = matrix_of(reader), bias_of(reader)
+                matrix[flat] *= deviation
+                matrix[CONSTANT] = 0
+                bias[flat] = 10.0
+    return model
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("deviation", [0.1, 0.01, 1e-4, 0])
+@pytest.mark.parametrize("model_type", ["gpt2", "gpt_neox", "llama"])
+def test_what_a_bias_replaces_goes_first_and_disturbs_no_other(
+    model_type: str, deviation: float, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A neuron that hardly varies costs what its small variance costs, however far from 0 its mean is."""
+    monkeypatch.setattr(neuron_order, "autocast", lambda _: torch.autocast("cpu", dtype, dtype is torch.bfloat16))
+    monkeypatch.setattr(neuron_order, "BATCH_TOKENS", 64)  # three batches
+    model = with_flat_neurons(model_type, deviation)
+    family = family_of(model.config)
+    found = elimination_losses(model, family, TOKENS)
+    for layer, losses in zip(family.layers(model), found, strict=True):
+        output = family.mlp_output(layer)
+        with neuron_order.autocast("cpu"):
+            rows = inputs_of(output, model).double()
+        rows = rows - rows.mean(dim=0)
+        expected = eliminated(rows.T @ rows / len(rows), matrix_of(output))
+        # Sorted, because neurons that cost nearly the same may change places.
+        np.testing.assert_allclose(np.sort(losses), expected.sort().values.numpy(), rtol=5e-3, atol=1e-9)
+        assert losses[CONSTANT] < 1e-30 < np.sort(losses)[4]
+
+
+def test_ordinary_neurons_are_judged_by_plain_sums() -> None:
+    """To the last bit, so that a cached score stays what it is."""
+    model = make_gpt2()
+    family = family_of(model.config)
+    with neuron_order.autocast("cpu"):
+        inputs = [inputs_of(family.mlp_output(layer), model).float() for layer in family.layers(model)]
+    for layer, rows, losses in zip(
+        family.layers(model), inputs, elimination_losses(model, family, TOKENS), strict=True
+    ):
+        mean, second = rows.sum(dim=0) / len(rows), second_moments(rows) / len(rows)
+        expected = eliminated(second - torch.outer(mean, mean), matrix_of(family.mlp_output(layer)))
+        assert np.array_equal(losses, expected.numpy())
+
+
+def test_a_covariance_that_rounding_left_without_a_factor_gives_an_order() -> None:
+    generator = torch.Generator().manual_seed(3)
+    rows = torch.randn(500, 40, generator=generator)
+    rows[:, 5:20] = 10 + 0.001 * rows[:, 5:20]
+    mean = rows.mean(dim=0)
+    rounded = second_moments(rows) / len(rows) - torch.outer(mean, mean)
+    assert torch.linalg.eigvalsh(rounded.double()).min() < 0
+    losses = eliminated(rounded, torch.randn(8, 40, generator=generator))
+    assert losses.isfinite().all()
+    assert set(losses.argsort()[:15].tolist()) == set(range(5, 20))
 
 
 def test_no_more_text_is_read_than_wanted(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,7 +20,7 @@ from trials.families.lookup import FAMILIES, family_of
 from trials.families.shapes import shape_of
 from trials.prune.importance import ImportanceScores, compute_importance
 from trials.prune.prune import prune, student_from
-from trials.prune.refit import fitted
+from trials.prune.refit import fitted, shift_of
 from trials.prune.rotate import rotated, rotation_to
 from trials.storage.cache import Cache
 from trials.teacher import second_moments as moments
@@ -67,6 +67,30 @@ def test_the_fit_is_least_squares_on_the_activations(seed: int, width: int, bias
     assert (bias is not None) == biased
     if biased:
         torch.testing.assert_close((inputs @ fresh.T + bias).mean(dim=0), wanted.mean(dim=0))
+
+
+@pytest.mark.parametrize(("mean", "deviation"), [(10.0, 0.001), (10.0, 0.0), (1000.0, 0.1), (-3e4, 1.0)])
+@pytest.mark.parametrize("flat", [1, 20, 40])
+def test_inputs_that_hardly_vary_about_a_large_mean_are_fitted_as_well(
+    mean: float, deviation: float, flat: int
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    inputs, wanted = (torch.randn(2_000, size, generator=generator) for size in (40, 4))
+    inputs[:, :flat] = mean + deviation * inputs[:, :flat]
+    weight = torch.randn(4, 40, generator=generator)
+    found, expected = (fitted(one, wanted.to(one), weight, biased=True) for one in (inputs, inputs.double()))
+    residuals = [wanted - (inputs.double() @ one[0].T + one[1]) for one in (found, expected)]
+    torch.testing.assert_close(residuals[0].square().mean(), residuals[1].square().mean(), rtol=1e-4, atol=0)
+    torch.testing.assert_close(found[0], expected[0], rtol=1e-2, atol=1e-3)
+
+
+def test_ordinary_inputs_are_summed_as_they_are() -> None:
+    inputs = torch.randn(2_000, 40, generator=torch.Generator().manual_seed(0))
+    assert shift_of(inputs + 20) is None
+    shifted = shift_of(torch.cat([inputs, 100 + inputs, torch.full_like(inputs[:, :1], 0.1)], dim=1))
+    assert not shifted[:40].any()
+    assert (shifted[40:80] - 100).abs().max() < 0.3
+    assert shifted[80] == torch.tensor(0.1)
 
 
 def test_inputs_that_say_nothing_change_nothing() -> None:

@@ -96,6 +96,17 @@ def test_unpacked_model_is_what_was_written(file: Path, model: PreTrainedModel) 
     assert teacher.tokenizer.decode(teacher.tokenizer.encode("a layer")) == "a layer"
 
 
+def test_what_lies_beside_the_file_changes_nothing(file: Path, model: PreTrainedModel) -> None:
+    (file.parent / "adapter_config.json").write_text('{"peft_type": "LORA", "base_model_name_or_path": "acme/base"}')
+    (file.parent / "tokenizer_config.json").write_text('{"tokenizer_class": "BertTokenizer", "eos_token": "a"}')
+    (file.parent / "config.json").write_text("null")
+    teacher = load_teacher(resolve_model(str(file)), "cpu")
+    tokens = torch.arange(60).reshape(2, 30)
+    torch.testing.assert_close(teacher.model(tokens).logits, model(tokens).logits, rtol=0, atol=1e-5)
+    assert teacher.tokenizer.eos_token_id == 0
+    assert teacher.tokenizer.decode(teacher.tokenizer.encode("a layer")) == "a layer"
+
+
 def test_it_is_unpacked_once(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = resolve_model(str(file))
     unpacking._unpacked.cache_clear()  # as in another process

@@ -11,21 +11,44 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import make_decoder
 from fake_hub import FakeHub
+from huggingface_hub.utils import filter_repo_objects
 from safetensors.torch import load_file, save_file
-from tokenizers import Tokenizer
-from transformers import BertConfig, GPT2LMHeadModel, PreTrainedTokenizerFast
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import AutoTokenizer, BertConfig, GPT2LMHeadModel, PreTrainedModel, PreTrainedTokenizerFast
+from transformers.activations import ACT2FN
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from search_spaces.errors import InputError
 from trials.storage.durable import write_sealed
-from trials.teacher.source import MINI, fingerprint, read_shape, resolve_model
-from trials.teacher.teacher import load_teacher
+from trials.teacher.causal_lm import load_causal_lm, resolve_causal_lm
+from trials.teacher.config_file import ACTIVATIONS, ROTARY_TYPES
+from trials.teacher.source import HUB_FILES, MINI, fingerprint, read_shape, resolve_model
+from trials.teacher.teacher import load_teacher, load_tokenizer
 
 
 @pytest.fixture
 def folder(tiny_teacher_folder: Path, tmp_path: Path) -> Path:
     """A copy of the tiny teacher that a test may change."""
     return shutil.copytree(tiny_teacher_folder, tmp_path / "teacher")
+
+
+@pytest.fixture
+def llama(tiny_tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> Path:
+    """The folder of a tiny Llama."""
+    return saved(make_decoder("llama"), tiny_tokenizer, tmp_path / "llama")
+
+
+def saved(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, folder: Path) -> Path:
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def change(file: Path, **values: object) -> None:
+    """Set ``values`` in a JSON file."""
+    file.write_text(json.dumps({**json.loads(file.read_text()), **values}))
 
 
 def test_loaded_teacher_is_the_saved_model(tiny_teacher_folder: Path, tiny_gpt2: GPT2LMHeadModel) -> None:
@@ -92,7 +115,20 @@ def test_folder_which_lacks_a_file(folder: Path, file: str) -> None:
         resolve_model(str(folder))
 
 
-@pytest.mark.parametrize("name", ["./nowhere", "/nowhere/model", "~/nowhere-at-all", "README.md"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "",
+        "./nowhere",
+        "/nowhere/model",
+        "~/nowhere-at-all",
+        "README.md",
+        "~nobody-here/model",
+        "./a\0b",
+        "./" + "n" * 300,
+        "~\0",
+    ],
+)
 def test_path_which_is_no_folder(name: str) -> None:
     with pytest.raises(InputError, match="not a folder"):
         resolve_model(name)
@@ -102,6 +138,314 @@ def test_unsupported_model_type(folder: Path) -> None:
     BertConfig().save_pretrained(folder)
     with pytest.raises(InputError, match=r"'bert'.*gpt2"):
         resolve_model(str(folder))
+
+
+QUANTIZED = {
+    "bitsandbytes, 4 bits": {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"},
+    "bitsandbytes, 8 bits": {"load_in_8bit": True},
+    "gptq, 4 bits": {"quant_method": "gptq", "bits": 4, "group_size": 128, "sym": True},
+    "awq, 4 bits": {"quant_method": "awq", "w_bit": 4},
+    "compressed-tensors": {"quant_method": "compressed-tensors", "config_groups": {}},
+    "fp8": {"quant_method": "fp8", "activation_scheme": "static", "weight_block_size": None},
+    "torchao": {"quant_method": "torchao", "bits": "x"},
+    "of-tomorrow": {"quant_method": "of-tomorrow"},
+    "unknown method": {"a": 1},
+}
+
+
+@pytest.mark.parametrize("kind", QUANTIZED)
+def test_quantized_weights_are_refused_from_the_configuration_alone(
+    llama: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    change(llama / "config.json", quantization_config=QUANTIZED[kind])
+    monkeypatch.chdir(llama.parent)
+    for resolve in (resolve_model, lambda name: resolve_causal_lm(name, False)):
+        with pytest.raises(InputError) as error:
+            resolve("llama")
+        assert str(error.value) == (
+            f"model llama: its weights are quantized ({kind}), and quantized matrices cannot be sliced; take the "
+            "unquantized checkpoint"
+        )
+
+
+@pytest.mark.parametrize("place", [{"compression_config": {"quant_method": "sparseml"}}, {"text_config": {}}])
+def test_quantized_weights_are_found_in_all_places(llama: Path, place: dict[str, dict[str, object]]) -> None:
+    if "text_config" in place:
+        place = {"text_config": {"quantization_config": QUANTIZED["gptq, 4 bits"]}}
+    change(llama / "config.json", **place)
+    with pytest.raises(InputError, match="its weights are quantized"):
+        resolve_model(str(llama))
+
+
+def test_weights_in_block_fp8_are_dequantized(llama: Path) -> None:
+    weights, expected, size = load_file(llama / "model.safetensors"), {}, 12
+    for name in [name for name in weights if "_proj" in name]:
+        rows, columns = (side // size for side in weights[name].shape)
+        blocks = weights[name].reshape(rows, size, columns, size)
+        scale = blocks.abs().amax((1, 3)) / 448
+        weights[name] = (blocks / scale[:, None, :, None]).to(torch.float8_e4m3fn).reshape(weights[name].shape)
+        weights[f"{name}_scale_inv"] = scale
+        expected[name] = (weights[name].float().reshape(blocks.shape) * scale[:, None, :, None]).reshape(
+            weights[name].shape
+        )
+    save_file(weights, llama / "model.safetensors", metadata={"format": "pt"})
+    fp8 = {"quant_method": "fp8", "activation_scheme": "dynamic", "weight_block_size": [size, size], "fmt": "e4m3"}
+    change(llama / "config.json", quantization_config={**fp8, "modules_to_not_convert": ["lm_head"]})
+    model = load_teacher(resolve_model(str(llama)), "cpu").model
+    for name, weight in expected.items():
+        torch.testing.assert_close(model.get_parameter(name), weight)
+
+
+@pytest.fixture
+def merged(llama: Path) -> Path:
+    """A model whose folder still has the adapter that was merged into it."""
+    peft = pytest.importorskip("peft")
+    adapted = peft.get_peft_model(
+        make_decoder("llama"), peft.LoraConfig(r=2, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+    )
+    adapted.save_pretrained(llama)
+    assert (llama / "adapter_model.safetensors").is_file()
+    return llama
+
+
+def test_an_adapter_beside_its_merged_model_is_not_put_on_top(merged: Path) -> None:
+    tokens, expected = torch.arange(20)[None], make_decoder("llama")
+    teacher = load_teacher(resolve_model(str(merged)), "cpu")
+    assert torch.equal(teacher.model(tokens).logits, expected(tokens).logits)
+    model, _ = load_causal_lm(resolve_causal_lm(str(merged), False), "cpu", "float32", False)
+    assert torch.equal(model(tokens).logits, expected(tokens).logits)
+
+
+def test_an_adapter_alone_is_named(merged: Path, tmp_path: Path) -> None:
+    (merged / "config.json").unlink()
+    for base, named in (("acme/base", "acme/base"), (None, "another model")):
+        change(merged / "adapter_config.json", base_model_name_or_path=base)
+        with pytest.raises(InputError, match=rf"is an adapter of {named}; merge it \(merge_and_unload\) first"):
+            resolve_model(str(merged))
+
+
+def test_shards_of_distributed_training_are_not_loaded_instead(llama: Path) -> None:
+    shutil.copy(llama / "model.safetensors", llama / "shard-00000-model-00001-of-00001.safetensors")
+    with pytest.raises(InputError, match=r"shard-00000\S* beside its weights would be loaded instead"):
+        resolve_model(str(llama))
+
+
+def test_chat_templates_are_fetched_with_a_model() -> None:
+    files = ["chat_template.jinja", "additional_chat_templates/tools.jinja", "pytorch_model.bin"]
+    assert list(filter_repo_objects(files, allow_patterns=HUB_FILES)) == files[:2]
+
+
+@pytest.fixture(scope="module")
+def of_its_own() -> PreTrainedTokenizerFast:
+    """A byte-level BPE that joins digits and newlines, which Qwen's own rules keep apart."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=320, special_tokens=["<|endoftext|>"], initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator(["In 1984 there were 13888 of them. 1984 13888 1984 13888"] * 4, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|endoftext|>")
+
+
+def test_a_tokenizer_is_what_its_file_says(of_its_own: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    folder = saved(make_decoder("qwen2"), of_its_own, tmp_path / "qwen2")
+    written = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    for text in ("In 1984 there were 13888 of them", "a\n\n  b\tc don't", "naïve 日本 🙂"):
+        assert load_tokenizer(folder)(text)["input_ids"] == written.encode(text).ids
+    teacher = load_teacher(folder, "cpu")
+    again = PreTrainedTokenizerFast.from_pretrained(saved(teacher.model, teacher.tokenizer, tmp_path / "again"))
+    assert again.backend_tokenizer.to_str() == teacher.tokenizer.backend_tokenizer.to_str()
+
+
+def test_a_tokenizer_that_agrees_with_its_file_keeps_its_class(tiny_teacher_folder: Path) -> None:
+    assert type(load_tokenizer(tiny_teacher_folder)) is type(AutoTokenizer.from_pretrained(tiny_teacher_folder))
+
+
+CONFIG = {
+    "null": ("null", "holds null instead of an object"),
+    "a list": ("[]", r"holds \[\] instead of an object"),
+    "3,000 deep": ('{"a":' * 3000 + "1" + "}" * 3000, "nested more than 50 deep"),
+    "100 deep": ('{"model_type": "llama", "a": ' + "[" * 100 + "]" * 100 + "}", "nested more than 50 deep"),
+    "5,000 digits": ('{"model_type": "llama", "a": ' + "9" * 5000 + "}", "Exceeds the limit"),
+    "a list of types": ('{"model_type": ["llama"]}', 'model_type is \\["llama"\\], and must be a name'),
+    "no UTF-8": (b"\xff\xfe", "can't decode"),
+}
+
+
+@pytest.mark.parametrize(("content", "message"), CONFIG.values(), ids=CONFIG)
+def test_a_configuration_that_is_junk_is_one_short_line(folder: Path, content: str | bytes, message: str) -> None:
+    (folder / "config.json").write_bytes(content.encode() if isinstance(content, str) else content)
+    for resolve in (resolve_model, lambda name: resolve_causal_lm(name, False)):
+        with pytest.raises(InputError, match=r"its config\.json cannot be used: .*" + message) as error:
+            resolve(str(folder))
+        assert "\n" not in str(error.value)
+        assert len(str(error.value)) < 500
+
+
+NO_SIZE = (None, "48", 48.0, 48.5, [48], True, 0, -1, 2**40, 10**400, float("nan"), float("inf"))
+
+
+@pytest.mark.parametrize("name", ["n_layer", "n_embd", "n_head", "n_inner", "vocab_size", "n_positions", "hidden_size"])
+def test_a_size_that_no_model_has_is_refused_by_name(folder: Path, name: str) -> None:
+    before = (folder / "config.json").read_text()
+    for value in NO_SIZE if name != "n_inner" else NO_SIZE[1:]:
+        (folder / "config.json").write_text(before)
+        change(folder / "config.json", **{name: value})
+        with pytest.raises(InputError, match=rf"{name} is \S+, and must be a whole number from 1 to [\d,]+;") as error:
+            resolve_model(str(folder))
+        assert len(str(error.value)) < 500
+
+
+WRONG = [
+    ("dtype", "float99"),
+    ("dtype", ["float32"]),
+    ("torch_dtype", 5),
+    ("hidden_act", "magic"),
+    ("hidden_act", 5),
+    ("rms_norm_eps", -1.0),
+    ("rms_norm_eps", float("nan")),
+    ("rms_norm_eps", "1e-5"),
+    ("rope_theta", 0),
+    ("rope_theta", float("inf")),
+    ("rope_theta", 10**400),
+    ("attention_dropout", float("nan")),
+    ("auto_map", None),
+    ("layer_types", 3),
+    ("rope_parameters", "x"),
+    ("transformers_weights", "other.safetensors"),
+    ("quantization_config", "nf4"),
+]
+
+
+@pytest.mark.parametrize(("name", "value"), WRONG)
+def test_a_value_that_no_model_has_is_refused_by_name(llama: Path, name: str, value: object) -> None:
+    change(llama / "config.json", **{name: value})
+    with pytest.raises(InputError, match=rf"config\.json cannot be used: {name} is .*, and must be ") as error:
+        resolve_model(str(llama))
+    assert "\n" not in str(error.value)
+    with pytest.raises(InputError) as again:
+        load_causal_lm(llama, "cpu", "float32", False)
+    assert "\n" not in str(again.value)
+
+
+@pytest.mark.parametrize("rope", [{"rope_type": "magic"}, {"type": ["x"]}, {"rope_type": "linear", "factor": -2}])
+def test_rotary_positions_that_no_model_has_are_refused(llama: Path, rope: dict[str, object]) -> None:
+    change(llama / "config.json", rope_parameters={"rope_theta": 10_000.0, **rope})
+    with pytest.raises(InputError, match=r"(rope_type|factor) is .*, and must be "):
+        resolve_model(str(llama))
+
+
+def test_the_names_that_a_configuration_may_have_are_those_of_transformers() -> None:
+    assert {*ROTARY_TYPES} <= {"default", *ROPE_INIT_FUNCTIONS}
+    assert {name for name in ACT2FN if ACTIVATIONS.fullmatch(name)} >= {"gelu_new", "gelu", "silu", "gelu_pytorch_tanh"}
+    assert {name for name in ACT2FN if not ACTIVATIONS.fullmatch(name)} <= {"prelu", "xielu", "sqrtsoftplus"}
+
+
+def test_heads_that_do_not_divide_are_refused(llama: Path) -> None:
+    change(llama / "config.json", num_key_value_heads=4)
+    with pytest.raises(InputError, match=r"num_attention_heads=6: not a multiple of its num_key_value_heads=4"):
+        resolve_model(str(llama))
+
+
+def test_layers_that_no_weights_are_for_are_not_made_up(folder: Path) -> None:
+    """They would take memory for 1,000 layers before the missing ones are found."""
+    change(folder / "config.json", n_layer=1000)
+    with pytest.raises(InputError, match=r"they have [\d,]+ bytes, and config\.json describes [\d,]+ parameters"):
+        load_teacher(folder, "cpu")
+
+
+WEIGHT_MAPS = [
+    None,
+    [],
+    {},
+    {"a": 5},
+    {"a": None},
+    {"a": ["x"]},
+    {"a": "../x"},
+    {"a": "/etc/passwd"},
+    {"a": "b/c"},
+    "x",
+]
+
+
+@pytest.mark.parametrize("weight_map", WEIGHT_MAPS)
+def test_an_index_of_no_shards(folder: Path, weight_map: object) -> None:
+    (folder / "model.safetensors").rename(folder / "x")
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    with pytest.raises(InputError, match=r"index\.json has no weight_map that names a file of this folder"):
+        resolve_model(str(folder))
+
+
+@pytest.mark.parametrize("content", ["null", "[1]", "{", "[" * 100_000])
+def test_an_index_that_is_junk(folder: Path, content: str) -> None:
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors.index.json").write_text(content)
+    with pytest.raises(InputError, match=r"index\.json cannot be used"):
+        resolve_model(str(folder))
+
+
+@pytest.mark.parametrize("content", ["null", "[1]", "{", "5", "[" * 100_000])
+@pytest.mark.parametrize(
+    "file",
+    [
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "generation_config.json",
+        "special_tokens_map.json",
+        "added_tokens.json",
+    ],
+)
+def test_a_file_of_the_tokenizer_or_generation_that_is_junk(folder: Path, file: str, content: str) -> None:
+    (folder / file).write_text(content)
+    for load in (
+        lambda: load_teacher(resolve_model(str(folder)), "cpu"),
+        lambda: load_causal_lm(resolve_causal_lm(str(folder), False), "cpu", "float32", False),
+    ):
+        with pytest.raises(InputError, match=file.replace(".", r"\.") + " cannot be used") as error:
+            load()
+        assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "values", [{"eos_token": 5}, {"added_tokens_decoder": []}, {"tokenizer_class": 5}, {"model_max_length": "x"}]
+)
+def test_a_tokenizer_with_values_of_other_types(folder: Path, values: dict[str, object]) -> None:
+    change(folder / "tokenizer_config.json", **values)
+    with pytest.raises(InputError, match="its tokenizer cannot be loaded: ") as error:
+        load_teacher(folder, "cpu")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_weights_that_are_not_finite(folder: Path, value: float, dtype: torch.dtype) -> None:
+    weights = {name: weight.to(dtype) for name, weight in load_file(folder / "model.safetensors").items()}
+    weights["transformer.h.1.mlp.c_fc.weight"][3, 5] = value
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    message = r"its weight transformer\.h\.1\.mlp\.c_fc\.weight holds NaN or infinity in float32; take an undamaged"
+    with pytest.raises(InputError, match=message):
+        load_teacher(folder, "cpu")
+    with pytest.raises(InputError, match=message):
+        load_causal_lm(folder, "cpu", "float32", False)
+
+
+def test_weights_that_half_precision_cannot_hold(folder: Path) -> None:
+    weights = load_file(folder / "model.safetensors")
+    weights["transformer.wte.weight"][0, 0] = 1e5
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(InputError, match="holds NaN or infinity in float16"):
+        load_causal_lm(folder, "cpu", "float16", False)
+
+
+def test_logits_that_are_not_finite(folder: Path) -> None:
+    weights = load_file(folder / "model.safetensors")
+    weights["transformer.ln_f.weight"] *= 1e38
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    for load in (load_teacher, lambda path, device: load_causal_lm(path, device, "float32", False)):
+        with pytest.raises(InputError, match="it gives logits that are not finite"):
+            load(folder, "cpu")
 
 
 @pytest.mark.parametrize("config", ["{", '{"model_type": "no-such-model"}', "{}"])
@@ -214,8 +558,19 @@ def test_hub(tmp_path: Path, tiny_teacher_folder: Path) -> None:
     BertConfig().save_pretrained(bert)
     (bert / "model.safetensors").write_bytes(b"large")
     folders = {"some/model": tiny_teacher_folder, "a/bert": bert}
+    folders["some/chat"] = shutil.copytree(tiny_teacher_folder, tmp_path / "chat")
+    (folders["some/chat"] / "chat_template.jinja").write_text("{{ messages[0].content }}")
+    folders["an/adapter"] = tmp_path / "adapter"
+    folders["an/adapter"].mkdir()
+    (folders["an/adapter"] / "adapter_config.json").write_text('{"base_model_name_or_path": "acme/base"}')
+    folders["a/quantized"] = shutil.copytree(tiny_teacher_folder, tmp_path / "quantized")
+    change(folders["a/quantized"] / "config.json", quantization_config=QUANTIZED["gptq, 4 bits"])
     with FakeHub(folders).running() as hub:
         elsewhere = Elsewhere(hub, tmp_path / "home")
+        assert "is an adapter of acme/base" in elsewhere.resolve("an/adapter")
+        assert "are quantized (gptq, 4 bits)" in elsewhere.resolve("a/quantized")
+        assert not [path for path in hub.requests if path.startswith("/a/quantized") and "safetensors" in path]
+        assert load_tokenizer(Path(elsewhere.resolve("some/chat"))).chat_template == "{{ messages[0].content }}"
         assert "no such model on the hub" in elsewhere.resolve("no/model")
         assert "asks for a login" in elsewhere.resolve("gated/model")
         assert "'bert'" in elsewhere.resolve("a/bert")
@@ -247,7 +602,9 @@ def test_incomplete_snapshot_is_not_taken_for_a_model(folder: Path, monkeypatch:
     assert_names_ways_on(str(caught.value), "no/model")
 
 
-@pytest.mark.parametrize("name", ["a/b/c", "bad name", "-gpt2", "gpt2--x"])
+@pytest.mark.parametrize(
+    "name", ["a/b/c", "bad name", "-gpt2", "gpt2--x", "n" * 300, "a\0b", "\ud83d", "a/" + "b" * 300]
+)
 def test_malformed_hub_id(name: str) -> None:
     with pytest.raises(InputError, match="neither a folder nor a hub id"):
         resolve_model(name)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import sysconfig
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,13 +13,27 @@ import numpy as np
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, processors
 from transformers import PreTrainedTokenizerFast
 
 from search_spaces.errors import InputError
 from trials.storage.cache import Cache
-from trials.text.corpus import BatchOrder, Corpus, load_corpus, open_source, read_corpus, tokenizer_identity, windows
+from trials.text import corpus as corpora
+from trials.text.corpus import (
+    LONGEST_ENCODED,
+    BatchOrder,
+    Corpus,
+    load_corpus,
+    open_source,
+    pack,
+    read_corpus,
+    tokenizer_identity,
+    windows,
+)
 from trials.text.hub_text import articles
-from trials.text.text_source import from_path, read_documents, split_files
+from trials.text.stdlib_text import source_files, topic_documents
+from trials.text.text_source import cut, from_path, read_documents, split_files
+from trials.text.validation import add_validation
 
 MANY = 10**9
 Load = Callable[..., Corpus]
@@ -160,6 +176,143 @@ def test_lines_are_paragraphs_where_no_line_is_blank(tmp_path: Path) -> None:
     assert 0.03 < len(held_out) / len(train) < 0.08
 
 
+WORDS = "the boat saw a bright old tree and then it rained for days "
+
+
+def in_one_row(path: Path, text: str) -> Path:
+    """``text`` in one line of a .txt, or in one row of a .jsonl."""
+    path.write_text(text if path.suffix == ".txt" else json.dumps({"text": text}))
+    return path
+
+
+@pytest.mark.parametrize("name", ["text8.txt", "book.jsonl"])
+@pytest.mark.parametrize("size", [600, 36_000, 500_000])
+def test_a_text_in_one_line_is_cut_and_its_end_held_out(tmp_path: Path, name: str, size: int) -> None:
+    words = (WORDS * (size // len(WORDS) + 1))[:size].split()
+    source = from_path(in_one_row(tmp_path / name, " ".join(words)))
+    train, held_out = list(source.train()), list(source.validation())
+    assert "".join([*train, *held_out]).split() == words
+    assert max(map(len, [*train, *held_out])) < 4200
+    assert 0.03 < len("".join(held_out)) / size < 0.25
+    assert size < 36_000 or len("".join(held_out)) / size < 0.08
+
+
+def test_a_row_of_paragraphs_is_divided_between_them(tmp_path: Path) -> None:
+    paragraphs = [f"Paragraph {number}." + " More text." * 20 for number in range(100)]
+    source = from_path(in_one_row(tmp_path / "a.jsonl", "\n\n".join(paragraphs)))
+    assert "".join([*source.train(), *source.validation()]).count("\n") >= 100
+    assert all(document.startswith("Paragraph") for document in [*source.train(), *source.validation()])
+
+
+@pytest.mark.parametrize("around", ["A title\n{}", "{}\nThe end", "A title\n{}\nThe end", "A title\n\n{}\n\nThe end"])
+def test_a_long_line_among_short_ones_is_cut(tmp_path: Path, around: str) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text(around.format(WORDS * 5_000))
+    documents = [*from_path(path).train(), *from_path(path).validation()]
+    assert "".join(documents).split() == path.read_text().split()
+    assert max(map(len, documents)) < 4200
+
+
+def test_a_text_without_spaces_is_cut_anywhere(tmp_path: Path) -> None:
+    path = in_one_row(tmp_path / "a.txt", "文" * 150_000)
+    assert sum(len(document) - 1 for document in [*from_path(path).train(), *from_path(path).validation()]) == 150_000
+
+
+def test_a_file_of_very_short_lines_is_read_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("a\n" * 1_000_000)
+    started = time.perf_counter()
+    assert sum(document.count("a") for document in read_documents(path)) == 1_000_000
+    assert time.perf_counter() - started < 10
+
+
+@given(st.text(alphabet="ab \n文", max_size=300), st.integers(1, 40))
+def test_a_cut_text_is_joined_again_without_loss(text: str, size: int) -> None:
+    pieces = list(cut(text, size))
+    assert "".join(pieces) == text
+    assert all(0 < len(piece) <= size for piece in pieces)
+
+
+def test_a_long_row_gives_the_same_tokens_in_pieces(
+    tiny_tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    documents = ["def  prune(teacher):\n    return  student  # 100 %, naïve 日本\n" * 40, WORDS * 60, "short"]
+    whole = pack(documents, tiny_tokenizer, MANY)
+    monkeypatch.setattr(corpora, "LONGEST_ENCODED", 100)
+    assert np.array_equal(pack(documents, tiny_tokenizer, MANY), whole)
+    assert np.array_equal(pack(documents, tiny_tokenizer, 500), whole[:500])
+
+
+def test_a_long_row_is_tokenised_up_to_the_limit(
+    tiny_tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+    encode = corpora.encode
+
+    def counted(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> list[list[int]]:
+        seen.append(sum(map(len, texts)))
+        return encode(tokenizer, texts)
+
+    monkeypatch.setattr(corpora, "encode", counted)
+    monkeypatch.setattr(corpora, "LONGEST_ENCODED", 10_000)
+    monkeypatch.setattr(corpora, "CHARACTERS_TOGETHER", 40_000)
+    for texts in ([WORDS * 80_000], [WORDS * 100] * 64):
+        assert len(pack(texts, tiny_tokenizer, 1_000)) == 1_000
+        assert max(seen) <= 50_000
+
+
+def test_no_document_of_the_standard_library_is_cut() -> None:
+    """The shipped teacher is trained on them as they are. None is longer than its file."""
+    root = Path(sysconfig.get_path("stdlib"))
+    assert max((root / path).stat().st_size for path in source_files(root)) < LONGEST_ENCODED
+    assert max(len(topic.text) for topic in topic_documents().values()) < LONGEST_ENCODED
+
+
+@pytest.fixture
+def beginning(tiny_tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
+    """The tiny tokenizer as Llama's: a token of its own in front of every text."""
+    backend = Tokenizer.from_str(tiny_tokenizer.backend_tokenizer.to_str())
+    backend.add_special_tokens(["<s>"])
+    begin = backend.token_to_id("<s>")
+    backend.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", begin)])
+    return PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="<|endoftext|>")
+
+
+def test_documents_begin_as_the_tokenizer_begins_them(beginning: PreTrainedTokenizerFast) -> None:
+    assert beginning.decode(pack(["one", "two"], beginning, MANY)) == "<s>one<|endoftext|><s>two<|endoftext|>"
+
+
+@pytest.mark.parametrize("length", [2, 8, 13])
+def test_windows_begin_as_the_tokenizer_begins_a_text(
+    beginning: PreTrainedTokenizerFast, tmp_path: Path, length: int
+) -> None:
+    path, cache = rows(tmp_path / "a.jsonl", [f"row {number} of a text" for number in range(60)]), Cache(tmp_path / "c")
+    loaded = load_corpus(str(path), beginning, cache, 300, 40, length)
+    loaded = add_validation(loaded, [("more", str(path))], beginning, cache, 50, length)
+    begin = beginning.bos_token_id
+    for tokens, size in ((loaded.train, 300), (loaded.validation, 40), (loaded.further[0].tokens, 50)):
+        cut_to = windows(tokens, length)
+        assert len(tokens) == size
+        assert (cut_to[:, 0] == begin).all()
+        assert not ((cut_to[:, :-1] == begin) & (cut_to[:, 1:] == begin)).any()
+    words = beginning.decode(load_corpus(str(path), beginning, cache, 300, 40, length).train).replace("<s>", "")
+    assert (
+        words
+        == beginning.decode(load_corpus(str(path), beginning, cache, 300, 40).train).replace("<s>", "")[: len(words)]
+    )
+    longer = load_corpus(str(path), beginning, cache, 500, 40, length)
+    assert np.array_equal(longer.train[:300], loaded.train)  # a final goes on where its trial ended
+
+
+def test_a_tokenizer_that_begins_nothing_packs_the_same_for_every_length(
+    tiny_tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    path = rows(tmp_path / "a.jsonl", [f"row {number} of a text" for number in range(60)])
+    flat, cut_to = (load_corpus(str(path), tiny_tokenizer, Cache(tmp_path / "c"), 300, 40, one) for one in (None, 16))
+    assert flat.fingerprint == cut_to.fingerprint
+    assert len(list((tmp_path / "c" / "corpus").glob("[0-9a-f]*"))) == 1
+
+
 def test_the_end_of_a_text_file_is_held_out(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_text("\n\n".join(f"Paragraph {number}.\nTwo lines." for number in range(100)), "utf-8")
@@ -224,6 +377,15 @@ CASES = {
     "no text": ("b.jsonl", b'{"body": "a"}\n', 'line 1: each line must be an object with a string under "text"'),
     "text of another type": ("c.jsonl", b'{"text": 7}\n', "line 1"),
     "no object": ("d.jsonl", b"[1]\n", "line 1"),
+    "5,000 digits": (
+        "f.jsonl",
+        b'{"text": "a"}\n{"text": "a", "n": ' + b"9" * 5000 + b"}",
+        "line 2: not JSON (Exceeds the",
+    ),
+    "too deep": ("g.jsonl", b'{"text": "a"}\n' + b"[" * 100_000, "line 2: not JSON (maximum recursion depth"),
+    "half a pair": ("h.jsonl", b'{"text": "a"}\n{"text": "\\ud83d"}', "line 2: its text holds half a surrogate pair"),
+    "a name of 300 characters": ("n" * 296 + ".txt", None, "no such file"),
+    "NUL in the name": ("a\0b.txt", None, "no such file"),
     "one row": ("e.jsonl", b'{"text": "a"}\n{"text": " "}\n', "at least two rows"),
 }
 
@@ -251,6 +413,13 @@ def test_an_empty_folder_and_a_side_without_text(load: Load, tmp_path: Path) -> 
 def test_a_name_that_means_nothing(load: Load) -> None:
     with pytest.raises(InputError, match=r"no such file, folder or dataset; .*stdlib, .* or a dataset of the hub"):
         load("wikitext 103!")
+
+
+@pytest.mark.parametrize("name", ["", "n" * 300, "a\0b", "\ud83d", "~\0", "~nobody-here/a.txt", "a/" + "b" * 300, "a--b/c"])
+def test_a_name_that_no_file_has(load: Load, name: str) -> None:
+    with pytest.raises(InputError) as error:
+        load(name)
+    assert "\n" not in str(error.value)
 
 
 def test_what_is_here_comes_before_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,65 @@
+"""What the listener sends to MLflow of a search."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from nas.planning.machine import Machine
+from nas.planning.plan import make_plan, resolve_target
+from nas.planning.redact import redacted
+from nas.planning.settings import command_line, load_settings
+from nas.running.tasks import PreparedTeacher
+from nas.stages.events import SearchPrepared, SearchStopped
+from nas.tracking import listener
+from nas.tracking.messages import SearchFinished, SearchStarted
+from trials.preparation import Preparation
+
+SECRET = "SECRET-WORD"
+
+
+class Recorder:
+    """Takes the place of the tracker."""
+
+    problem, rejected, experiment_id = None, 0, None
+
+    def __init__(self, *given: Any) -> None:
+        self.messages: list[Any] = []
+
+    def put(self, message: Any) -> None:
+        self.messages.append(message)
+
+    def close(self, seconds: float) -> int:
+        return 0
+
+
+def test_a_search_is_announced_without_its_passwords_and_stopped_once(
+    tiny_teacher_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(listener, "Tracker", Recorder)
+    storage = f"postgresql://user:{SECRET}@host/db"
+    flags = {"model": str(tiny_teacher_folder), "output": str(tmp_path), "budget": "60%", "tolerance": "0.2"}
+    settings = load_settings({**flags, "corpus": "stdlib", "storage": storage}, None, {})
+    plan = make_plan(settings, resolve_target(settings), Machine(2, 0.0, 2**34, 2))
+    plan = replace(plan, command=redacted(command_line(["--storage", storage], {})))
+    preparation = Preparation(plan.target.shape, "f", 1.0, "text", "t", "i", False, 1.0)
+    nobody: Any = None
+    teacher = PreparedTeacher(preparation, nobody, np.zeros(1, np.float32), {}, None)
+    mlflow = listener.MlflowListener(Console(file=io.StringIO()))
+    mlflow(SearchPrepared(plan, "id", teacher))
+    mlflow(SearchStopped(interrupted=True))
+    tracker: Any = mlflow.tracker
+    started, stopped = tracker.messages
+    assert isinstance(started, SearchStarted)
+    assert isinstance(stopped, SearchFinished)
+    assert stopped.status == "KILLED"
+    assert SECRET not in repr(tracker.messages)
+    assert started.settings["storage"] == "postgresql://user:***@host/db"
+    assert "postgresql://user:***@host/db" in started.tags["command"]
+    assert "postgresql://user:***@host/db" in started.tags["plan.study"]

@@ -1,0 +1,262 @@
+"""Generated input: whatever a user's file or flag holds, the answer is a result or one line, within ten seconds.
+
+FUZZ_EXAMPLES=2000 tries that many new examples of each kind, instead of the same few each time.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import make_decoder, make_gpt2
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from nas.planning.settings import SearchSettings, load_settings
+from search_spaces.budget import check_budgets, parse_budgets
+from search_spaces.errors import InputError
+from search_spaces.files import SpaceFile, check_space, load_space
+from search_spaces.shape import ModelShape
+from trials.teacher.causal_lm import load_causal_lm, resolve_causal_lm
+from trials.teacher.source import resolve_model
+from trials.teacher.teacher import load_teacher
+from trials.text.corpus import check_source, open_source, pack
+from trials.text.evaluation_text import TextTask, open_text, parse_tests, text_task
+from trials.text.text_source import from_path
+from trials.text.validation import open_validation, parse_validation
+
+SECONDS = 10
+LONGEST_LINE = 2_500  # characters
+GIVEN = os.environ.get("FUZZ_EXAMPLES")
+few = settings(
+    max_examples=int(GIVEN or 60),
+    derandomize=GIVEN is None,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large],
+)
+
+SMALL = ModelShape("gpt2", 4, 64, 4, 16, 128, 320, 64, tied=True)
+GROUPED = ModelShape("llama", 4, 48, 4, 12, 64, 320, 64, tied=True, group=2, learned_positions=False, stock="any")
+
+
+def answer(call: Callable[[], object]) -> None:
+    """Assert that ``call`` returns, or raises InputError of one line, within `SECONDS`."""
+    started, message = time.perf_counter(), "a result"
+    try:
+        call()
+    except InputError as error:
+        message = str(error)
+    assert time.perf_counter() - started < SECONDS
+    assert len(message.splitlines()) == 1
+    assert len(message) <= LONGEST_LINE
+
+
+# JSON cannot be written with these by `json.dumps`, so they are put into the text afterwards.
+SPECIAL = {
+    '"<digits>"': "9" * 5000,
+    '"<point>"': "0." + "3" * 5000,
+    '"<exponent>"': "1e99999",
+    '"<deep>"': "[" * 3000 + "]" * 3000,
+    '"<objects>"': '{"a":' * 3000 + "1" + "}" * 3000,
+}
+characters = st.characters() | st.sampled_from("\0\ud83d\udc00\n\r\t 0%.,:=/#?~²٣")
+texts = st.text(characters, max_size=12) | st.sampled_from(
+    ["", "n" * 300, "48", "1e5", "nan", "None", "../x", "~x", "a/b"]
+)
+sizes = st.sampled_from([0, 1, 2, 3, 4, 5, 8, 12, 16, 48, 64, 96, 320, 2**31, 2**40, 10**30]).flatmap(
+    lambda size: st.sampled_from([size, -size, str(size), float(size), [size], size + 1])
+)
+plain = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | sizes
+    | st.floats()
+    | texts
+    | st.sampled_from([k.strip('"') for k in SPECIAL])
+)
+junk = st.recursive(
+    plain, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts, inner, max_size=3), max_leaves=5
+)
+
+
+def written(content: object) -> str:
+    """``content`` as JSON, which is YAML as well."""
+    text = json.dumps(content)
+    for name, special in SPECIAL.items():
+        text = text.replace(name, special)
+    return text
+
+
+budgets = (
+    st.text("0123456789_.,%KMBGkmx e+-²٣\n", max_size=12) | texts | st.sampled_from(["9" * 5000, "9" * 5000 + "%"])
+)
+
+
+@few
+@given(st.lists(budgets, min_size=1, max_size=3).map(",".join), st.floats() | st.just(0.05))
+def test_budgets(text: str, tolerance: float) -> None:
+    counts = tuple(range(1_000, 354_823_168, 1_000_003))
+    answer(lambda: check_budgets(text))
+    answer(lambda: parse_budgets(text, 354_823_168, counts, tolerance))
+
+
+shares = st.integers(0, 130).map("{}%".format) | st.integers(0, 130) | st.text("0123456789.%-²٣", max_size=6) | junk
+ranges = st.fixed_dictionaries({"min": shares}, optional={"max": shares, "step": shares, "foo": junk})
+axes = ranges | st.lists(shares, max_size=4) | junk
+flags = st.booleans() | st.lists(st.booleans(), max_size=3) | junk
+keys = {name: flags if name in ("stock_only", "allocated") else axes for name in SpaceFile.model_fields}
+yaml_texts = st.text(st.sampled_from("a1%:-[]{}&*!|>#'\",\n \tx\0") | characters, max_size=60)
+
+
+@few
+@given(st.fixed_dictionaries({}, optional={**keys, "depht": junk}).map(written) | junk.map(written) | yaml_texts)
+def test_space_files(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "space.yaml"
+    file.write_bytes(text.encode("utf-8", "surrogatepass"))
+    answer(lambda: check_space(str(file)))
+    for shape in (SMALL, GROUPED):
+        answer(lambda shape=shape: load_space(str(file), shape).counts)
+
+
+@few
+@given(
+    st.dictionaries(st.sampled_from([*SearchSettings.model_fields, "unknown"]) | texts, junk, max_size=6).map(written)
+    | junk.map(written)
+    | yaml_texts,
+    st.dictionaries(st.sampled_from([*SearchSettings.model_fields]), texts | budgets, max_size=3),
+)
+def test_settings(tmp_path: Path, text: str, flags: dict[str, str]) -> None:
+    file = tmp_path / "settings.yaml"
+    file.write_bytes(text.encode("utf-8", "surrogatepass"))
+    answer(lambda: load_settings({"budget": "260M"}, str(file), {}))
+    answer(lambda: load_settings(flags, str(file), {}))
+    answer(lambda: load_settings({}, None, {f"NAS_{name.upper()}": value for name, value in flags.items()}))
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: PreTrainedTokenizerFast) -> dict[str, Path]:
+    """Folders of small teachers, by type. A test may write their JSON files, if it writes all of them."""
+    made: dict[str, PreTrainedModel] = {"gpt2": make_gpt2()}
+    made |= {name: make_decoder(name) for name in ("llama", "mistral", "qwen2", "qwen3", "gpt_neox")}
+    found = {}
+    for name, model in made.items():
+        found[name] = tmp_path_factory.mktemp(name)
+        model.save_pretrained(found[name])
+        tiny_tokenizer.save_pretrained(found[name])
+    return found
+
+
+JSON_FILES = ("config.json", "generation_config.json", "tokenizer_config.json")
+OTHERS = (
+    *("rope_scaling", "rope_theta", "quantization_config", "auto_map", "torch_dtype", "sliding_window", "head_dim"),
+    *(
+        "num_key_value_heads",
+        "per_layer_config",
+        "text_config",
+        "transformers_weights",
+        "fusion_config",
+        "num_hidden_layers",
+    ),
+    *("added_tokens_decoder", "chat_template", "tokenizer_class", "additional_special_tokens", "padding_side"),
+)
+
+
+def assert_model_is_answered(folder: Path) -> None:
+    def search() -> None:
+        load_teacher(resolve_model(str(folder)), "cpu")
+
+    def evaluate() -> None:
+        load_causal_lm(resolve_causal_lm(str(folder), False), "cpu", "float32", False)
+
+    answer(search)
+    answer(evaluate)
+
+
+@few
+@given(
+    st.data(), st.sampled_from(["gpt2", "llama", "mistral", "qwen2", "qwen3", "gpt_neox"]), st.sampled_from(JSON_FILES)
+)
+def test_json_files_of_a_model(folders: dict[str, Path], data: st.DataObject, kind: str, name: str) -> None:
+    file = folders[kind] / name
+    before = file.read_text("utf-8")
+    known = [*json.loads(before), *OTHERS]
+    changes = data.draw(st.dictionaries(st.sampled_from(known) | texts, junk, min_size=1, max_size=3), "changes")
+    content: Any = {**json.loads(before), **changes}
+    removed = data.draw(st.sets(st.sampled_from(sorted(content)), max_size=2), "removed")
+    content = {key: value for key, value in content.items() if key not in removed}
+    text = written(data.draw(st.just(content) | junk if data.draw(st.booleans()) else st.just(content), "content"))
+    try:
+        file.write_bytes(text.encode("utf-8", "surrogatepass"))
+        assert_model_is_answered(folders[kind])
+    finally:
+        file.write_text(before, "utf-8")
+
+
+@few
+@given(
+    st.dictionaries(texts, junk, max_size=2)
+    | st.fixed_dictionaries({"weight_map": st.dictionaries(texts, junk) | junk})
+)
+def test_index_of_shards(folders: dict[str, Path], content: object) -> None:
+    folder = folders["llama"]
+    (folder / "model.safetensors").rename(folder / "kept")
+    try:
+        (folder / "model.safetensors.index.json").write_text(written(content))
+        answer(lambda: resolve_model(str(folder)))
+    finally:
+        (folder / "kept").rename(folder / "model.safetensors")
+
+
+rows = st.fixed_dictionaries({"text": texts | st.text(characters, max_size=300)}, optional={"more": junk}) | junk
+lines = st.lists(rows.map(written) | texts, max_size=8).map("\n".join)
+words = st.text(st.sampled_from("ab .\n\r\t\"'()[]{}=@") | characters, max_size=400)
+
+
+@few
+@given(
+    lines | words | st.builds(lambda one, times: one * times, words, st.integers(1, 400)),
+    st.sampled_from(["txt", "jsonl"]),
+)
+def test_text_files(tmp_path: Path, tiny_tokenizer: PreTrainedTokenizerFast, text: str, suffix: str) -> None:
+    file = tmp_path / f"text.{suffix}"
+    file.write_bytes(text.encode("utf-8", "surrogatepass"))
+    for side in ("train", "validation"):
+        answer(lambda side=side: pack(getattr(from_path(file), side)(), tiny_tokenizer, 300, 16))
+    answer(lambda: pack(open_validation(str(file)).validation(), tiny_tokenizer, 300, 16))
+    for task in ("mine", "wikitext-2", "ptb", "lambada"):
+        answer(lambda task=task: open_text(TextTask(task, file)))
+
+
+@few
+@given(
+    st.binary(max_size=200), st.sampled_from(["a.txt", "a.jsonl", "a.yaml", "config.json", "tokenizer.json", "a.gguf"])
+)
+def test_files_of_bytes(folders: dict[str, Path], tmp_path: Path, content: bytes, name: str) -> None:
+    file = (folders["qwen3"] if name.startswith(("config", "tokenizer")) else tmp_path) / name
+    before = file.read_bytes() if file.exists() else b""
+    try:
+        file.write_bytes(b"GGUF" + content if name == "a.gguf" else content)
+        answer(lambda: [*open_source(str(file)).train()])
+        answer(lambda: check_space(str(file)))
+        answer(lambda: load_settings({"budget": "1M"}, str(file), {}))
+        answer(lambda: resolve_model(str(file)))
+        assert_model_is_answered(folders["qwen3"])
+    finally:
+        file.write_bytes(before)
+
+
+@few
+@given(texts | st.text("abc/.~=:,- \0\ud83d", max_size=20) | st.sampled_from(["a" * 5000, "/".join("ab" * 3000)]))
+def test_names(name: str) -> None:
+    assume(not os.path.exists(os.path.expanduser(name) if "\0" not in name else name))
+    for read in (resolve_model, open_source, check_source, open_validation, check_space, text_task, parse_tests):
+        answer(lambda read=read: read(name))
+    answer(lambda: resolve_causal_lm(name, False))
+    answer(lambda: parse_validation(name))
