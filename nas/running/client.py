@@ -45,15 +45,15 @@ def trainable(config: dict[str, Any], pool: Any, task: bytes) -> None:
     asyncio.run(_report(config, pool, task))
 
 
-def trial_name(number: int) -> str:
-    """The name of trial ``number`` among the tasks of a search."""
-    return f"trial {number}"
+def trial_name(study: str, number: int) -> str:
+    """The name of trial ``number`` of ``study`` among the tasks of a pool."""
+    return f"trial {number} of {study}"
 
 
 async def _report(config: dict[str, Any], pool: Any, task: bytes) -> None:
-    number = config["number"]
-    spec = config["spec"]
-    results = work(pool, trial_name(number), task, spec, lambda why: tune.report({RETRIED: why}), spec["cache"])
+    number, spec = config["number"], config["spec"]
+    name = trial_name(config["study"], number)
+    results = work(pool, name, task, spec, lambda why: tune.report({RETRIED: why}), spec["cache"])
     try:
         async for result in results:
             if isinstance(result, Failure):

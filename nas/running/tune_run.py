@@ -41,7 +41,7 @@ def run_trials(plan: Plan, study: SearchStudy, workers: Workers, on_change: OnTr
         study,
         _describer(plan),
         on_change,
-        lambda number: workers.pool.close.remote(trial_name(number)),
+        lambda number: workers.pool.close.remote(trial_name(study.name, number)),
         left=plan.trials - study.finished(),
         pauses=PAUSES,
     )

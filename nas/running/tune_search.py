@@ -105,7 +105,7 @@ class StudySearcher(_Disposable, Searcher):
         self.left -= 1
         self._running[trial_id] = candidate
         self.on_change(candidate.number)
-        return {"number": candidate.number, **self.describe(candidate)}
+        return {"study": self.study.name, "number": candidate.number, **self.describe(candidate)}
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Tell the study whether the trial is complete, was stopped early, or has failed and why."""

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from transformers import AutoTokenizer
-
 from nas.choosing.outcome import Chosen
 from nas.planning.plan import Plan
 from nas.planning.specs import trial_spec
@@ -13,6 +11,7 @@ from nas.study.study import SearchStudy
 from search_spaces.errors import InputError
 from trials.export.export import ModelCard, export_student, verify_manifest
 from trials.preparation import Preparation
+from trials.teacher.teacher import load_tokenizer
 from trials.trial import load_weights
 
 
@@ -30,8 +29,7 @@ def export_chosen(plan: Plan, preparation: Preparation, study: SearchStudy, chos
         student = load_weights(trial_spec(plan, chosen.record.architecture), chosen.weights)
     except FileNotFoundError as error:
         raise InputError(f"{error}; restore the folder, or search again with a new --study") from error
-    tokenizer = AutoTokenizer.from_pretrained(plan.target.folder)
-    exported = export_student(student, tokenizer, folder, _card(plan, preparation, chosen))
+    exported = export_student(student, load_tokenizer(plan.target.folder), folder, _card(plan, preparation, chosen))
     study.remember(label, content)
     return exported
 

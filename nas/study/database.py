@@ -23,7 +23,7 @@ def opening(url: str) -> Iterator[None]:
     file is empty, no database, or damaged. The check reads the whole file.
     """
     path = Path(url.removeprefix(SQLITE))
-    if not url.startswith(SQLITE) or path.name in ("", ":memory:"):
+    if not url.startswith(SQLITE) or path.name in ("", ":memory:") or not path.parent.is_dir():  # a lock would make it
         yield
         return
     with FileLock(f"{path}.lock"):

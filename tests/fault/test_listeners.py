@@ -61,14 +61,16 @@ def test_a_search_that_an_error_ends_says_so_once_and_raises_it(
     tiny_teacher_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
-    flags = arguments(tiny_teacher_folder, tmp_path / "missing.txt", tmp_path / "out", "wrong")
+    short = tmp_path / "short.txt"
+    short.write_text("too few words\n\nfor one window")
+    flags = arguments(tiny_teacher_folder, short, tmp_path / "out", "wrong")
     settings, _, _ = parse_arguments(flags)
     heard: list[Event] = []
     announce = Announcer()
     announce.listeners.append(heard.append)
     with ray_session(settings) as machine:
         plan = make_plan(settings, resolve_target(settings), machine)
-        with open_workers(plan.resources) as workers, pytest.raises(InputError, match=r"missing\.txt"):
+        with open_workers(plan.resources) as workers, pytest.raises(InputError, match="shorter than one window"):
             run_search(plan, workers, announce)
     assert [one for one in heard if isinstance(one, SearchStopped)] == [SearchStopped(interrupted=False)]
     assert heard[-1] == SearchStopped(interrupted=False)

@@ -246,6 +246,7 @@ def test_a_pool_that_is_killed_starts_anew_and_the_task_is_done_again(session: N
         (process,) = pool_processes() - others
         process.kill()
         (second,) = run(workers, where)
+        assert isinstance(second, int)
         assert first != second
 
 
@@ -286,14 +287,21 @@ class Unbuilt(Worker):
         raise ModuleNotFoundError("No module named 'nas'")
 
 
+class Quick(Worker):
+    """A worker that imports nothing."""
+
+    def free(self) -> None:
+        if self._results is not None:
+            self._results.close()
+        self._name, self._results = "", None
+
+
 class Impatient(Pool):
-    """A pool without pauses. The first ``lame`` starts are of another kind of worker."""
+    """A pool without pauses. In ``many`` of its places are ``lame`` workers instead."""
 
     look, patience = 0.1, 0.0
 
-    def __init__(
-        self, count: int, options: dict[str, Any], lame: Callable[[], Any] | None = None, many: int = 1
-    ) -> None:
+    def __init__(self, count: int, options: dict[str, Any], lame: Callable[[], Any] | None, many: int) -> None:
         self._lame, self._many = lame, many
         super().__init__(count, options)
 
@@ -301,11 +309,11 @@ class Impatient(Pool):
         return 0.0
 
     def _start(self) -> Any:
-        lame = [one for one in getattr(self, "_slots", []) if one.worker is None]
-        if self._lame and (lame or self._many > 0):
-            self._many -= 1
+        replaces = hasattr(self, "_slots")  # only a lame one is ever replaced
+        if self._lame and (replaces or self._many):
+            self._many -= not replaces
             return self._lame()
-        return super()._start()
+        return ray.remote(Quick).options(**self._options).remote()
 
 
 class Patient(Impatient):
@@ -361,7 +369,7 @@ def test_workers_that_no_node_can_have_are_told_as_such(session: None) -> None:
 
 def test_workers_wait_for_a_node_that_may_join(session: None) -> None:
     """Within the patience of the pool this is a notice, not an error."""
-    pool = Workers(ray.remote(Patient).options(num_cpus=0).remote(1, {"num_cpus": 9999}), 1).pool
+    pool = Workers(ray.remote(Patient).options(num_cpus=0).remote(1, {"num_cpus": 9999}, None, 0), 1).pool
     waiting = pool.take.remote("trial 1", "its client")
     assert "the search waits for such a node" in ray.get(pool.next_notice.remote(), timeout=PATIENCE)
     assert ray.wait([waiting], timeout=0)[0] == []

@@ -82,7 +82,7 @@ def read_object(file: Path, model: str) -> dict[str, Any]:
         content = json.loads(file.read_text("utf-8"))
         if not isinstance(content, dict):
             raise ValueError(f"it holds {short(content)} instead of an object")
-        if _depth(content) > DEEPEST:
+        if sum(1 for _ in _levels(content)) > DEEPEST:
             raise RecursionError
     except RecursionError as error:
         raise InputError(
@@ -109,6 +109,7 @@ def short(value: object) -> str:
 
 def _problems(config: dict[str, Any]) -> Iterator[str]:
     """Yields everything that is wrong with ``config``: the key, the value and the rule."""
+    yield from (f"{short(name)} is not a name" for name in _keys(config) if not name.isprintable() or len(name) > 200)
     for name, (kind, rule) in KINDS.items():
         if name in config and not isinstance(config[name], kind) and (name == "auto_map" or config[name] is not None):
             yield f"{name} is {short(config[name])}, and must be {rule}"
@@ -187,10 +188,13 @@ def _method(quantization: dict[str, Any]) -> str:
     return f"{name[:60]}, {bits} bits" if _is_size(bits, 1, 64) else name[:60]
 
 
-def _depth(content: object) -> int:
-    """How many objects and lists of ``content`` are inside each other."""
-    depth, level = 0, [content]
-    while level := [one for one in level if isinstance(one, dict | list)]:
-        depth += 1
-        level = [inner for one in level for inner in (one.values() if isinstance(one, dict) else one)]
-    return depth
+def _levels(content: object) -> Iterator[list[dict[str, Any] | list[Any]]]:
+    """Yields the objects and lists of ``content``, those of each depth together."""
+    level = [content]
+    while found := [one for one in level if isinstance(one, dict | list)]:
+        yield found
+        level = [inner for one in found for inner in (one.values() if isinstance(one, dict) else one)]
+
+
+def _keys(content: object) -> Iterator[str]:
+    return (key for level in _levels(content) for one in level if isinstance(one, dict) for key in one)

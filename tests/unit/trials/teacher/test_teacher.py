@@ -270,6 +270,7 @@ CONFIG = {
     "100 deep": ('{"model_type": "llama", "a": ' + "[" * 100 + "]" * 100 + "}", "nested more than 50 deep"),
     "5,000 digits": ('{"model_type": "llama", "a": ' + "9" * 5000 + "}", "Exceeds the limit"),
     "a list of types": ('{"model_type": ["llama"]}', 'model_type is \\["llama"\\], and must be a name'),
+    "a key of two lines": ('{"model_type": "llama", "a\\nb": 1}', r'"a\\nb" is not a name'),
     "no UTF-8": (b"\xff\xfe", "can't decode"),
 }
 

@@ -415,7 +415,9 @@ def test_a_name_that_means_nothing(load: Load) -> None:
         load("wikitext 103!")
 
 
-@pytest.mark.parametrize("name", ["", "n" * 300, "a\0b", "\ud83d", "~\0", "~nobody-here/a.txt", "a/" + "b" * 300, "a--b/c"])
+@pytest.mark.parametrize(
+    "name", ["", "n" * 300, "a\0b", "\ud83d", "~\0", "~nobody-here/a.txt", "a/" + "b" * 300, "a--b/c"]
+)
 def test_a_name_that_no_file_has(load: Load, name: str) -> None:
     with pytest.raises(InputError) as error:
         load(name)
