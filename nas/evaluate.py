@@ -28,6 +28,7 @@ if TYPE_CHECKING:  # torch and transformers take seconds to import, so the argum
     from transformers import PreTrainedModel
 
 DONE, WRONG_INPUT, INTERRUPTED = 0, 2, 130
+MOST_SEQUENCES = 2**40  # of a batch
 DEFAULT_TASKS = f"wikitext-2,ptb,lambada,{EFFICIENCY}"
 EPILOG = f"""\
 Tasks, separated by commas: {", ".join(KNOWN)} (from the hub), any of them from a file
@@ -142,7 +143,7 @@ def evaluate(request: Request, console: Console) -> Document:
     checked_stride(length, request.stride)
     readings: list[Reading] = []
     if None in request.tasks:  # before the texts, so that the peak memory does not include theirs
-        with console.status("timing"):
+        with console.status("timing"), _enough_memory(request.batch):
             readings += efficiency(model, path, Workload.within(length, request.batch))
     with _progress(console) as progress:
         readings += evaluate_texts(model, tokenizer, texts, length, request.stride, progress)
@@ -150,6 +151,20 @@ def evaluate(request: Request, console: Console) -> Document:
     readings.sort(key=lambda reading: order.index(reading.task))
     about = {"model": request.model, "path": str(path), **_about(model), "device": _device(device), "dtype": dtype}
     return Document({**about, "seconds": round(time.perf_counter() - started, 1)}, readings)
+
+
+@contextmanager
+def _enough_memory(batch: int) -> Iterator[None]:
+    """Raise InputError when the memory does not hold ``batch`` sequences."""
+    too_many = InputError(f"batch {batch}: more sequences than the memory holds; give a smaller --batch")
+    if batch > MOST_SEQUENCES:
+        raise too_many
+    try:
+        yield
+    except RuntimeError as error:  # torch has a class of its own for the memory of a GPU only
+        if "memory" not in str(error):
+            raise
+        raise too_many from error
 
 
 def _about(model: PreTrainedModel) -> dict[str, Any]:

@@ -306,7 +306,8 @@ class Impatient(Pool):
         super().__init__(count, options)
 
     def pause(self, failures: int) -> float:
-        return 0.0
+        """None at first. Later a long one: a machine that starts processes without end does nothing else."""
+        return 0.0 if failures < TRIES + 4 else PATIENCE
 
     def _start(self) -> Any:
         replaces = hasattr(self, "_slots")  # only a lame one is ever replaced

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import struct
 from functools import lru_cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -14,10 +13,10 @@ from transformers.utils import logging as transformers_logging
 from search_spaces.errors import InputError
 from trials.storage.cache import Cache, digest
 from trials.storage.durable import file_sha256
+from trials.teacher.source import one_line
 
 FORMAT = 2  # part of the cache key: raise it whenever the same file gives a different folder
 MAGIC = b"GGUF"
-BROKEN = (OSError, ValueError, KeyError, IndexError, RuntimeError, OverflowError, struct.error)
 
 
 def unpacked(file: Path) -> Path:
@@ -48,8 +47,8 @@ def _unpack(file: Path, folder: Path) -> None:
             (Path(alone) / file.name).symlink_to(file)
             model = AutoModelForCausalLM.from_pretrained(alone, gguf_file=file.name, local_files_only=True)
             tokenizer = AutoTokenizer.from_pretrained(alone, gguf_file=file.name, local_files_only=True)
-    except BROKEN as error:
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
+    except Exception as error:  # tokenizers raises no other class, and the readers raise a dozen
+        reason = one_line(error)[:200]
         raise InputError(
             f"model {file}: its GGUF content cannot be used ({reason}); convert or copy it again"
         ) from error

@@ -180,6 +180,12 @@ def test_both_commands_refuse_it_from_the_configuration_alone(
         assert rule in line
 
 
+@pytest.mark.parametrize("batch", [10**12, 10**30])
+def test_a_batch_that_no_memory_holds(brought: Brought, capsys: pytest.CaptureFixture[str], batch: int) -> None:
+    assert evaluate([str(brought.teacher), "--tasks", "efficiency", "--batch", str(batch)]) == 2
+    assert capsys.readouterr().err.startswith(f"error: batch {batch}: more sequences than the memory holds")
+
+
 def test_sequences_longer_than_the_positions_are_refused(brought: Brought, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="sequence length 65: the teacher reads at most 64 tokens"):
         brought.prepare(tmp_path / "cache", 65)

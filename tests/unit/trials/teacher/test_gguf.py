@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import struct
 from pathlib import Path
 
 import gguf
@@ -70,7 +72,7 @@ def _add_tokenizer(writer: gguf.GGUFWriter, tokenizer: PreTrainedTokenizerFast, 
     writer.add_tokenizer_model("gpt2")
     writer.add_token_list(vocabulary + [f"<unused{place}>" for place in range(size - len(vocabulary))])
     writer.add_token_types([gguf.TokenType.CONTROL] + [gguf.TokenType.NORMAL] * (size - 1))
-    writer.add_token_merges([" ".join(pair) for pair in __import__("json").loads(merges)["model"]["merges"]])
+    writer.add_token_merges([" ".join(pair) for pair in json.loads(merges)["model"]["merges"]])
     writer.add_bos_token_id(0)
     writer.add_eos_token_id(0)
 
@@ -120,6 +122,23 @@ def test_a_truncated_file_is_refused_in_one_line(file: Path, keep: int) -> None:
     with pytest.raises(InputError, match=r"model.gguf: its GGUF content cannot be used") as refused:
         resolve_model(str(file))
     assert "\n" not in str(refused.value)
+
+
+def test_contents_that_no_model_has_are_refused_in_one_line(
+    file: Path, tiny_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    merge = " ".join(json.loads(tiny_tokenizer.backend_tokenizer.to_str())["model"]["merges"][0]).encode()
+    heads = b"llama.attention.head_count"
+    content = file.read_bytes()
+    for old, new in (
+        (merge, merge.replace(b" ", b"x")),
+        (heads + struct.pack("<II", 4, 6), heads + struct.pack("<II", 4, 5)),
+    ):
+        assert old in content
+        file.write_bytes(content.replace(old, new))
+        with pytest.raises(InputError, match=r"model.gguf: its GGUF content cannot be used") as refused:
+            resolve_model(str(file))
+        assert "\n" not in str(refused.value)
 
 
 def test_a_file_of_another_kind_is_refused(file: Path) -> None:

@@ -177,7 +177,9 @@ def test_quantized_weights_are_found_in_all_places(llama: Path, place: dict[str,
         resolve_model(str(llama))
 
 
-def test_weights_in_block_fp8_are_dequantized(llama: Path) -> None:
+@pytest.mark.parametrize("gpu", [False, True])
+def test_weights_in_block_fp8_are_dequantized(llama: Path, gpu: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where a GPU multiplies FP8, and transformers would leave it as it is."""
     weights, expected, size = load_file(llama / "model.safetensors"), {}, 12
     for name in [name for name in weights if "_proj" in name]:
         rows, columns = (side // size for side in weights[name].shape)
@@ -191,6 +193,8 @@ def test_weights_in_block_fp8_are_dequantized(llama: Path) -> None:
     save_file(weights, llama / "model.safetensors", metadata={"format": "pt"})
     fp8 = {"quant_method": "fp8", "activation_scheme": "dynamic", "weight_block_size": [size, size], "fmt": "e4m3"}
     change(llama / "config.json", quantization_config={**fp8, "modules_to_not_convert": ["lm_head"]})
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (9, 0))
     model = load_teacher(resolve_model(str(llama)), "cpu").model
     for name, weight in expected.items():
         torch.testing.assert_close(model.get_parameter(name), weight)

@@ -1,0 +1,95 @@
+"""A search on a machine whose memory is taken by a neighbour, as `/proc/meminfo` tells it. A program for test_memory.
+
+    python short_of_memory.py MEMINFO TEACHER FOLDER WORKERS UNTIL
+
+MEMINFO is a file that is mounted over /proc/meminfo, so that the memory monitor of Ray and psutil read it. The memory
+is taken when the first trial has begun, or with UNTIL "prepare" before anything has. It is given back when Tune's
+processes have died UNTIL times. Prints one JSON object: the error, if any, and the trials.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from small_search import arguments, write_text
+
+from nas.planning.plan import make_plan, resolve_target
+from nas.planning.settings import parse_arguments
+from nas.running import tune_run, workers
+from nas.running.client import FINAL, LOSS, TOKENS
+from nas.running.session import ray_session
+from nas.running.tune_search import StudySearcher
+from nas.running.workers import open_workers
+from nas.stages.prepare import prepare_teacher
+from nas.study.study import Candidate, SearchStudy
+from search_spaces.errors import InputError
+
+TOTAL = 2**21  # kB; less than a container may have, so that Ray does not look at its control group
+KNOWN = ("MemTotal", "MemFree", "MemAvailable", "Buffers", "Cached", "SwapTotal", "SwapFree", "Shmem", "SReclaimable")
+QUICKLY = (0.5, 0.5, 0.5)
+
+
+def tell(meminfo: Path, free: int) -> None:
+    """Write that ``free`` per cent of the memory are free. Whoever reads it meanwhile sees a whole file."""
+    values = dict.fromkeys(KNOWN, 0) | {"MemTotal": TOTAL, "MemFree": TOTAL * free // 100}
+    values["MemAvailable"] = values["MemFree"]
+    text = "".join(f"{name + ':':16}{value:12} kB\n" for name, value in values.items())
+    with open(meminfo, "r+b") as file:
+        os.pwrite(file.fileno(), text.encode(), 0)
+
+
+def trial(spec: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    yield {TOKENS: 0, LOSS: 5.0}
+    yield {FINAL: True, TOKENS: 4096, LOSS: 4.0}
+
+
+def main(meminfo: Path, teacher: str, folder: Path, count: int, until: str) -> dict[str, Any]:
+    """See the head of this file."""
+    tell(meminfo, 80)
+    changes = {"trials": 3, "sampler": "random", "scheduler": "none", "workers": count}
+    flags = arguments(Path(teacher), write_text(folder), folder / "out", "hungry", **changes)
+    settings, _, _ = parse_arguments(flags)
+    target = resolve_target(settings)
+    tune_run.PAUSES = workers.PAUSES = QUICKLY
+    deaths: list[int] = []
+    lost = StudySearcher._lost
+
+    def losing(searcher: StudySearcher, candidate: Candidate) -> None:
+        deaths.append(candidate.number)
+        if str(len(deaths)) == until:
+            tell(meminfo, 80)
+        lost(searcher, candidate)
+
+    def on_change(number: int) -> None:
+        if not deaths:
+            tell(meminfo, 2)
+
+    StudySearcher._lost = losing  # type: ignore[method-assign]
+    with ray_session(settings) as machine:
+        plan = make_plan(settings, target, machine)
+        plan.folder.mkdir(parents=True)
+        space, feasible = target.space, target.feasible
+        study = SearchStudy(plan.storage, "hungry", space, feasible, sampler="random", seed=0, identity={})
+        error = ""
+        try:
+            with open_workers(plan.resources) as opened:
+                if until == "prepare":
+                    tell(meminfo, 2)
+                    prepare_teacher(plan, opened, lambda message: None)
+                tune_run.run_trials(plan, study, opened, on_change, trial)
+        except InputError as wrong:
+            error = str(wrong)
+        trials = [(one.state, one.architecture.key, one.reason) for one in study.records()]
+        return {"error": error, "trials": trials, "finished": study.finished(), "again": study.requeue(failed=True)}
+
+
+if __name__ == "__main__":
+    logging.disable(logging.WARNING)
+    meminfo, teacher, folder, count, until = sys.argv[1:]
+    print(json.dumps(main(Path(meminfo), teacher, Path(folder), int(count), until)))
