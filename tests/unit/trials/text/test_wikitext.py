@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,18 @@ def test_articles_begin_at_titles_alone() -> None:
 
 def test_a_cut_off_file_keeps_its_end() -> None:
     assert articles(hub_rows(" = T = \n cut o")) == [" = T = \n cut o"]
+
+
+@given(st.text(alphabet="ab ()[]{}\"',\n\x85", max_size=80))
+def test_any_text_is_detokenized_as_in_the_harness(text: str) -> None:
+    assert detokenized(text) == wikitext_detokenizer({"page": text})
+
+
+@pytest.mark.parametrize("text", ["( " * 20_000, "(" + " " * 20_000 + "x", "[ a " * 20_000, "' " * 20_001])
+def test_a_mark_without_its_other_half_takes_no_time(text: str) -> None:
+    started = time.perf_counter()
+    detokenized(text)
+    assert time.perf_counter() - started < 5
 
 
 @needs_the_split
