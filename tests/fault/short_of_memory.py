@@ -14,9 +14,11 @@ import logging
 import os
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import ray
 from small_search import arguments, write_text
 
 from nas.planning.plan import make_plan, resolve_target
@@ -71,6 +73,8 @@ def main(meminfo: Path, teacher: str, folder: Path, count: int, until: str) -> d
             tell(meminfo, 2)
 
     StudySearcher._lost = losing  # type: ignore[method-assign]
+    # Ray would take the use of the whole container from the total of this file. On a busy one, nothing would be left.
+    ray.init = partial(ray.init, _memory=2**30)
     with ray_session(settings) as machine:
         plan = make_plan(settings, target, machine)
         plan.folder.mkdir(parents=True)

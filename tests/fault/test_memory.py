@@ -54,11 +54,23 @@ def searched(teacher: Path, folder: Path, workers: int, until: str) -> dict[str,
     return result
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_a_search_goes_on_when_a_neighbour_gives_the_memory_back(
-    tiny_teacher_folder: Path, tmp_path: Path, workers: int
-) -> None:
-    result = searched(tiny_teacher_folder, tmp_path, workers, until="3")
+def test_a_search_goes_on_when_a_neighbour_gives_the_memory_back(tiny_teacher_folder: Path, tmp_path: Path) -> None:
+    result = searched(tiny_teacher_folder, tmp_path, 2, until="3")
     assert [state for state, _, _ in result["trials"]] == ["COMPLETE"] * 3
     assert len({key for _, key, _ in result["trials"]}) == 3
     assert (result["error"], result["finished"], result["again"]) == ("", 3, 0)
+
+
+def test_a_neighbour_that_keeps_the_memory_ends_the_search_and_the_next_tries_again(
+    tiny_teacher_folder: Path, tmp_path: Path
+) -> None:
+    result = searched(tiny_teacher_folder, tmp_path, 2, until="never")
+    assert result["error"].startswith("3 trials failed by their surroundings")
+    assert "Ray ended its process for lack of memory" in result["error"]
+    assert (result["finished"], result["again"]) == (0, 3)
+
+
+def test_a_machine_without_memory_from_the_start_says_what_to_do(tiny_teacher_folder: Path, tmp_path: Path) -> None:
+    result = searched(tiny_teacher_folder, tmp_path, 1, until="prepare")
+    assert result["error"].startswith("--workers 1: Ray ended a worker for lack of memory 4 times; free memory, or")
+    assert result["trials"] == []
