@@ -11,10 +11,11 @@ and the text is random tokens, because the cost of a step depends on neither. Me
   under autocast): tokens per second, utilisation and peak memory;
 - the loss alone: ours, ours not compiled, and Liger Kernel's if it is installed, with errors against float64;
 - the work before the first step: scores, streams, slices, refit, screening and latency;
+- a whole trial as a search runs it: pruning, refit, training, validation, checkpoints and the saved student;
 - a bare matrix product.
 
-A step is measured without checkpoints and validation. "Compiled" means the layers of student and teacher; a search
-compiles the student's layers in finals, and never the teacher's.
+A step is measured without checkpoints and validation, and a whole trial with them. "Compiled" means the layers of
+student and teacher; a search compiles the student's layers in finals, and never the teacher's.
 
 Model FLOP utilisation is FLOPs per second over the peak of the device's bfloat16 tensor cores without sparsity. As in
 `trials.estimate`, FLOPs are the student's forward and backward pass, with attention over the whole context, and the
@@ -47,6 +48,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
 
 from search_spaces.architecture import Architecture
 from trials.distill.distill import MICRO_TOKENS, DistillSettings, distill, make_optimizer
+from trials.distill.results import save_student
 from trials.estimate import screen_flops, teacher_flops
 from trials.evaluate.efficiency import Workload, generation_milliseconds
 from trials.families.base import compile_layers
@@ -74,7 +76,7 @@ MEDIUM_STUDENT = Architecture.uniform(24, 1024, 12, 2560)  # 254,104,576 paramet
 
 @dataclass(frozen=True)
 class Sizes:
-    """Sizes of the teacher, the student and the timed work. ``batch`` and ``calibration`` are in tokens."""
+    """Sizes of the teacher, the student and the work. ``batch``, ``calibration``, ``trial``, ``validation``: tokens."""
 
     layers: int = 24
     hidden: int = 1024
@@ -85,9 +87,11 @@ class Sizes:
     steps: int = 6
     repeats: int = 3
     calibration: int = 65_536
+    trial: int = 8_388_608
+    validation: int = 262_144
 
 
-SMALL = Sizes(3, 64, 500, Architecture.uniform(2, 48, 1, 128), 32, 128, 2, 2, 256)
+SMALL = Sizes(3, 64, 500, Architecture.uniform(2, 48, 1, 128), 32, 128, 2, 2, 256, 1024, 256)
 
 
 class Bench:
@@ -177,16 +181,44 @@ class Bench:
         for one in (warm_up, *[settings] * self.sizes.repeats):
             if speeds:
                 self._reset()
-            with (
-                tempfile.TemporaryDirectory() as folder,
-                mock.patch("trials.distill.distill.save_checkpoint", _nothing),
-            ):
+            with tempfile.TemporaryDirectory() as folder:
                 rungs = distill(student, targets, self.corpus, one, Path(folder), lambda *_: None).rungs
             validating, whole = (rung.metrics["seconds"] for rung in rungs)
             if not speeds:
                 first = time.perf_counter() - started
             speeds.append(one.tokens / (whole - 2 * validating))
         return {**self._figures(statistics.median(speeds[1:]), way), "first_step_seconds": first}
+
+    def trial(self, way: Way) -> dict[str, float]:
+        """A whole trial as a search runs it: seconds of its parts, and tokens per second of the whole.
+
+        It prunes and refits the student, trains it without compiled layers, measures validation at the start and at
+        three rungs, writes checkpoints in the background, and saves the student.
+        """
+        sizes, length = self.sizes, self.sizes.length
+        validation = np.random.default_rng(1).integers(0, sizes.vocab, sizes.validation, np.uint16)
+        corpus = replace(self.corpus, validation=validation)
+        targets = load_targets(self.teacher, self.corpus, length, self.cache, way=way)
+        rungs = tuple(sizes.trial // share for share in (4, 2, 1))
+        settings = DistillSettings(sizes.trial, rungs, length, sizes.batch, 1e-5, 0, "")
+        self._reset()
+        started = time.perf_counter()
+        student = self.student(refitted=True)
+        self.synchronize()
+        pruned = time.perf_counter()
+        with tempfile.TemporaryDirectory() as folder:
+            outcome = distill(student, targets, corpus, settings, Path(folder), lambda *_: None)
+            trained = time.perf_counter()
+            save_student(student, Path(folder) / "student")
+        ended = time.perf_counter()
+        return {
+            "seconds": ended - started,
+            "pruning_seconds": pruned - started,
+            "validation_seconds": len(outcome.rungs) * outcome.rungs[0].metrics["seconds"],
+            "waiting_for_checkpoints_seconds": trained - pruned - outcome.seconds,
+            "saving_seconds": ended - trained,
+            **self._figures(sizes.trial / (ended - started), way),
+        }
 
     def losses(self) -> dict[str, float]:
         """The loss and its gradients alone, by implementation: tokens per second, peak memory, relative errors."""
@@ -275,10 +307,6 @@ class Bench:
             torch.cuda.reset_peak_memory_stats()
 
 
-def _nothing(*_: object) -> None:
-    """Replaces the writing of checkpoints. A mock would keep a reference to the student."""
-
-
 Loss = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 """Maps a student's states (N, H) and output projection (V, H), and a teacher's, to the loss."""
 
@@ -334,6 +362,7 @@ def measure(sizes: Sizes, device: str, folder: Path) -> dict[str, Any]:
             for compiled in (False, True)
             for name, way in STEPS.items()
         },
+        "trial, drawn tokens": partial(bench.trial, "drawn"),
         "straightforward, float32": lambda: bench.straightforward(mixed=False),
         "straightforward, autocast": lambda: bench.straightforward(mixed=True),
     }

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from trials.distill.checkpoint import Rung, load_checkpoint, save_checkpoint
+from trials.distill.checkpoint import CheckpointWriter, Rung, load_checkpoint
 from trials.families.base import Family, fused_gelu
 from trials.losses.kl import chunked_cross_entropy, gradient_chunk_tokens
 from trials.losses.precision import autocast
@@ -46,7 +46,7 @@ class DistillSettings:
       ``learning_rate`` is the peak.
     - Validation loss is measured at the ``rungs`` (tokens, ascending; the last is ``tokens``).
     - ``identity`` is a digest of everything that the result depends on. Checkpoints of another identity are not used.
-    - A checkpoint is written at every rung, and when ``checkpoint_seconds`` have passed since the last one.
+    - A checkpoint is written at every rung but the last, and whenever the last one is ``checkpoint_seconds`` old.
     - ``text_share`` of the loss is cross-entropy with the text; the rest is the KL divergence from the teacher.
     - A distillation that continues an earlier one skips the batches of its ``steps_before``. The earlier one's text was
       the ``first_windows`` windows of this one's.
@@ -109,14 +109,16 @@ def distill(
     to a tenth of the peak rate. Batches depend on the seed and the step alone, so every trial sees the same ones.
 
     Validation losses are means over ``corpus.texts``, each text with the same weight. ``report(tokens, metrics)`` is
-    called at 0 tokens and at every rung, after the rung's checkpoint is on disk. If ``directory`` holds a checkpoint,
-    its rungs are reported again and training continues from it. On a CPU with the same number of threads, the result is
-    then bit for bit that of an uninterrupted run.
+    called at 0 tokens and at every rung. Checkpoints are written while training goes on, and a rung is reported once
+    its checkpoint is on disk. The last rung has no checkpoint: the caller saves the student. If ``directory`` holds a
+    checkpoint, its rungs are reported again and training continues from it. On a CPU with the same number of threads,
+    the result is then bit for bit that of an uninterrupted run.
 
-    Raises NonFiniteLoss when a loss or gradient becomes infinite or NaN.
+    Raises NonFiniteLoss when a loss or gradient becomes infinite or NaN, and OSError when a checkpoint cannot be
+    written.
     """
-    run = _Distillation(student, targets, corpus, settings, directory, report)
-    return run.finish()
+    with CheckpointWriter(directory) as checkpoints:
+        return _Distillation(student, targets, corpus, settings, directory, checkpoints, report).finish()
 
 
 def learning_rate(step: int, settings: DistillSettings) -> float:
@@ -157,10 +159,11 @@ class _Distillation:
         corpus: Corpus,
         settings: DistillSettings,
         directory: Path,
+        checkpoints: CheckpointWriter,
         report: Report,
     ) -> None:
         self.student, self.targets, self.settings = student, targets, settings
-        self.directory, self.report = directory, report
+        self.checkpoints, self.report = checkpoints, report
         self.train = windows(corpus.train, settings.sequence_length)
         self.validation = {name: windows(one, settings.sequence_length) for name, one in corpus.texts.items()}
         self.order = BatchOrder(len(self.train), settings.batch_windows, settings.seed, settings.first_windows)
@@ -168,6 +171,7 @@ class _Distillation:
         self.progress = load_checkpoint(directory, student, self.optimizer, settings.identity)
         self.micro_windows = max(1, MICRO_TOKENS[self.device] // settings.sequence_length)
         self.saved_at = time.monotonic()
+        self.unreported: list[Rung] = []  # rungs whose checkpoint is not yet on disk
         self.last_losses: WindowLosses | None = None
 
     @property
@@ -188,6 +192,8 @@ class _Distillation:
         for tokens in (0, *self.settings.rungs)[len(self.progress.rungs) :]:
             while self.progress.step < self.settings.steps_for(tokens):
                 self._timed_step()
+                if self.unreported and self.checkpoints.durable:
+                    self._report()
             self._close_rung(tokens)
         return DistillResult(
             self.progress.rungs, self.progress.seconds, resumed_from, self.last_losses or self._measured()
@@ -261,7 +267,7 @@ class _Distillation:
         return share * kl.detach().double()
 
     def _close_rung(self, tokens: int) -> None:
-        """Measure validation loss, save a checkpoint, and only then report."""
+        """Measure validation loss, and save a checkpoint. The rung is reported when that is on disk."""
         started, progress = time.perf_counter(), self.progress
         self.last_losses = self._measured()
         loss = mean_loss(self.last_losses)
@@ -272,15 +278,24 @@ class _Distillation:
         metrics = {"val_loss": loss, "seconds": seconds, **each}
         if progress.kl_steps:
             metrics["kl"] = progress.kl_sum / progress.kl_steps
-        rungs = (*progress.rungs, Rung(tokens, metrics))
-        self.progress = replace(progress, seconds=seconds, kl_sum=0.0, kl_steps=0, rungs=rungs)
-        if tokens:  # at 0 tokens a checkpoint is useless, because pruning again gives the same student
+        rung = Rung(tokens, metrics)
+        self.progress = replace(progress, seconds=seconds, kl_sum=0.0, kl_steps=0, rungs=(*progress.rungs, rung))
+        if 0 < tokens < self.settings.tokens:  # at 0 tokens, pruning again gives the same student
             self._save()
-        self.report(tokens, dict(metrics))
+            self.unreported.append(rung)
+        else:
+            self.checkpoints.wait()
+            self._report()
+            self.report(tokens, dict(metrics))
+
+    def _report(self) -> None:
+        while self.unreported:
+            rung = self.unreported.pop(0)
+            self.report(rung.tokens, dict(rung.metrics))
 
     def _measured(self) -> WindowLosses:
         return {name: window_losses(self.student, self.family, one) for name, one in self.validation.items()}
 
     def _save(self) -> None:
-        save_checkpoint(self.directory, self.student, self.optimizer, self.progress)
+        self.checkpoints.save(self.student, self.optimizer, self.progress)
         self.saved_at = time.monotonic()

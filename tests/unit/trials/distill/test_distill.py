@@ -162,7 +162,8 @@ def test_loss_that_is_not_finite_ends_the_trial(tmp_path: Path) -> None:
         distill(model, Spoiled(TEACHER), CORPUS, SETTINGS, tmp_path, readings)
     kept = load_checkpoint(tmp_path, model, make_optimizer(model, 1e-3), SETTINGS.identity)
     assert all(torch.isfinite(weight).all() for weight in model.parameters()), "a student that is no more was kept"
-    assert [tokens for tokens, _ in readings] == [one.tokens for one in kept.rungs] == [0, 192]
+    assert [one.tokens for one in kept.rungs] == [0, 192]
+    assert [tokens for tokens, _ in readings] in ([0], [0, 192])  # whether the checkpoint was on disk by then
 
 
 def test_student_that_is_not_finite_is_never_reported(tmp_path: Path) -> None:

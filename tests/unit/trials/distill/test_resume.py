@@ -5,12 +5,15 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from threading import Event
 
 import pytest
 from distilling import CORPUS, SETTINGS, TEACHER, Cut, Readings, Watched, after, same, student, uninterrupted, weights
 
+from trials.distill import checkpoint
 from trials.distill.checkpoint import discard_checkpoints
 from trials.distill.distill import distill
 from trials.teacher.targets import Targets
@@ -40,16 +43,7 @@ def test_cut_and_resumed_is_as_if_never_cut(
     assert (len(watched.places), result.resumed_from) == (10 - reached, reached * 64)
 
 
-def test_finished_run_is_reported_again_without_training(tmp_path: Path) -> None:
-    model, again, first, second = student(), student(), Readings(), Readings()
-    distill(model, Targets(TEACHER), CORPUS, SETTINGS, tmp_path, first)
-    watched = Watched(TEACHER)
-    distill(again, watched, CORPUS, SETTINGS, tmp_path, second)
-    assert same(weights(again), weights(model))
-    assert (second, watched.places) == (first, [])
-
-
-def test_rungs_are_durable_before_they_are_reported(tmp_path: Path) -> None:
+def test_rungs_are_durable_before_they_are_reported_and_the_last_has_no_checkpoint(tmp_path: Path) -> None:
     steps: list[list[str]] = []
     distill(
         student(),
@@ -59,9 +53,44 @@ def test_rungs_are_durable_before_they_are_reported(tmp_path: Path) -> None:
         tmp_path,
         lambda *_: steps.append(sorted(path.name for path in tmp_path.iterdir())),
     )
-    assert steps == [[], ["checkpoint-00000003"], ["checkpoint-00000003", "checkpoint-00000010"]]
+    assert steps == [[], ["checkpoint-00000003"], ["checkpoint-00000003"]]
     discard_checkpoints(tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_training_goes_on_while_a_checkpoint_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The write of the checkpoint of step 3 ends only when step 6 begins. Its rung is reported then, with its state."""
+    may_end, events, write = Event(), [], checkpoint.write_sealed
+
+    def slow(path: Path, writer: Callable[[Path], None]) -> None:
+        assert may_end.wait(60), "training waits for the checkpoint"
+        write(path, writer)
+
+    def before(_: int) -> None:
+        events.append("step")
+        if events.count("step") == 6:
+            may_end.set()
+
+    monkeypatch.setattr(checkpoint, "write_sealed", slow)
+    model = student()
+    distill(model, Watched(TEACHER, before), CORPUS, SETTINGS, tmp_path, lambda tokens, _: events.append(tokens))
+    assert events.index(192) >= 6
+    assert [one for one in events if one != "step"] == [0, 192, 640]
+    assert same(weights(model), uninterrupted()[0])
+    resumed = student()
+    assert distill(resumed, Targets(TEACHER), CORPUS, SETTINGS, tmp_path, Readings()).resumed_from == 192
+    assert same(weights(resumed), weights(model)), "the checkpoint has the state of a later step"
+
+
+def test_a_checkpoint_that_cannot_be_written_ends_the_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(path: Path, writer: Callable[[Path], None]) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "write_sealed", full)
+    readings = Readings()
+    with pytest.raises(OSError, match="No space left"):
+        distill(student(), Targets(TEACHER), CORPUS, SETTINGS, tmp_path, readings)
+    assert [tokens for tokens, _ in readings] == [0]
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from conftest import make_decoder
 from transformers import AutoConfig, GenerationConfig, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from search_spaces.architecture import Architecture
-from trials.distill.checkpoint import Progress, save_checkpoint
+from trials.distill.checkpoint import CheckpointWriter, Progress
 from trials.distill.results import save_student
 from trials.export import export
 from trials.export.export import ModelCard, export_student, verify_manifest
@@ -78,7 +78,8 @@ def test_every_file_of_an_export_has_the_mode_of_the_umask(
 def test_so_have_the_files_of_students_and_checkpoints(tiny_gpt2: GPT2LMHeadModel, tmp_path: Path, umask: int) -> None:
     student = student_of(tiny_gpt2, STOCK)
     save_student(student, tmp_path / "student")
-    save_checkpoint(tmp_path, student, torch.optim.AdamW(student.parameters()), Progress("trial", step=3))
+    with CheckpointWriter(tmp_path) as checkpoints:
+        checkpoints.save(student, torch.optim.AdamW(student.parameters()), Progress("trial", step=3))
     assert modes(tmp_path) == {f"{0o666 & ~umask:o}"}
 
 
