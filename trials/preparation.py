@@ -158,7 +158,7 @@ def _shared(
 ) -> Shared:
     cache, teacher = Cache(root), _teacher(model, device)
     corpus = _corpus(teacher, source, train_tokens + more, validation_tokens, length, cache)
-    corpus = add_validation(corpus, further, teacher.tokenizer, cache, validation_tokens)
+    corpus = add_validation(corpus, further, teacher.tokenizer, cache, validation_tokens, length)
     for name, tokens in corpus.texts.items():
         if len(tokens) < length:
             raise InputError(
@@ -181,7 +181,7 @@ def _corpus(
             f"sequence length {length}: the teacher reads at most {teacher.shape.positions} tokens; give a smaller "
             "--sequence-length"
         )
-    corpus = load_corpus(source, teacher.tokenizer, cache, train_tokens, validation_tokens)
+    corpus = load_corpus(source, teacher.tokenizer, cache, train_tokens, validation_tokens, length)
     for side in ("train", "validation"):
         if len(getattr(corpus, side)) < length:
             raise InputError(

@@ -37,6 +37,7 @@ SCREENED, TIMED = "screened", "timed"
 # User attributes of trials. RETRY is True when a trial failed by its surroundings. AFTER is the number of the failed
 # trial that a trial repeats.
 RETRY, AFTER = "retry", "after"
+CODE_VERSION = "code_version"  # of `nas.planning.plan.identity`: users cannot give its old value
 
 
 class Rank(NamedTuple):
@@ -104,6 +105,11 @@ class SearchStudy:
             return
         for key in [*identity, *(one for one in known if one not in identity)]:
             old, new = known.get(key), identity.get(key)
+            if old != new and key == CODE_VERSION:
+                raise InputError(
+                    f"study {self.name!r} was made by another version of this program, whose losses are not comparable; "
+                    "give another name with --study"
+                )
             if old != new:
                 raise InputError(
                     f"study {self.name!r} was made with {key}={old!r}, not {new!r}: its losses are not comparable; "

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from safetensors.torch import load_file
@@ -18,16 +19,29 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from search_spaces.errors import InputError
 from trials.export.model_card import ModelCard
 from trials.storage.durable import MANIFEST, damage, write_sealed
+from trials.teacher.teacher import PROBE
 
-__all__ = ["ExportError", "ModelCard", "check_fresh_load", "export_student", "verify_manifest"]
+__all__ = ["ExportError", "FreshLoad", "ModelCard", "check_fresh_load", "export_student", "verify_manifest"]
 
 FRESH_LOAD = Path(__file__).with_name("fresh_load.py")
 TIMEOUT = 900.0  # seconds; loading gpt2-medium takes about ten
 TOLERANCE = 1e-5  # times the largest logit or 1; the two processes are expected to agree exactly
 PROBE_SHAPE = (2, 48)  # windows, tokens
-PROBE_TEXT = "def prune(teacher):  # naïve, 100 %\n\treturn 'student'\n"
+TOKENIZERS = ("AutoTokenizer", "PreTrainedTokenizerFast")  # the first that gives the right tokens is named in the card
 
 log = logging.getLogger(__name__)
+
+
+class FreshLoad(NamedTuple):
+    """How a checkpoint loads elsewhere.
+
+    ``difference`` is the largest absolute difference between the logits of the student and of the checkpoint.
+    ``tokenizer`` is the class of transformers that loads the tokenizer. It is `AutoTokenizer`, unless that one chooses
+    its rules by the type of the model and so gives other tokens.
+    """
+
+    difference: float
+    tokenizer: str
 
 
 class ExportError(RuntimeError):
@@ -56,11 +70,11 @@ def export_student(
     def write(folder: Path) -> None:
         student.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
-        difference = check_fresh_load(folder, student, tokenizer)
+        loaded = check_fresh_load(folder, student, tokenizer)
         dtype = str(student.dtype).removeprefix("torch.")
-        text = card.render(directory.name, _carried_module(folder), difference, dtype)
+        text = card.render(directory.name, _carried_module(folder), loaded.difference, dtype, loaded.tokenizer)
         (folder / "README.md").write_text(text, "utf-8")
-        log.info("export %s: reloaded in a fresh process, logits differ by at most %.1e", directory, difference)
+        log.info("export %s: reloaded in a fresh process, logits differ by at most %.1e", directory, loaded.difference)
 
     directory.parent.mkdir(parents=True, exist_ok=True)
     write_sealed(directory, write)
@@ -74,8 +88,8 @@ def verify_manifest(directory: Path) -> None:
 
 
 @torch.inference_mode()
-def check_fresh_load(folder: Path, student: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> float:
-    """The largest absolute difference between the logits of ``student`` and of the checkpoint in ``folder``.
+def check_fresh_load(folder: Path, student: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> FreshLoad:
+    """Compare ``student`` and ``tokenizer`` with what others load from the checkpoint in ``folder``.
 
     The checkpoint is loaded by another Python process: isolated, offline, in another folder, and without access to this
     project. Raises ExportError when it does not load, or when its logits or its tokenizer differ.
@@ -83,8 +97,10 @@ def check_fresh_load(folder: Path, student: PreTrainedModel, tokenizer: PreTrain
     tokens = _probe(student)
     answer = _load_elsewhere(folder, tokens)
     expected = student(tokens).logits
-    if answer["text"].tolist() != list(tokenizer(PROBE_TEXT)["input_ids"]):
-        raise ExportError(f"export {folder.name}: the saved tokenizer gives other tokens for {PROBE_TEXT!r}")
+    wanted = list(tokenizer(PROBE)["input_ids"])
+    classes = [name for name in TOKENIZERS if name in answer and answer[name].tolist() == wanted]
+    if not classes:
+        raise ExportError(f"export {folder.name}: the saved tokenizer gives other tokens for {PROBE!r}")
     if answer["logits"].shape != expected.shape:
         shapes = f"{tuple(answer['logits'].shape)}, not {tuple(expected.shape)}"
         raise ExportError(f"export {folder.name}: reloaded logits have the shape {shapes}")
@@ -94,7 +110,7 @@ def check_fresh_load(folder: Path, student: PreTrainedModel, tokenizer: PreTrain
         raise ExportError(
             f"export {folder.name}: reloaded logits differ by up to {difference:.3g}, the limit is {allowed:.3g}"
         )
-    return difference
+    return FreshLoad(difference, classes[0])
 
 
 def _probe(student: PreTrainedModel) -> Tensor:
@@ -106,10 +122,10 @@ def _probe(student: PreTrainedModel) -> Tensor:
 
 
 def _load_elsewhere(folder: Path, tokens: Tensor) -> dict[str, Tensor]:
-    """The answer of `trials/export/fresh_load.py`: "logits" (B, T, vocab), and "text", the tokens of `PROBE_TEXT`."""
+    """The answer of `trials/export/fresh_load.py`: "logits" (B, T, vocab), and the tokens of `PROBE` by class."""
     with tempfile.TemporaryDirectory() as away:
         request = Path(away) / "request.json"
-        asked = {"folder": str(folder.resolve()), "stock": _carried_module(folder) is None, "text": PROBE_TEXT}
+        asked = {"folder": str(folder.resolve()), "stock": _carried_module(folder) is None, "text": PROBE}
         request.write_text(json.dumps({**asked, "threads": torch.get_num_threads(), "tokens": tokens.tolist()}))
         _run([sys.executable, "-I", str(FRESH_LOAD), str(request)], Path(away), folder.name)
         answer: dict[str, Tensor] = load_file(request.with_name("answer.safetensors"))

@@ -6,6 +6,7 @@ It imports only torch, transformers, safetensors and the standard library.
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Sequence
 from importlib.abc import MetaPathFinder
@@ -28,11 +29,14 @@ class _Blocker(MetaPathFinder):
 
 
 def main(request: Path) -> None:
-    """Load the checkpoint named in ``request``, a JSON file, and write its logits and tokens beside that file."""
+    """Load the checkpoint named in ``request``, a JSON file, and write the answer beside that file.
+
+    The answer has the logits, and the tokens of the text by the class that loads the tokenizer.
+    """
     sys.meta_path.insert(0, _Blocker())
     import torch
     from safetensors.torch import save_file
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
     asked = json.loads(request.read_text("utf-8"))
     torch.set_num_threads(asked["threads"])  # the order of summation, and thus the last bits, depends on it
@@ -42,9 +46,12 @@ def main(request: Path) -> None:
         raise ValueError(f"weights do not match the model: {problems}")
     with torch.inference_mode():
         logits = model.eval()(torch.tensor(asked["tokens"])).logits
-    tokenizer = AutoTokenizer.from_pretrained(asked["folder"], **trust)
-    text = torch.tensor(tokenizer(asked["text"])["input_ids"])
-    save_file({"logits": logits.contiguous(), "text": text}, request.with_name("answer.safetensors"))
+    answer = {"logits": logits.contiguous()}
+    kinds = {"AutoTokenizer": (AutoTokenizer, trust), "PreTrainedTokenizerFast": (PreTrainedTokenizerFast, {})}
+    for name, (kind, options) in kinds.items():
+        if name == "AutoTokenizer" or os.path.exists(os.path.join(asked["folder"], "tokenizer.json")):
+            answer[name] = torch.tensor(kind.from_pretrained(asked["folder"], **options)(asked["text"])["input_ids"])
+    save_file(answer, request.with_name("answer.safetensors"))
 
 
 if __name__ == "__main__":

@@ -20,12 +20,12 @@ A language model of {parameters:,} parameters ({share:.1%} of its teacher), cut 
 retrained by knowledge distillation. Its architecture was found by a search with a budget of {budget}.
 
 ```python
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, {tokenizer}
 model = AutoModelForCausalLM.from_pretrained("./{name}"{trust})
-tokenizer = AutoTokenizer.from_pretrained("./{name}"{trust})
+tokenizer = {tokenizer}.from_pretrained("./{name}"{tokenizer_trust})
 ```
 
-{loading}
+{loading}{warning}
 
 | | this model | teacher |
 |---|---|---|
@@ -45,6 +45,10 @@ HALF = "; `dtype=torch.bfloat16` in `from_pretrained` loads them in half of the 
 CUSTOM = (
     "transformers' own class cannot express its layers, so the folder contains one modelling file, `{module}.py`. "
     "`trust_remote_code=True` lets transformers run it. Read it first: it is short."
+)
+OTHER_TOKENS = (
+    "\n\n**Load the tokenizer with `{tokenizer}`.** `AutoTokenizer` takes the rules of the model's type instead of "
+    "those in `tokenizer.json`, and so gives other tokens than the model was trained on."
 )
 
 
@@ -70,11 +74,13 @@ class ModelCard:
     final_tokens: int = 0
     comparison: str = ""
 
-    def render(self, name: str, module: str | None, difference: float, dtype: str) -> str:
+    def render(self, name: str, module: str | None, difference: float, dtype: str, tokenizer: str) -> str:
         """The text for a folder ``name`` with weights in ``dtype``.
 
-        ``module`` is the name of its modelling file, None for a stock class.
+        ``module`` is the name of its modelling file, None for a stock class. ``difference`` and ``tokenizer`` are as in
+        `trials.export.export.FreshLoad`.
         """
+        trust = ", trust_remote_code=True" if module else ""
         values = {key: value for key, value in vars(self).items() if key != "architecture"}
         return TEMPLATE.format(
             **values,
@@ -83,7 +89,10 @@ class ModelCard:
             share=self.parameters / self.teacher_parameters,
             perplexity=exp(self.val_loss),
             teacher_perplexity=exp(self.teacher_loss),
-            trust=", trust_remote_code=True" if module else "",
+            trust=trust,
+            tokenizer=tokenizer,
+            tokenizer_trust=trust if tokenizer.startswith("Auto") else "",
+            warning="" if tokenizer.startswith("Auto") else OTHER_TOKENS.format(tokenizer=tokenizer),
             distilled=f"{self.tokens:,} tokens" + self._final(),
             compared=f"\n- In the final comparison: {self.comparison}" if self.comparison else "",
             loading=CUSTOM.format(module=module) if module else STOCK,

@@ -18,7 +18,7 @@ from transformers import AutoTokenizer, GPT2LMHeadModel, PreTrainedModel, PreTra
 from search_spaces.architecture import Architecture
 from search_spaces.errors import InputError
 from trials.export import export, fresh_load
-from trials.export.export import ExportError, ModelCard, check_fresh_load, export_student, verify_manifest
+from trials.export.export import ExportError, FreshLoad, ModelCard, check_fresh_load, export_student, verify_manifest
 from trials.families.lookup import family_of
 from trials.prune.importance import compute_importance
 from trials.prune.prune import prune
@@ -64,7 +64,7 @@ def exported(
 @pytest.fixture
 def no_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """For tests of everything except the fresh process."""
-    monkeypatch.setattr(export, "check_fresh_load", lambda *_: 0.0)
+    monkeypatch.setattr(export, "check_fresh_load", lambda *_: FreshLoad(0.0, "AutoTokenizer"))
 
 
 @pytest.fixture
@@ -121,6 +121,25 @@ def test_other_families_load_in_a_clean_process(
     folder = export_student(student, tiny_tokenizer, tmp_path / "best", CARD)  # raises when logits differ
     assert bool(list(folder.glob("*.py"))) is not stock
     verify_manifest(folder)
+
+
+def test_a_tokenizer_whose_rules_a_type_replaces_is_loaded_by_the_class_in_the_card(
+    own_tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    """transformers gives every qwen2 the rules of Qwen, whatever its folder says."""
+    student = student_of(make_decoder("qwen2"), Architecture.uniform(2, 40, 4, 64, 2))
+    folder = export_student(student, own_tokenizer, tmp_path / "best", CARD)
+    card, text = (folder / "README.md").read_text(), "In 1984 there were 13888"
+    assert "**Load the tokenizer with `PreTrainedTokenizerFast`.**" in card
+    [lines] = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", f"{lines}print(tokenizer({text!r}).input_ids)"],
+        cwd=folder.parent,
+        env={"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout == f"{own_tokenizer(text)['input_ids']}\n", done.stderr
 
 
 def test_card_says_how_it_was_made_and_how_to_load_it(exported: tuple[PreTrainedModel, Path]) -> None:
@@ -196,7 +215,7 @@ def test_what_is_not_the_student_is_refused(
     student = student_of(tiny_gpt2, STOCK)
     student.save_pretrained(tmp_path)
     tiny_tokenizer.save_pretrained(tmp_path)
-    assert check_fresh_load(tmp_path, student, tiny_tokenizer) == 0
+    assert check_fresh_load(tmp_path, student, tiny_tokenizer) == (0, "AutoTokenizer")
     damage(tmp_path)
     with pytest.raises(error, match=message):
         check_fresh_load(tmp_path, student, tiny_tokenizer)

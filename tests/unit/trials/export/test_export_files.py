@@ -19,7 +19,7 @@ from search_spaces.architecture import Architecture
 from trials.distill.checkpoint import CheckpointWriter, Progress
 from trials.distill.results import save_student
 from trials.export import export
-from trials.export.export import ModelCard, export_student, verify_manifest
+from trials.export.export import FreshLoad, ModelCard, export_student, verify_manifest
 from trials.families.lookup import family_of
 from trials.prune.importance import compute_importance
 from trials.prune.prune import prune, student_from
@@ -43,7 +43,7 @@ write_sealed(Path(sys.argv[1]), write)
 @pytest.fixture(autouse=True)
 def no_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """`test_export` has the tests with a fresh process."""
-    monkeypatch.setattr(export, "check_fresh_load", lambda *_: 0.0)
+    monkeypatch.setattr(export, "check_fresh_load", lambda *_: FreshLoad(0.0, "AutoTokenizer"))
 
 
 @pytest.fixture(params=[0o022, 0o027, 0o077], ids=["022", "027", "077"])

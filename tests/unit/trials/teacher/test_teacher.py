@@ -15,7 +15,7 @@ from conftest import make_decoder
 from fake_hub import FakeHub
 from huggingface_hub.utils import filter_repo_objects
 from safetensors.torch import load_file, save_file
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer
 from transformers import AutoTokenizer, BertConfig, GPT2LMHeadModel, PreTrainedModel, PreTrainedTokenizerFast
 from transformers.activations import ACT2FN
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
@@ -239,22 +239,8 @@ def test_chat_templates_are_fetched_with_a_model() -> None:
     assert list(filter_repo_objects(files, allow_patterns=HUB_FILES)) == files[:2]
 
 
-@pytest.fixture(scope="module")
-def of_its_own() -> PreTrainedTokenizerFast:
-    """A byte-level BPE that joins digits and newlines, which Qwen's own rules keep apart."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(
-        vocab_size=320, special_tokens=["<|endoftext|>"], initial_alphabet=alphabet, show_progress=False
-    )
-    tokenizer.train_from_iterator(["In 1984 there were 13888 of them. 1984 13888 1984 13888"] * 4, trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|endoftext|>")
-
-
-def test_a_tokenizer_is_what_its_file_says(of_its_own: PreTrainedTokenizerFast, tmp_path: Path) -> None:
-    folder = saved(make_decoder("qwen2"), of_its_own, tmp_path / "qwen2")
+def test_a_tokenizer_is_what_its_file_says(own_tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    folder = saved(make_decoder("qwen2"), own_tokenizer, tmp_path / "qwen2")
     written = Tokenizer.from_file(str(folder / "tokenizer.json"))
     for text in ("In 1984 there were 13888 of them", "a\n\n  b\tc don't", "naïve 日本 🙂"):
         assert load_tokenizer(folder)(text)["input_ids"] == written.encode(text).ids
@@ -482,7 +468,7 @@ def test_weights_of_another_size(folder: Path) -> None:
         load_teacher(folder, "cpu")
 
 
-def test_an_output_projection_of_its_own_is_not_dropped_for_a_tied_one(folder: Path) -> None:
+def test_an_output_projection_own_tokenizer_is_not_dropped_for_a_tied_one(folder: Path) -> None:
     weights = load_file(folder / "model.safetensors")
     for change, refused in ((0.0, False), (1.0, True)):
         untied = {**weights, "lm_head.weight": weights["transformer.wte.weight"] + change}

@@ -10,13 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from distilling import CORPUS, SETTINGS, TEACHER, Readings, student, uninterrupted
+from reading_models import beginning, make_llama
 from transformers import PreTrainedTokenizerFast
 
 from search_spaces.architecture import Architecture
 from search_spaces.errors import InputError
 from trials.distill.distill import distill
 from trials.losses.window_losses import mean_loss, validation_loss
-from trials.preparation import prepare, shared, teacher_windows
+from trials.preparation import prepare, prepare_targets, shared, teacher_windows
 from trials.recipe import Recipe
 from trials.storage.cache import Cache
 from trials.teacher.targets import Targets
@@ -130,3 +131,22 @@ def test_a_text_shorter_than_a_window_is_refused(tiny_teacher_folder: Path, tmp_
     recipe = Recipe(str(tiny_teacher_folder), str(tmp_path / "text.txt"), 320, (320,), 256, 16, 64, 3e-3, 8, 0, further)
     with pytest.raises(InputError, match="--validation short: its text is shorter than one window of 16"):
         prepare(recipe, str(tmp_path / "cache"), "cpu")
+
+
+def test_every_window_of_a_trial_begins_as_the_teacher_expects_a_text(
+    tiny_tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    """Windows for training, calibration and validation, and the targets that other workers compute for them."""
+    begins = beginning(tiny_tokenizer)
+    make_llama().save_pretrained(tmp_path / "llama")
+    begins.save_pretrained(tmp_path / "llama")
+    for name in ("text", "other"):
+        (tmp_path / f"{name}.txt").write_text("\n\n".join("the teacher is pruned to fit" * 9 for _ in range(90)))
+    further = (("o", str(tmp_path / "other.txt")),)
+    recipe = Recipe(str(tmp_path / "llama"), str(tmp_path / "text.txt"), 320, (320,), 256, 16, 64, 3e-3, 8, 0, further)
+    cache = str(tmp_path / "cache")
+    prepare_targets(recipe, cache, "cpu", 0, 1)
+    corpus = shared(recipe, cache, "cpu").corpus
+    for tokens in (corpus.train, *corpus.texts.values()):
+        assert (windows(tokens, 16)[:, 0] == begins.bos_token_id).all()
+    assert len(list((tmp_path / "cache" / "corpus").glob("[!.]*"))) == 1, "the targets are those of another packing"
