@@ -48,8 +48,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return INTERRUPTED
     except Exception as error:  # a fault of ours or of the machine: the details go to a file
         summary = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-        log = _write_traceback(error)
-        return _failed(f"{summary}; details are in {log}; what is finished is kept, the same command continues", FAILED)
+        where = _write_traceback(error)
+        return _failed(f"{summary}; {where}; what is finished is kept, and the same command continues", FAILED)
 
 
 def _failed(message: str, code: int) -> int:
@@ -58,10 +58,13 @@ def _failed(message: str, code: int) -> int:
 
 
 def _write_traceback(error: Exception) -> str:
-    """Write the traceback of ``error`` to a temporary file, and return its path."""
-    with tempfile.NamedTemporaryFile("w", prefix="nas-error-", suffix=".log", delete=False) as file:
-        file.write(redacted("".join(traceback.format_exception(error))))
-    return file.name
+    """Write the traceback of ``error`` to a temporary file, and say where it is."""
+    try:
+        with tempfile.NamedTemporaryFile("w", prefix="nas-error-", suffix=".log", delete=False) as file:
+            file.write(redacted("".join(traceback.format_exception(error))))
+    except OSError as full:
+        return f"the details cannot be written ({full})"
+    return f"details are in {file.name}"
 
 
 def _search(settings: SearchSettings, console: Console, as_json: bool, started_by: str) -> int:

@@ -102,7 +102,12 @@ def _parsed(text: str) -> tuple[Decimal, str]:
             f"budget {_short(text)}: not a positive number of parameters; write 260M, 0.26B, 260_000_000, or a share "
             "of the teacher's parameters such as 70%"
         )
-    return number, match["unit"].upper()
+    unit = match["unit"].upper()
+    if unit != "%" and number * UNITS[unit] < 1:
+        raise InputError(
+            f"budget {_short(text)}: less than one parameter; a share of the teacher is written as {number * 100:g}%"
+        )
+    return number, unit
 
 
 def _short(text: str) -> str:

@@ -18,7 +18,7 @@ from search_spaces.architecture import Architecture
 from search_spaces.shape import ModelShape
 from trials.distill.checkpoint import discard_checkpoints
 from trials.distill.distill import DistillResult, DistillSettings, NonFiniteLoss, Report, distill
-from trials.distill.results import STUDENT, WEIGHTS, read_result, save_student, write_result
+from trials.distill.results import SETTINGS, STUDENT, WEIGHTS, read_result, save_student, write_result
 from trials.losses.window_losses import text_losses
 from trials.preparation import Preparation, Shared, prepare, shared
 from trials.prune.prune import prune, student_from
@@ -139,7 +139,8 @@ def load_weights(spec: TrialSpec, folder: Path) -> PreTrainedModel:
     if problem := damage(folder):
         raise FileNotFoundError(f"student {folder}: {problem}; run the trial again")
     config = read_config(resolve_model(spec.recipe.model))
-    student = student_from(config, spec.architecture, load_file(folder / WEIGHTS))
+    settings = json.loads((folder / SETTINGS).read_text())
+    student = student_from(config, spec.architecture, load_file(folder / WEIGHTS), settings)
     student.generation_config = GenerationConfig.from_pretrained(folder)
     return student
 

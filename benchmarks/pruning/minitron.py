@@ -9,6 +9,9 @@ pruned in two ways. The plain way takes slices by Minitron's scores (arXiv 2407.
 the batch, Block Importance). The other way is that of a search (`trials.prune.prune`). The student with the lowest
 validation loss of each way is then distilled. Both see the same batches, each at its best learning rate, and their
 losses are compared window by window.
+
+A refit costs as much as some steps of training. So the best plain student is also distilled on more tokens, such that
+its training costs as many FLOPs as refit and training of the other one.
 """
 
 from __future__ import annotations
@@ -28,6 +31,7 @@ from nas.planning.plan import Plan
 from search_spaces.architecture import Architecture
 from search_spaces.space import SearchSpace
 from trials.distill.distill import DistillSettings, distill
+from trials.estimate import refit_flops, training_flops
 from trials.losses.window_losses import WindowLosses, mean_loss, window_losses
 from trials.preparation import shared
 from trials.prune.importance import compute_importance
@@ -95,14 +99,23 @@ class Bench:
             found += pair
         return found
 
-    def distilled(self, architecture: Architecture, way: str) -> WindowLosses:
-        """The losses of a student after distillation on the tokens of the recipe."""
-        return self.trained(self.student(architecture, way), RATES[way])
+    def distilled(self, architecture: Architecture, way: str, tokens: int | None = None) -> WindowLosses:
+        """The losses of a student after distillation on ``tokens``, or those of the recipe."""
+        return self.trained(self.student(architecture, way), RATES[way], tokens)
 
-    def trained(self, model: PreTrainedModel, rate: float) -> WindowLosses:
-        """The losses of ``model`` after distillation in place, on the tokens of the recipe at the peak ``rate``."""
+    def tokens_for_refit(self, plain: Architecture, refitted: Architecture) -> int:
+        """Tokens that train ``plain`` at the FLOPs of refitting ``refitted`` and training it on the recipe's tokens."""
+        shape, recipe, device = self.common.teacher.shape, self.recipe, self.common.teacher.model.device.type
+        whole = training_flops(shape, refitted, recipe, device)
+        whole += refit_flops(shape, refitted, recipe, len(self.common.streams.windows))
+        steps = round(recipe.tokens * whole / training_flops(shape, plain, recipe, device) / recipe.batch_tokens)
+        return steps * recipe.batch_tokens
+
+    def trained(self, model: PreTrainedModel, rate: float, tokens: int | None = None) -> WindowLosses:
+        """The losses of ``model`` after distillation in place, on ``tokens`` or the recipe's, at the peak ``rate``."""
         recipe = self.recipe
-        sizes = (recipe.tokens, recipe.rungs, recipe.sequence_length, recipe.batch_tokens, rate)
+        tokens = tokens or recipe.tokens
+        sizes = (tokens, (tokens,), recipe.sequence_length, recipe.batch_tokens, rate)
         settings = DistillSettings(*sizes, recipe.seed, identity="benchmark")
         with tempfile.TemporaryDirectory() as folder:
             distill(model, self.common.targets, self.common.corpus, settings, Path(folder), lambda *_: None)
@@ -122,6 +135,11 @@ def compare(bench: Bench, share: float, count: int | None) -> None:
         print(f"best {one.way:<8}{key:<22} before {one.excess:.3f}, after {bench.recipe.tokens:,} tokens {excess:.3f}")
     ratio = best[1].excess / best[0].excess
     print(f"before: {ratio:.2f} of plain; after: {paired_difference(after[1], after[0])} against plain")
+    more = bench.tokens_for_refit(best[0].architecture, best[1].architecture)
+    equal = bench.distilled(best[0].architecture, SLICES, more)
+    excess = mean_loss(equal) - bench.teacher_loss
+    against = paired_difference(after[1], equal)
+    print(f"best slices at equal FLOPs: after {more:,} tokens {excess:.3f}; refit: {against} against it")
 
 
 def main() -> None:

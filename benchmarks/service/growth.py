@@ -11,7 +11,7 @@ lines compare the last hundred trials with the second hundred, and give the time
 from __future__ import annotations
 
 import argparse
-import io
+import os
 import statistics
 import tempfile
 import time
@@ -119,9 +119,9 @@ def main() -> None:
             study = open_study(plan)
             tracker = Tracker(tracking_uri(plan.output), "growth", plan.folder / "outbox", plan.output / "mlartifacts")
             watch, announce = Watch(study, tracker), Announcer()
-            announce.listeners += [Display(Console(file=io.StringIO())), watch]
             nobody: Any = None
-            with open_workers(plan.resources) as workers:
+            with open(os.devnull, "w") as nowhere, open_workers(plan.resources) as workers:
+                announce.listeners += [Display(Console(file=nowhere)), watch]
                 try_candidates(Screened(0.0, plan, study, nobody, {}, ()), workers, announce)
         show(watch, given.trials)
         started = time.perf_counter()

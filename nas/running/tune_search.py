@@ -184,6 +184,7 @@ class StudyScheduler(_Disposable, FIFOScheduler):
     def __init__(self, study: SearchStudy, on_change: OnTrial, promotion: Promotion) -> None:
         super().__init__()
         self.study, self.on_change, self.promotion = study, on_change, promotion
+        self._ended: Any = None  # the Tune trial that ended last
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         """Report the loss, and return Tune's CONTINUE or STOP."""
@@ -198,6 +199,17 @@ class StudyScheduler(_Disposable, FIFOScheduler):
         self.on_change(number)
         goes_on = self.promotion.goes_on(number, tokens, loss)
         return str(TrialScheduler.CONTINUE if goes_on else TrialScheduler.STOP)
+
+    def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
+        """Free what Tune holds of the trial that ended before this one: 25 KB. Tune would keep it until its run ends.
+
+        Tune still reads the result of the present trial after this call.
+        """
+        if self._ended is not None:
+            self._ended.config, self._ended.evaluated_params = {}, {}
+            metadata = self._ended.run_metadata
+            metadata.last_result, metadata.metric_analysis, metadata.metric_n_steps = {}, {}, {}
+        self._ended = trial
 
     def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
         """Note why the Tune process of a trial died. Tune tells the searcher right after this that it has."""

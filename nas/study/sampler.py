@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import heapq
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,7 +13,7 @@ from numpy.typing import NDArray
 from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
 from optuna.samplers import BaseSampler, GPSampler, NSGAIISampler, TPESampler
 from optuna.study import Study
-from optuna.trial import FrozenTrial
+from optuna.trial import FrozenTrial, TrialState
 
 from nas.study.objectives import Point, places
 from search_spaces.architecture import Architecture
@@ -21,6 +23,7 @@ from search_spaces.space import SearchSpace
 INTERRUPTED = "interrupted"  # the reason of a trial whose driver died; it is queued again and is no failure of its own
 STARTUP_TRIALS = 8  # before the sampler models the losses; the first candidates count
 POPULATION = 8  # of a generation of NSGA-II; a search has only a few dozen trials
+BEST, NEWEST = 25, 975  # trials that the inner sampler learns from, of a study with thousands
 
 Inner = Callable[[int], BaseSampler | None]
 
@@ -69,6 +72,7 @@ class FeasibleSampler(BaseSampler):
         sizes = [space.sizes(one) for one in feasible]
         self.positions = np.array([space.position(one) for one in sizes])
         self._indices = {tuple(one.values()): index for index, one in enumerate(sizes)}
+        self.trials: Sequence[FrozenTrial] = ()  # all of the study, before the one that is asked for
         self._taken = np.zeros(len(feasible), bool)
         self._open: list[int] = []  # numbers of trials whose sizes were not known when they were last looked at
         self._looked_at = 0  # so many trials of the study have been looked at
@@ -91,6 +95,11 @@ class FeasibleSampler(BaseSampler):
                 self._open.append(number)
         return np.flatnonzero(~self._taken)
 
+    def architecture(self, sizes: Mapping[str, Any]) -> Architecture:
+        """The architecture with these ``sizes`` by axis. All trials share the feasible ones, to save memory."""
+        index = self._indices.get(tuple(sizes[axis] for axis in self.space.axes))
+        return self.space.architecture(sizes) if index is None else self.feasible[index]
+
     def forget_order(self) -> None:
         """Rank the screened architectures anew: a measurement has changed."""
         self._orders.clear()
@@ -112,7 +121,7 @@ class FeasibleSampler(BaseSampler):
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
         """The sizes of the next architecture. Raises RuntimeError when every feasible one has been tried."""
-        trials = study.get_trials(deepcopy=False)
+        trials = self.trials or study.get_trials(deepcopy=False)
         untried = self._of_next_band(self.untried(trials))
         if not len(untried):
             raise RuntimeError("every feasible architecture has been tried")
@@ -122,7 +131,7 @@ class FeasibleSampler(BaseSampler):
             chosen = int(untried[0])
         elif self.name == "screen" and (best := self._best_screened(untried)) is not None:
             chosen = best
-        elif proposal := self._propose(study, trial, search_space, seed):
+        elif proposal := self._propose(_Part(study, trials), trial, search_space, seed):
             # NSGA-II leaves out the sizes that it mutates. They are drawn here.
             drawn = {axis: int(generator.choice(sizes)) for axis, sizes in self.space.axes.items()}
             distance = np.square(self.positions[untried] - self.space.position({**drawn, **proposal})).sum(axis=1)
@@ -162,6 +171,28 @@ class FeasibleSampler(BaseSampler):
     ) -> Any:
         """Raise RuntimeError: `sample_relative` gives all axes, so Optuna asks for no other parameter."""
         raise RuntimeError(f"{param_name} is not an axis of the space")
+
+
+class _Part(Study):
+    """``study`` with the `BEST` complete and the `NEWEST` other ones of its ``trials``, in their order.
+
+    The time of a proposal grows with the trials that a sampler learns from. TPE divides them into at most 25 good ones
+    and the rest, so its good ones are the same.
+    """
+
+    def __init__(self, study: Study, trials: Sequence[FrozenTrial]) -> None:
+        self.__dict__.update(study.__dict__)
+        self._part = list(trials)
+        if len(trials) > BEST + NEWEST:
+            complete = (one for one in trials[:-NEWEST] if one.state is TrialState.COMPLETE)
+            best = heapq.nsmallest(BEST, complete, key=lambda one: one.values[0])
+            self._part = sorted(best, key=lambda one: one.number) + list(trials[-NEWEST:])
+
+    def _get_trials(
+        self, deepcopy: bool = True, states: Container[TrialState] | None = None, use_cache: bool = False
+    ) -> list[FrozenTrial]:
+        found = [one for one in self._part if states is None or one.state in states]
+        return copy.deepcopy(found) if deepcopy else found
 
 
 def _ordinal(trials: Sequence[FrozenTrial], trial: FrozenTrial) -> int:

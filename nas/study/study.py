@@ -96,7 +96,7 @@ class SearchStudy:
         self._standings: defaultdict[tuple[int, int, bool], Standings] = defaultdict(Standings)
         for trial in self._trials():
             for tokens, loss in trial.intermediate_values.items():
-                self._note_rung(self.space.architecture(trial.params), tokens, loss)
+                self._note_rung(self.sampler.architecture(trial.params), tokens, loss)
 
     def _check_identity(self, identity: Mapping[str, Any]) -> None:
         known = self._study.user_attrs.get("identity")
@@ -107,7 +107,7 @@ class SearchStudy:
             old, new = known.get(key), identity.get(key)
             if old != new and key == CODE_VERSION:
                 raise InputError(
-                    f"study {self.name!r} was made by another version of this program, whose losses are not comparable; "
+                    f"study {self.name!r} was made by another version of this program: its losses are not comparable; "
                     "give another name with --study"
                 )
             if old != new:
@@ -198,7 +198,7 @@ class SearchStudy:
 
     def ask(self) -> Candidate | None:
         """The next candidate, or None when every feasible architecture has been proposed."""
-        trials = self._trials()
+        trials = self.sampler.trials = self._trials()
         waiting = any(one.state is TrialState.WAITING for one in trials)
         if not waiting and not len(self.sampler.untried(trials)):
             return None
@@ -206,7 +206,7 @@ class SearchStudy:
         if "origin" not in trial.user_attrs:
             trial.set_user_attr("origin", self.sampler.name)
         self._asked[trial.number] = trial
-        return Candidate(trial.number, self.space.architecture(trial.params))
+        return Candidate(trial.number, self.sampler.architecture(trial.params))
 
     def report(self, number: int, tokens: int, loss: float) -> bool:
         """Record the validation ``loss`` (nats per token) after ``tokens``. Returns False for a rung already known."""
@@ -235,7 +235,7 @@ class SearchStudy:
             self._standings[tokens, self._band(architecture), stock_only].put(architecture, point)
 
     def _architecture(self, number: int) -> Architecture:
-        return self.space.architecture(self._asked[number].params)
+        return self.sampler.architecture(self._asked[number].params)
 
     def _band(self, architecture: Architecture) -> int:
         return band(self.budgets, self.space.shape.parameters(architecture))
@@ -302,7 +302,8 @@ class SearchStudy:
         return self._record(storage.get_trial(storage.get_trial_id_from_study_id_trial_number(study_id, number)))
 
     def _record(self, trial: FrozenTrial) -> TrialRecord:
-        record = _record(trial, self.space, self._known(self.space.architecture(trial.params)))
+        architecture = self.sampler.architecture(trial.params)
+        record = _record(trial, self.space, architecture, self._known(architecture))
         if trial.state.is_finished():
             self._ended[trial.number] = record
         return record
@@ -355,8 +356,9 @@ def _costs(architecture: Architecture, shape: ModelShape) -> dict[str, float]:
     return {"flops_per_token": float(flops), "kv_cache_bytes_per_token": float(shape.kv_cache_bytes(architecture))}
 
 
-def _record(trial: FrozenTrial, space: SearchSpace, known: Mapping[str, float]) -> TrialRecord:
-    architecture = space.architecture(trial.params)
+def _record(
+    trial: FrozenTrial, space: SearchSpace, architecture: Architecture, known: Mapping[str, float]
+) -> TrialRecord:
     complete = trial.state is TrialState.COMPLETE
     return TrialRecord(
         number=trial.number,

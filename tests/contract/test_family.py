@@ -26,7 +26,7 @@ from search_spaces.errors import InputError
 from search_spaces.shape import ModelShape
 from trials.families.base import Family, Kept
 from trials.families.lookup import FAMILIES, family_of
-from trials.families.shapes import SHAPES, shape_of
+from trials.families.shapes import SHAPES, by_layer, settings_of, shape_of
 from trials.prune.importance import ImportanceScores, compute_importance
 from trials.prune.prune import choose, prune, student_from
 
@@ -76,6 +76,13 @@ CASES = {
     "mistral-windowed": rotary("mistral", sliding_window=WINDOW),
     "qwen2-windowed": rotary("qwen2", use_sliding_window=True, sliding_window=WINDOW, max_window_layers=0),
     "qwen3-windowed": rotary("qwen3", use_sliding_window=True, sliding_window=WINDOW, max_window_layers=0),
+    "qwen2-mixed": rotary("qwen2", use_sliding_window=True, sliding_window=WINDOW, max_window_layers=1),
+    "qwen3-mixed": rotary(
+        "qwen3",
+        use_sliding_window=True,
+        sliding_window=WINDOW,
+        layer_types=["full_attention", "sliding_attention", "full_attention"],
+    ),
     "gpt_neox": rotary("gpt_neox", rotary_pct=0.5),
     "gpt_neox-sequential": rotary("gpt_neox", rotary_pct=0.5, use_parallel_residual=False, tie_word_embeddings=True),
 }
@@ -273,7 +280,7 @@ def test_saved_student_loads_equal_and_complete(case: Case, axis: str, tmp_path:
     stock = case.shape.is_stock(architecture)
     loaded, info = AutoModelForCausalLM.from_pretrained(tmp_path, trust_remote_code=not stock, output_loading_info=True)
     assert not any(info.values()), info
-    rebuilt = student_from(case.teacher.config, architecture, student.state_dict())
+    rebuilt = student_from(case.teacher.config, architecture, student.state_dict(), by_layer(student.config))
     for one in (loaded, rebuilt):
         assert torch.equal(logits(case, one, case.tokens()), logits(case, student, case.tokens()))
     assert bool(list(tmp_path.glob("*.py"))) == (not stock)
@@ -283,7 +290,8 @@ def test_parameter_counts(case: Case) -> None:
     random_ = random.Random(7)
     for number in range(100):
         architecture = random_architecture(case.shape, random_)
-        model = case.family.build(case.teacher.config, architecture)
+        first = settings_of(case.teacher.config, range(architecture.depth))
+        model = case.family.build(case.teacher.config, architecture, first)
         assert case.shape.parameters(architecture) == sum(weight.numel() for weight in model.parameters())
         if number % 20 == 0:
             model = prune(case.teacher, case.scores, architecture)
@@ -314,9 +322,11 @@ def test_cache_size_is_that_built(case: Case, axis: str) -> None:
     student = prune(case.teacher, case.scores, architecture)
     cache = student(case.tokens(1, 10), use_cache=True).past_key_values
     stored = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
-    windowed = getattr(case.teacher.config, "sliding_window", None) is not None
-    held = WINDOW - 1 if windowed else 10  # transformers forgets what no later token of a window can see
-    assert stored == held * case.shape.kv_cache_bytes(architecture, dtype_bytes=4)
+    windows = [rotary_reference.window_of(student.config, layer) for layer in range(architecture.depth)]
+    held = [10 if window is None else window - 1 for window in windows]  # a window forgets what no later token can see
+    sizes = [2 * 4 * heads * case.shape.head_dim for heads in architecture.kv_heads]  # bytes a token
+    assert stored == sum(tokens * size for tokens, size in zip(held, sizes, strict=True))
+    assert sum(sizes) == case.shape.kv_cache_bytes(architecture, dtype_bytes=4)
 
 
 @pytest.mark.parametrize("axis", ["depth", "by layer"])
@@ -373,32 +383,26 @@ def test_settings_by_layer_are_those_of_the_kept_layers(case: Case, axis: str, t
     kinds = getattr(case.teacher.config, "layer_types", None)
     for config in (student.config, stored):
         assert getattr(config, "layer_types", None) == (kinds and [kinds[layer] for layer in kept])
-        windows = [rotary_reference.window_of(one, 0) for one in (config, case.teacher.config)]
-        assert "gpt" in config.model_type or windows[0] == windows[1]
+        for place, layer in enumerate(kept):
+            windows = [rotary_reference.window_of(*one) for one in ((config, place), (case.teacher.config, layer))]
+            assert "gpt" in config.model_type or windows[0] == windows[1]
     if kinds is not None:  # programs that do not read layer_types read this
-        assert stored.max_window_layers == (0 if windows[1] else len(kept))
+        own = ["sliding" in kinds[layer] for layer in kept]
+        assert stored.max_window_layers == (own.index(True) if any(own) else len(kept))
 
 
-BY_LAYER: dict[str, tuple[str, dict[str, object]]] = {
-    "windows from the second layer on": (
-        "qwen2",
-        {"use_sliding_window": True, "sliding_window": WINDOW, "max_window_layers": 1},
-    ),
-    "named kinds": ("qwen3", {"layer_types": ["full_attention", "sliding_attention", "full_attention"]}),
-    "a list that transformers does not know": ("llama", {"no_rope_layers": [1, 0, 1]}),
-    "a list in GPT-2": ("gpt2", {"no_rope_layers": [1, 0, 1]}),
-    "a list in GPT-NeoX": ("gpt_neox", {"no_rope_layers": [1, 0, 1]}),
-}
+@pytest.mark.parametrize("model_type", SHAPES)
+def test_lists_that_transformers_does_not_know_follow_the_kept_layers(model_type: str) -> None:
+    config = config_of(model_type, no_rope_layers=[1, 0, 3])
+    student = FAMILIES[model_type].build(config, two_layers(config), settings_of(config, [0, 2]))
+    assert student.config.no_rope_layers == [1, 3]
+    with pytest.raises(ValueError, match="the no_rope_layers of the kept layers must be given"):
+        FAMILIES[model_type].build(config, two_layers(config))
 
 
-@pytest.mark.parametrize("problem", BY_LAYER)
-def test_layers_with_different_settings_are_refused_by_name(problem: str) -> None:
-    model_type, values = BY_LAYER[problem]
-    config = config_of(model_type, **values)
-    name = "no_rope_layers" if "no_rope_layers" in values else "layer_types"
-    with pytest.raises(InputError, match=rf"{name} .* cannot be pruned; take one whose layers are alike") as raised:
-        shape_of(config)
-    assert "\n" not in str(raised.value)
+def two_layers(config: Any) -> Architecture:
+    full = shape_of(config).full
+    return Architecture.uniform(2, full.hidden, full.heads[0], full.mlp[0], full.kv_heads[0])
 
 
 @pytest.mark.parametrize("model_type", SHAPES)

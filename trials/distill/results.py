@@ -14,9 +14,10 @@ from transformers import PreTrainedModel
 
 from trials.distill.checkpoint import Rung
 from trials.distill.distill import Report
+from trials.families.shapes import by_layer
 from trials.storage.durable import damage, write_file, write_sealed
 
-RESULT, STUDENT, WEIGHTS = "result.json", "student", "model.safetensors"
+RESULT, STUDENT, WEIGHTS, SETTINGS = "result.json", "student", "model.safetensors", "settings_by_layer.json"
 
 Result = TypeVar("Result")
 
@@ -57,10 +58,11 @@ def read_result(
 
 
 def save_student(student: PreTrainedModel, path: Path) -> None:
-    """Write the weights and the generation configuration of ``student`` to the sealed folder ``path``."""
+    """Write weights, settings by layer and generation configuration of ``student`` to the sealed folder ``path``."""
 
     def write(folder: Path) -> None:
         save_model(student, str(folder / WEIGHTS))
+        (folder / SETTINGS).write_text(json.dumps(by_layer(student.config)))
         student.generation_config.save_pretrained(folder)
 
     write_sealed(path, write)

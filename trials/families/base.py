@@ -16,7 +16,7 @@ from transformers.initialization import no_init_weights
 from transformers.pytorch_utils import Conv1D
 
 from search_spaces.architecture import Architecture
-from trials.families.shapes import by_layer
+from trials.families.shapes import LayerSettings, by_layer
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,9 +40,12 @@ class Family(Protocol):
     Every method is a pure function of its arguments. ``model`` is a teacher or a student of the family.
     """
 
-    def build(self, config: PretrainedConfig, architecture: Architecture) -> PreTrainedModel:
+    def build(
+        self, config: PretrainedConfig, architecture: Architecture, settings: LayerSettings | None = None
+    ) -> PreTrainedModel:
         """A student without weights (parameters on the meta device) for a teacher with ``config``.
 
+        ``settings`` are those of its layers. They may be left out if all layers of the teacher have the same ones.
         It has the stock class if `ModelShape.is_stock` is true, otherwise the family's custom class.
         """
         ...
@@ -102,16 +105,19 @@ NOT_INHERITED = (
 )
 
 
-def inherited(config: PretrainedConfig, depth: int) -> dict[str, Any]:
+def inherited(config: PretrainedConfig, depth: int, settings: LayerSettings | None) -> dict[str, Any]:
     """The values of a teacher's configuration that a student of ``depth`` layers inherits.
 
-    Settings by layer are those of the kept layers; `trials.families.shapes.shape_of` requires all layers to be alike.
     A student generates with a cache, even if its teacher was saved without (as training with gradient checkpointing
-    leaves it).
+    leaves it). Raises ValueError when ``settings`` are missing that differ between layers.
     """
     values = {name: value for name, value in config.to_dict().items() if name not in NOT_INHERITED}
-    layers = {name: each[:depth] for name, each in by_layer(config).items() if name in values}
-    return values | layers | {"use_cache": True}
+    lists = {name: each for name, each in by_layer(config).items() if name in values}
+    if settings is None:
+        if mixed := [name for name, each in lists.items() if any(one != each[0] for one in each)]:
+            raise ValueError(f"the {mixed[0]} of the kept layers must be given, because the teacher's layers differ")
+        settings = {name: each[:depth] for name, each in lists.items()}
+    return values | {name: list(settings[name]) for name in lists} | {"use_cache": True}
 
 
 def without_weights(make: Callable[[], PreTrainedModel]) -> PreTrainedModel:

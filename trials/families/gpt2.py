@@ -13,7 +13,7 @@ from search_spaces.architecture import Architecture
 from search_spaces.shape import ModelShape
 from trials.families.base import Kept, channels, cut_layer, inherited, positions_of, without_weights
 from trials.families.modeling_pruned_gpt2 import PrunedGPT2Config, PrunedGPT2LMHeadModel
-from trials.families.shapes import shape_of
+from trials.families.shapes import LayerSettings, shape_of
 
 CUTS = {
     "ln_1": ("hidden", ""),
@@ -28,11 +28,16 @@ CUTS = {
 class GPT2:
     """`trials.families.Family` for models of type ``gpt2``."""
 
-    def build(self, config: GPT2Config, architecture: Architecture) -> PreTrainedModel:
+    def build(
+        self, config: GPT2Config, architecture: Architecture, settings: LayerSettings | None = None
+    ) -> PreTrainedModel:
         """An empty student on the meta device, stock or custom. It inherits the rest of the teacher's configuration."""
         shape = shape_of(config)
         shape.check(architecture)
-        values = inherited(config, architecture.depth) | {"n_layer": architecture.depth, "n_embd": architecture.hidden}
+        values = inherited(config, architecture.depth, settings) | {
+            "n_layer": architecture.depth,
+            "n_embd": architecture.hidden,
+        }
         values |= {"n_head": max(architecture.heads), "n_inner": max(architecture.mlp)}
         return without_weights(lambda: self._student(shape, architecture, values))
 

@@ -12,7 +12,7 @@ from search_spaces.architecture import Architecture
 from search_spaces.shape import ModelShape
 from trials.families.base import Kept, channels, cut_layer, inherited, positions_of, without_weights
 from trials.families.modeling_pruned_gpt_neox import PrunedGPTNeoXConfig, PrunedGPTNeoXForCausalLM
-from trials.families.shapes import shape_of
+from trials.families.shapes import LayerSettings, shape_of
 
 CUTS = {
     "input_layernorm": ("hidden", ""),
@@ -27,11 +27,13 @@ CUTS = {
 class GPTNeoX:
     """`trials.families.Family` for models of type ``gpt_neox``."""
 
-    def build(self, config: GPTNeoXConfig, architecture: Architecture) -> PreTrainedModel:
+    def build(
+        self, config: GPTNeoXConfig, architecture: Architecture, settings: LayerSettings | None = None
+    ) -> PreTrainedModel:
         """An empty student on the meta device, stock or custom. It inherits the rest of the teacher's configuration."""
         shape = shape_of(config)
         shape.check(architecture)
-        values = inherited(config, architecture.depth)
+        values = inherited(config, architecture.depth, settings)
         values |= {"num_hidden_layers": architecture.depth, "hidden_size": architecture.hidden}
         values |= {"num_attention_heads": architecture.heads[0], "intermediate_size": architecture.mlp[0]}
         return without_weights(lambda: self._student(shape, architecture, values))

@@ -30,7 +30,7 @@ from trials.families.modeling_pruned_llama import (
     PrunedQwen2ForCausalLM,
     PrunedQwen3ForCausalLM,
 )
-from trials.families.shapes import shape_of
+from trials.families.shapes import LayerSettings, shape_of
 
 CUTS = {
     "input_layernorm": ("hidden", ""),
@@ -54,7 +54,9 @@ class LlamaStyle:
     stock: type[PreTrainedModel]
     custom: type[PreTrainedModel]
 
-    def build(self, config: PretrainedConfig, architecture: Architecture) -> PreTrainedModel:
+    def build(
+        self, config: PretrainedConfig, architecture: Architecture, settings: LayerSettings | None = None
+    ) -> PreTrainedModel:
         """An empty student on the meta device, stock or custom. It inherits the rest of the teacher's configuration.
 
         transformers rejects a ``llama`` whose hidden size is not a multiple of its heads, although the computation does
@@ -63,10 +65,11 @@ class LlamaStyle:
         """
         shape = shape_of(config)
         shape.check(architecture)
-        values = inherited(config, architecture.depth)
+        values = inherited(config, architecture.depth, settings)
         if "max_window_layers" in values:  # the first layers, which have no window; for programs without layer_types
-            windowed = "sliding_attention" in values.get("layer_types", ())
-            values["max_window_layers"] = 0 if windowed else architecture.depth
+            kinds = values.get("layer_types", [])
+            windowed = [place for place, kind in enumerate(kinds) if kind == "sliding_attention"]
+            values["max_window_layers"] = min(windowed, default=architecture.depth)
         values |= {"num_hidden_layers": architecture.depth, "hidden_size": architecture.hidden}
         values |= {"num_attention_heads": architecture.heads[0], "num_key_value_heads": architecture.kv_heads[0]}
         values |= {"head_dim": shape.head_dim, "intermediate_size": architecture.mlp[0]}

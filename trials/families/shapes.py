@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from search_spaces.errors import InputError
@@ -12,14 +13,17 @@ if TYPE_CHECKING:  # takes seconds to import, and the checks of a command line n
 
 QKV_BIAS = {"qwen2"}  # model types that have these biases although their configuration does not say so
 HEAD_NORMS = {"qwen3": 2}  # number of norms on a head's queries and keys
+LayerSettings = Mapping[str, Sequence[Any]]
+"""Settings with one value for each layer of a student, by name, such as ``layer_types``. See `settings_of`."""
+
 NOT_BY_LAYER = ("token_id", "token_ids")  # ends of names of lists that may be as long as a model is deep
 
 
 def shape_of(config: PretrainedConfig) -> ModelShape:
     """The shape of ``config``.
 
-    Raises InputError when it cannot be pruned. The error names the supported model types, or the setting that differs
-    between layers. A student's layers are all built from the same settings.
+    Raises InputError when it cannot be pruned. The error names the supported model types, or the setting that is in the
+    way.
     """
     try:
         read = SHAPES[config.model_type]
@@ -27,7 +31,11 @@ def shape_of(config: PretrainedConfig) -> ModelShape:
         raise InputError(
             f"model type {config.model_type!r}: cannot be pruned; take a model of type {', '.join(SHAPES)}"
         ) from None
-    _check_alike(config)
+    if sizes := config.to_dict().get("per_layer_config"):
+        raise InputError(
+            f"model with per_layer_config for layers {', '.join(map(str, sizes))}: layers of different sizes cannot be "
+            "pruned; take one whose layers are alike"
+        )
     return read(config)
 
 
@@ -42,15 +50,10 @@ def by_layer(config: PretrainedConfig) -> dict[str, list[Any]]:
     }
 
 
-def _check_alike(config: PretrainedConfig) -> None:
-    """Raise InputError when a setting of ``config`` differs between layers."""
-    rule = "layers that differ cannot be pruned; take one whose layers are alike"
-    if sizes := config.to_dict().get("per_layer_config"):
-        raise InputError(f"model with per_layer_config for layers {', '.join(map(str, sizes))}: {rule}")
-    for name, values in by_layer(config).items():
-        kinds = [value for place, value in enumerate(values) if value not in values[:place]]
-        if len(kinds) > 1:
-            raise InputError(f"model with {name} {kinds}: {rule}")
+def settings_of(config: PretrainedConfig, layers: Iterable[int]) -> dict[str, list[Any]]:
+    """The settings by layer of a student of a model with ``config`` that keeps the ``layers``."""
+    kept = list(layers)
+    return {name: [each[layer] for layer in kept] for name, each in by_layer(config).items()}
 
 
 def _check_multiple(config: PretrainedConfig, name: str, of: str) -> None:

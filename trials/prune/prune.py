@@ -15,7 +15,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from search_spaces.architecture import Architecture
 from trials.families.base import Kept
 from trials.families.lookup import family_of
-from trials.families.shapes import shape_of
+from trials.families.shapes import LayerSettings, settings_of, shape_of
 from trials.prune.importance import ImportanceScores
 from trials.prune.refit import refit
 from trials.prune.rotate import rotated, rotation_to
@@ -42,7 +42,8 @@ def prune(
     shape.check(architecture)
     if streams is None or architecture == shape.full:
         kept = choose(scores, architecture, shape.group, teacher.device)
-        student = student_from(teacher.config, architecture, family.cut(teacher, kept))
+        settings = settings_of(teacher.config, kept.layers.tolist())
+        student = student_from(teacher.config, architecture, family.cut(teacher, kept), settings)
     else:
         student = _refitted(teacher, scores, architecture, streams)
     student.generation_config = copy.deepcopy(teacher.generation_config)
@@ -56,21 +57,29 @@ def _refitted(
     shape = shape_of(teacher.config)
     wide = replace(architecture, hidden=shape.hidden)
     kept, rotation = choose(scores, wide, shape.group, teacher.device), None
-    student = student_from(teacher.config, wide, family.cut(teacher, kept))
+    settings = settings_of(teacher.config, kept.layers.tolist())
+    student = student_from(teacher.config, wide, family.cut(teacher, kept), settings)
     if wide != architecture:
         rotation = rotation_to(student, family, streams.directions, architecture.hidden)
-        student = student_from(teacher.config, architecture, rotated(student, family, rotation))
+        student = student_from(teacher.config, architecture, rotated(student, family, rotation), settings)
     refit(student, family, kept.layers.tolist(), streams, rotation)
     return student
 
 
-def student_from(config: PretrainedConfig, architecture: Architecture, state: Mapping[str, Tensor]) -> PreTrainedModel:
+def student_from(
+    config: PretrainedConfig,
+    architecture: Architecture,
+    state: Mapping[str, Tensor],
+    settings: LayerSettings | None = None,
+) -> PreTrainedModel:
     """A student in eval mode whose parameters are the tensors of ``state`` themselves, not copies.
 
     ``config`` is the teacher's. ``state`` maps parameter names to tensors, as from `Family.cut` or a safetensors file;
-    tied weights may occur once or twice. Raises ValueError when a tensor is missing, unknown or of another size.
+    tied weights may occur once or twice. ``settings`` are as in `Family.build`.
+
+    Raises ValueError when a tensor is missing, unknown or of another size.
     """
-    student = family_of(config).build(config, architecture)
+    student = family_of(config).build(config, architecture, settings)
     try:
         missing, unknown = student.load_state_dict(dict(state), strict=False, assign=True)
     except RuntimeError as error:

@@ -40,6 +40,12 @@ def test_a_budget_that_cannot_be_read_names_the_value_and_the_way_out(text: str)
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(("text", "share"), [("0.6", "60%"), ("0.25", "25%"), ("0.0005K", "0.05%")])
+def test_less_than_one_parameter_may_be_meant_as_a_share(text: str, share: str) -> None:
+    with pytest.raises(InputError, match=f"less than one parameter; a share of the teacher is written as {share}"):
+        check_budgets(text)
+
+
 @pytest.mark.parametrize(
     "text",
     [

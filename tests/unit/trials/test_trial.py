@@ -14,9 +14,11 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import make_decoder
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
+from transformers import PreTrainedTokenizerFast
 
 from search_spaces.architecture import Architecture
 from search_spaces.errors import InputError
@@ -234,3 +236,19 @@ def test_result_survives_json(loss: float, tokens: int) -> None:
     curve = ((0, loss), (tokens, loss / 3))
     result = TrialResult(CUSTOM, 1, False, loss, loss, loss, tokens, loss, loss, 1, curve, 0, "weights")
     assert TrialResult.from_dict(json.loads(json.dumps(result.to_dict()))) == result
+
+
+def test_the_student_of_a_teacher_whose_layers_differ_is_read_back_as_it_was(
+    recipe: Recipe, cache: str, tiny_tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    kinds = ["full_attention", "sliding_attention", "full_attention"]
+    teacher = make_decoder("qwen3", use_sliding_window=True, sliding_window=6, layer_types=kinds)
+    for part in (teacher, tiny_tokenizer):
+        part.save_pretrained(tmp_path / "teacher")
+    architecture = Architecture.uniform(2, 40, 4, 64, 2)
+    spec = TrialSpec(replace(recipe, model=str(tmp_path / "teacher")), architecture, str(tmp_path / "trial"), cache)
+    result, _ = run(spec)
+    student, common = load_student(spec), shared(spec.recipe, spec.cache, "cpu")
+    text = windows(common.corpus.validation, spec.recipe.sequence_length)
+    assert validation_loss(student, common.targets.family, text) == pytest.approx(result.val_loss, rel=1e-6)
+    assert len(student.config.layer_types) == 2

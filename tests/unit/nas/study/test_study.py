@@ -6,7 +6,11 @@ import math
 from collections.abc import Collection
 from pathlib import Path
 
+import numpy as np
+import optuna
 import pytest
+from optuna.distributions import FloatDistribution
+from optuna.trial import TrialState, create_trial
 from ray.tune.search import Searcher
 
 from nas.choosing.promotion import Promotion, promotes
@@ -14,7 +18,8 @@ from nas.planning.candidates import informed
 from nas.planning.rungs import rungs
 from nas.running.client import FAILURE, FINAL, MEMORY, RETRIED
 from nas.running.tune_search import StudyScheduler, StudySearcher
-from nas.study.sampler import INNER
+from nas.study import sampler as sampler_module
+from nas.study.sampler import BEST, INNER, NEWEST
 from nas.study.study import SearchStudy
 from search_spaces.architecture import Architecture
 from search_spaces.budget import parse_budget, parse_budgets
@@ -66,6 +71,21 @@ def test_candidates_are_feasible_distinct_and_follow_from_the_seed(sampler: str)
     assert advance(make_study(sampler=sampler), 12) == keys
     if sampler != "exhaustive":
         assert advance(make_study(sampler=sampler, seed=1), 12) != keys
+
+
+@pytest.mark.parametrize("count", [1_000, 1_300])
+def test_of_thousands_of_trials_a_sampler_learns_from_the_best_and_the_newest(count: int) -> None:
+    study = optuna.create_study()
+    axes = {"x": FloatDistribution(0, 1)}
+    losses = [float(loss) for loss in np.random.default_rng(0).permutation(count)]
+    study.add_trials([create_trial(params={"x": 0.5}, distributions=axes, value=loss) for loss in losses])
+    trials = study.get_trials()
+    seen = sampler_module._Part(study, trials).get_trials(deepcopy=False)
+    assert [one.number for one in seen] == sorted(one.number for one in seen)
+    assert trials[-NEWEST:] == seen[-NEWEST:]
+    assert len(seen) == BEST + NEWEST
+    assert set(sorted(losses)[:BEST]) <= {one.value for one in seen}
+    assert not sampler_module._Part(study, trials).get_trials(states=(TrialState.FAIL,))
 
 
 def test_exhaustive_goes_through_the_band_and_ends() -> None:
@@ -138,6 +158,14 @@ def test_study_made_with_other_settings_is_refused_by_name(tmp_path: Path) -> No
     make_study(url, tokens=64)
     with pytest.raises(InputError, match=r"'s' was made with tokens=64, not 128.*--study"):
         make_study(url, tokens=128)
+
+
+def test_study_of_another_version_is_refused_without_asking_for_a_value_that_nobody_can_give(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'studies.db'}"
+    make_study(url, code_version=1)
+    with pytest.raises(InputError, match=r"study 's' was made by another version of this program.*--study") as error:
+        make_study(url, code_version=2)
+    assert "old value" not in str(error.value)
 
 
 def test_storage_that_cannot_be_opened_is_an_input_error() -> None:

@@ -1,0 +1,51 @@
+"""Whatever goes wrong, the command ends with one line and an exit code."""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from pathlib import Path
+from typing import NoReturn
+
+import pytest
+
+from nas import search
+from trials.export.export import ExportError
+
+ERRORS = {
+    "of ours": RuntimeError("two\nlines about postgresql://me:secret@host/db"),
+    "of an export": ExportError("export best: reloaded logits differ"),
+    "of the system": OSError(28, "No space left on device", "/out/studies.db"),
+}
+
+
+@pytest.mark.parametrize("name", ERRORS)
+def test_an_error_that_nobody_expected_is_one_line_and_a_log(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, name: str
+) -> None:
+    def fail(*_: object) -> NoReturn:
+        raise ERRORS[name]
+
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(search, "_dry_run", fail)
+    assert search.main(["--budget", "60%", "--dry-run"]) == 1
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    found = re.fullmatch(r"error: (\w+): .*; details are in (\S+); what is finished is kept, .*\n", captured.err)
+    assert found is not None, captured.err
+    assert found[1] == type(ERRORS[name]).__name__
+    log = Path(found[2]).read_text()
+    assert "Traceback" in log
+    assert "secret" not in log + captured.err
+
+
+def test_a_log_that_cannot_be_written_is_said(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    def fail(*_: object) -> NoReturn:
+        raise RuntimeError("a fault")
+
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "no such folder"))
+    monkeypatch.setattr(search, "_dry_run", fail)
+    assert search.main(["--budget", "60%", "--dry-run"]) == 1
+    assert "a fault; the details cannot be written" in capsys.readouterr().err
