@@ -18,7 +18,7 @@ from nas.planning.errors import ALIKE, PAUSES, AlikeFailures, Failure, NothingFe
 from nas.planning.machine import Machine
 from nas.planning.plan import Plan, make_plan, resolve_target
 from nas.planning.settings import parse_arguments
-from nas.running import tune_run
+from nas.running import tune_run, tune_search
 from nas.running.client import AGAIN, FAILURE, FINAL, LOSS, NO_WORKER, TOKENS
 from nas.running.session import ray_session
 from nas.running.tune_run import run_trials
@@ -33,6 +33,12 @@ cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot im
 Result = dict[str, Any]
 decide = StudyScheduler.on_trial_result
 DONE = {FINAL: True, TOKENS: 4096, LOSS: 4.0}
+
+
+@pytest.fixture(autouse=True)
+def forgetful(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tune forgets trials at once, as it does in a search of hundreds."""
+    monkeypatch.setattr(tune_search, "KEPT_ENDED", 1)
 
 
 @pytest.fixture(scope="module")
