@@ -105,7 +105,7 @@ def _parsed(text: str) -> tuple[Decimal, str]:
     unit = match["unit"].upper()
     if unit != "%" and number * UNITS[unit] < 1:
         raise InputError(
-            f"budget {_short(text)}: less than one parameter; a share of the teacher is written as {number * 100:g}%"
+            f"budget {_short(text)}: less than one parameter; a share of the teacher is written as {(number * 100).normalize():f}%"
         )
     return number, unit
 

@@ -195,7 +195,7 @@ def test_pruned_equals_masked_teacher(case: Case, axis: str) -> None:
     architecture = axes(case.shape)[axis]
     student = prune(case.teacher, case.scores, architecture)
     expected = case.masked_logits(case.teacher, case.tokens(), case.choose(architecture))
-    torch.testing.assert_close(logits(case, student, case.tokens()).double(), expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(logits(case, student, case.tokens()).double(), expected, rtol=0, atol=2e-5)
 
 
 @settings(max_examples=25, deadline=None, derandomize=True)
@@ -282,7 +282,11 @@ def test_saved_student_loads_equal_and_complete(case: Case, axis: str, tmp_path:
     assert not any(info.values()), info
     rebuilt = student_from(case.teacher.config, architecture, student.state_dict(), by_layer(student.config))
     for one in (loaded, rebuilt):
-        assert torch.equal(logits(case, one, case.tokens()), logits(case, student, case.tokens()))
+        # The kernel for a small matrix, and so the last bit, depends on where in memory its weights are.
+        torch.testing.assert_close(
+            logits(case, one, case.tokens()), logits(case, student, case.tokens()), rtol=0, atol=1e-6
+        )
+        assert all(torch.equal(weight, one.state_dict()[name]) for name, weight in student.state_dict().items())
     assert bool(list(tmp_path.glob("*.py"))) == (not stock)
 
 
