@@ -104,8 +104,9 @@ def _parsed(text: str) -> tuple[Decimal, str]:
         )
     unit = match["unit"].upper()
     if unit != "%" and number * UNITS[unit] < 1:
+        share = f"{(number * 100).normalize():f}%"
         raise InputError(
-            f"budget {_short(text)}: less than one parameter; a share of the teacher is written as {(number * 100).normalize():f}%"
+            f"budget {_short(text)}: less than one parameter; a share of the teacher is written as {share}"
         )
     return number, unit
 
