@@ -468,7 +468,7 @@ def test_weights_of_another_size(folder: Path) -> None:
         load_teacher(folder, "cpu")
 
 
-def test_an_output_projection_own_tokenizer_is_not_dropped_for_a_tied_one(folder: Path) -> None:
+def test_an_output_projection_of_its_own_is_not_dropped_for_a_tied_one(folder: Path) -> None:
     weights = load_file(folder / "model.safetensors")
     for change, refused in ((0.0, False), (1.0, True)):
         untied = {**weights, "lm_head.weight": weights["transformer.wte.weight"] + change}
