@@ -19,7 +19,7 @@ search: setup
 	$(BIN)/python -m nas.search --model mini --budget 60% $(ARGS)
 
 test: setup
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 check: setup
 	$(BIN)/ruff check

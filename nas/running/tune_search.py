@@ -203,7 +203,7 @@ class StudyScheduler(_Disposable, FIFOScheduler):
         return str(TrialScheduler.CONTINUE if goes_on else TrialScheduler.STOP)
 
     def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
-        """Let Tune forget a trial that ended long ago. Otherwise it keeps 45 KB of each until its run ends."""
+        """Let Tune forget a trial that ended long ago. Otherwise it keeps tens of KB of each until its run ends."""
         self._ended.append(trial)
         if len(self._ended) > KEPT_ENDED:
             old = self._ended.popleft()
