@@ -10,12 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from command import TRIALS, run
+from command import TRIALS, run, small_settings
 from mlflow import MlflowClient
 from transformers import AutoModelForCausalLM
 
 from nas.evaluate import main as evaluate
 from nas.search import main
+
+
+@pytest.fixture(scope="module")
+def small(tiny_teacher_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> list[object]:
+    """The settings of a search that takes seconds."""
+    return small_settings(tiny_teacher_folder, tmp_path_factory.mktemp("text"))
 
 
 @pytest.fixture(scope="module")

@@ -8,9 +8,15 @@ import shutil
 from pathlib import Path
 
 import pytest
-from command import run
+from command import run, small_settings
 from mlflow import MlflowClient
 from transformers import AutoModelForCausalLM
+
+
+@pytest.fixture(scope="module")
+def small(tiny_teacher_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> list[object]:
+    """The settings of a search that takes seconds."""
+    return small_settings(tiny_teacher_folder, tmp_path_factory.mktemp("text"))
 
 
 def test_several_budgets_share_a_study_and_each_has_its_winner(small: list[object], tmp_path: Path) -> None:

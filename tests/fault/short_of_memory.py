@@ -3,8 +3,8 @@
     python short_of_memory.py MEMINFO TEACHER FOLDER WORKERS UNTIL
 
 MEMINFO is a file that is mounted over /proc/meminfo, so that the memory monitor of Ray and psutil read it. The memory
-is taken when the first trial has begun, or with UNTIL "prepare" before anything has. It is given back when Tune's
-processes have died UNTIL times. Prints one JSON object: the error, if any, and the trials.
+is taken when the first trial has begun. It is given back when Tune's processes have died UNTIL times. Prints one JSON
+object: the error, if any, and the trials.
 """
 
 from __future__ import annotations
@@ -28,7 +28,6 @@ from nas.running.client import FINAL, LOSS, TOKENS
 from nas.running.session import ray_session
 from nas.running.tune_search import StudySearcher
 from nas.running.workers import open_workers
-from nas.stages.prepare import prepare_teacher
 from nas.study.study import Candidate, SearchStudy
 from search_spaces.errors import InputError
 
@@ -83,9 +82,6 @@ def main(meminfo: Path, teacher: str, folder: Path, count: int, until: str) -> d
         error = ""
         try:
             with open_workers(plan.resources) as opened:
-                if until == "prepare":
-                    tell(meminfo, 2)
-                    prepare_teacher(plan, opened, lambda message: None)
                 tune_run.run_trials(plan, study, opened, on_change, trial)
         except InputError as wrong:
             error = str(wrong)

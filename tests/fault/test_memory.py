@@ -68,9 +68,3 @@ def test_a_neighbour_that_keeps_the_memory_ends_the_search_and_the_next_tries_ag
     assert result["error"].startswith("3 trials failed by their surroundings")
     assert "Ray ended its process for lack of memory" in result["error"]
     assert (result["finished"], result["again"]) == (0, 3)
-
-
-def test_a_machine_without_memory_from_the_start_says_what_to_do(tiny_teacher_folder: Path, tmp_path: Path) -> None:
-    result = searched(tiny_teacher_folder, tmp_path, 1, until="prepare")
-    assert result["error"].startswith("--workers 1: Ray ended a worker for lack of memory 4 times; free memory, or")
-    assert result["trials"] == []

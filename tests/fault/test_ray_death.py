@@ -9,9 +9,7 @@ from typing import Any, NoReturn
 
 import pytest
 import ray
-from driving import Driver
-from small_search import ROOT, arguments, clean_environment, write_text
-from test_driver_death import COMPLETE, TOKENS
+from small_search import ROOT, clean_environment
 
 from nas.planning.settings import SearchSettings, parse_arguments
 from nas.running.session import RAY_PROCESSES, ray_session
@@ -22,7 +20,7 @@ EARLY = """
 import os, signal, sys
 import ray
 from nas.planning.settings import parse_arguments
-from nas.running.session import ray_session
+from nas.running.session import RAY_PROCESSES, ray_session
 
 def told_to_end(**options):
     if sys.argv[1] == "after Ray's own":
@@ -36,6 +34,25 @@ try:
         pass
 except KeyboardInterrupt:
     print("as Ctrl-C")
+"""
+
+# A driver that waits for a task without an end, as for a long trial.
+BEREFT = """
+import sys, time
+import psutil, ray
+from nas.planning.settings import parse_arguments
+from nas.running.session import RAY_PROCESSES, ray_session
+from search_spaces.errors import InputError
+
+try:
+    with ray_session(parse_arguments(["--budget", "60%"])[0]):
+        endless = ray.remote(num_cpus=0)(lambda: time.sleep(10**6)).remote()
+        ray.wait([endless], timeout=1)
+        (process,) = (one for one in psutil.Process().children() if one.name() == sys.argv[1])
+        process.kill()
+        ray.get(endless)
+except InputError as error:
+    print(error)
 """
 
 
@@ -93,16 +110,10 @@ def test_sigterm_before_ray_is_up_is_as_ctrl_c(when: str) -> None:
 
 
 @pytest.mark.parametrize("name", RAY_PROCESSES)
-def test_a_ray_that_dies_ends_the_search_with_one_line(name: str, tiny_teacher_folder: Path, tmp_path: Path) -> None:
-    changes = {"trials": 4, "tokens_per_trial": TOKENS, "workers": 1, "scheduler": "none"}
-    flags = arguments(tiny_teacher_folder, write_text(tmp_path), tmp_path / "out", "bereft", **changes)
-    driver = Driver(["python", "-m", "nas.search", *flags], tmp_path)
-    driver.wait_for(COMPLETE)
-    (process,) = (one for one in driver.family() if one.name() == name)
-    process.kill()
-    assert driver.finish() == 2, "".join(driver.lines)
-    text = "".join(driver.lines)
-    assert f"error: Ray's process {name} has died" in text
-    assert text.endswith("the same command continues\n")
-    assert "Traceback" not in text
-    assert "Fatal Python error" not in text
+def test_a_ray_that_dies_while_the_driver_waits_for_it_is_one_line(name: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", BEREFT, name], cwd=ROOT, env=clean_environment(), capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1].startswith(f"Ray's process {name} has died")
+    assert "Fatal Python error" not in done.stderr
