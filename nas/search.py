@@ -47,9 +47,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"interrupted; to continue: {redacted(command_line(given))}", file=sys.stderr)
         return INTERRUPTED
     except Exception as error:  # a fault of ours or of the machine: the details go to a file
-        summary = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        summary = " ".join(f"{type(_root(error)).__name__}: {_root(error)}".split())[:300]
         where = _write_traceback(error)
         return _failed(f"{summary}; {where}; what is finished is kept, and the same command continues", FAILED)
+
+
+def _root(error: BaseException) -> BaseException:
+    """The first cause of ``error``. Optuna, for instance, hides "database is locked" behind a guess of its own."""
+    return error if error.__cause__ is None else _root(error.__cause__)
 
 
 def _failed(message: str, code: int) -> int:

@@ -49,3 +49,18 @@ def test_a_log_that_cannot_be_written_is_said(
     monkeypatch.setattr(search, "_dry_run", fail)
     assert search.main(["--budget", "60%", "--dry-run"]) == 1
     assert "a fault; the details cannot be written" in capsys.readouterr().err
+
+
+def test_the_first_cause_of_an_error_is_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    def fail(*_: object) -> NoReturn:
+        try:
+            raise OSError("database is locked")
+        except OSError as error:
+            raise RuntimeError("This typically happens due to invalid data") from error
+
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(search, "_dry_run", fail)
+    assert search.main(["--budget", "60%", "--dry-run"]) == 1
+    assert capsys.readouterr().err.startswith("error: OSError: database is locked; details are in ")
