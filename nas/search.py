@@ -17,7 +17,7 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 from rich.console import Console
 
 from nas.display.console import console_for
-from nas.planning.errors import NothingFeasibleError
+from nas.planning.errors import NothingFeasibleError, one_line
 from nas.planning.redact import redacted
 from nas.planning.settings import SearchSettings, command_line, parse_arguments
 from search_spaces.errors import InputError
@@ -47,7 +47,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"interrupted; to continue: {redacted(command_line(given))}", file=sys.stderr)
         return INTERRUPTED
     except Exception as error:  # a fault of ours or of the machine: the details go to a file
-        summary = " ".join(f"{type(_root(error)).__name__}: {_root(error)}".split())[:300]
+        root = _root(error)
+        summary = f"{type(root).__name__}: {one_line(root)}"[:300]
         where = _write_traceback(error)
         return _failed(f"{summary}; {where}; what is finished is kept, and the same command continues", FAILED)
 

@@ -72,7 +72,7 @@ class FeasibleSampler(BaseSampler):
         sizes = [space.sizes(one) for one in feasible]
         self.positions = np.array([space.position(one) for one in sizes])
         self._indices = {tuple(one.values()): index for index, one in enumerate(sizes)}
-        self.trials: Sequence[FrozenTrial] = ()  # all of the study, before the one that is asked for
+        self.trials: Sequence[FrozenTrial] = ()  # all before the one that is asked for; `SearchStudy.ask` sets them
         self._taken = np.zeros(len(feasible), bool)
         self._open: list[int] = []  # numbers of trials whose sizes were not known when they were last looked at
         self._looked_at = 0  # so many trials of the study have been looked at
@@ -121,17 +121,16 @@ class FeasibleSampler(BaseSampler):
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
         """The sizes of the next architecture. Raises RuntimeError when every feasible one has been tried."""
-        trials = self.trials or study.get_trials(deepcopy=False)
-        untried = self._of_next_band(self.untried(trials))
+        untried = self._of_next_band(self.untried(self.trials))
         if not len(untried):
             raise RuntimeError("every feasible architecture has been tried")
-        seed = int(np.random.SeedSequence([self.seed, _ordinal(trials, trial)]).generate_state(1)[0])
+        seed = int(np.random.SeedSequence([self.seed, _ordinal(self.trials, trial)]).generate_state(1)[0])
         generator = np.random.default_rng(seed)
         if self.name == "exhaustive":
             chosen = int(untried[0])
         elif self.name == "screen" and (best := self._best_screened(untried)) is not None:
             chosen = best
-        elif proposal := self._propose(_Part(study, trials), trial, search_space, seed):
+        elif proposal := self._propose(_Part(study, self.trials), trial, search_space, seed):
             # NSGA-II leaves out the sizes that it mutates. They are drawn here.
             drawn = {axis: int(generator.choice(sizes)) for axis, sizes in self.space.axes.items()}
             distance = np.square(self.positions[untried] - self.space.position({**drawn, **proposal})).sum(axis=1)
