@@ -17,10 +17,10 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 from rich.console import Console
 
 from nas.display.console import console_for
-from nas.planning.errors import NothingFeasibleError, one_line
+from nas.planning.errors import NothingFeasibleError
 from nas.planning.redact import redacted
 from nas.planning.settings import SearchSettings, command_line, parse_arguments
-from search_spaces.errors import InputError
+from search_spaces.errors import UNCUT, InputError, named
 
 if TYPE_CHECKING:  # torch, Ray and transformers take seconds to import: only when the settings are right
     from nas.choosing.outcome import Outcome
@@ -47,10 +47,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"interrupted; to continue: {redacted(command_line(given))}", file=sys.stderr)
         return INTERRUPTED
     except Exception as error:  # a fault of ours or of the machine: the details go to a file
-        root = _root(error)
-        summary = f"{type(root).__name__}: {one_line(root)}"[:300]
-        where = _write_traceback(error)
-        return _failed(f"{summary}; {where}; what is finished is kept, and the same command continues", FAILED)
+        what, where = redacted(named(_root(error), UNCUT))[:300], _write_traceback(error)
+        return _failed(f"{what}; {where}; what is finished is kept, and the same command continues", FAILED)
 
 
 def _root(error: BaseException) -> BaseException:

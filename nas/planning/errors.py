@@ -11,7 +11,7 @@ from pathlib import Path
 
 from filelock import Timeout
 
-from search_spaces.errors import InputError
+from search_spaces.errors import InputError, named, one_line
 
 # Examples are a full disk of a node, a network share that is away, or a lock held too long. A retry may succeed.
 TRANSIENT = (OSError, Timeout)
@@ -76,7 +76,7 @@ def classify(error: Exception) -> Failure:
     A trial is deterministic, so its own errors (a non-finite loss, too little memory, a bug) would occur again. Only
     errors of its surroundings (`TRANSIENT`) are retried.
     """
-    return Failure(f"{type(error).__name__}: {one_line(error)}"[:500], isinstance(error, TRANSIENT), error=error)
+    return Failure(named(error, 500), isinstance(error, TRANSIENT), error=error)
 
 
 def explained(error: Exception, folder: str) -> Exception:
@@ -90,7 +90,7 @@ def explained(error: Exception, folder: str) -> Exception:
     told = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
     told = told or FULL_DISK.search(str(error)) is not None
     problem = free_space(place) or free_space(folder) if told else full_disk(folder)
-    return OSError(errno.ENOSPC, f"{one_line(error)[:300]}; {problem}") if problem else error
+    return OSError(errno.ENOSPC, f"{one_line(error)}; {problem}") if problem else error
 
 
 def full_disk(folder: str) -> str:
@@ -133,8 +133,3 @@ def alike_by_surroundings(what: str, reason: str) -> str:
         f"{ALIKE} {what} failed by their surroundings, each {TRIES} times: {reason}; mend the cause; "
         "the same command tries them again"
     )
-
-
-def one_line(error: object) -> str:
-    """The text of ``error`` in one line."""
-    return " ".join(str(error).split())

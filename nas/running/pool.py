@@ -18,7 +18,8 @@ import ray
 from ray import cloudpickle
 from ray.exceptions import OutOfMemoryError, RayActorError, RayError, RayTaskError
 
-from nas.planning.errors import TRIES, NoWorkerError, explained, one_line, too_little_memory
+from nas.planning.errors import TRIES, NoWorkerError, explained, too_little_memory
+from search_spaces.errors import named, one_line
 
 LONGEST_PAUSE = 600.0  # seconds between two attempts to start a worker that has failed many times
 LOOK = 10.0  # seconds without an answer of a worker, after which the pool looks whether any node can have it
@@ -250,10 +251,10 @@ def _problem(error: RayError, workers: int) -> str:
         return too_little_memory(workers)
     if _cannot_import(error):
         cause = error.cause if isinstance(error, RayTaskError) else None
-        text = f"{type(cause).__name__}: {cause}" if cause is not None else str(error).strip().splitlines()[-1]
+        text = named(cause) if cause is not None else str(error).strip().splitlines()[-1]
         return (
-            f"a worker cannot import what trials need ({one_line(text)[:300]}); install the project in the Python of "
+            f"a worker cannot import what trials need ({one_line(text)}); install the project in the Python of "
             "Ray on every node; the same command continues"
         )
     logs = "Ray's logs (/tmp/ray/session_latest/logs, or ray logs) tell more"
-    return f"a worker cannot be started ({one_line(error)[:300]}); {logs}; the same command continues"
+    return f"a worker cannot be started ({one_line(error)}); {logs}; the same command continues"

@@ -27,10 +27,9 @@ os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
 import ray
 
-from nas.planning.errors import one_line
 from nas.planning.machine import Machine
 from nas.planning.settings import SearchSettings
-from search_spaces.errors import InputError
+from search_spaces.errors import InputError, one_line
 
 logging.getLogger("ray.tune.tune").setLevel(logging.CRITICAL)  # it lists the trials that failed once more
 
@@ -93,7 +92,7 @@ def _connect(address: str) -> None:
 
 def _does_not_answer(address: str, error: Exception) -> str:
     return (
-        f"--address {address!r}: no Ray cluster answers there ({one_line(error)[:150]}); "
+        f"--address {address!r}: no Ray cluster answers there ({one_line(error, 150)}); "
         "give HOST:6379 of the head node, or leave --address out to run on this machine"
     )
 
@@ -106,7 +105,7 @@ def _does_not_start(error: Exception) -> str:
         return f"{name} {folder!r}: too long for the sockets of Ray; set RAY_TMPDIR to a short folder such as /tmp"
     if "timed out during startup" in text:
         return "Ray did not start within 30 s, as on a machine that is very busy; give the same command again"
-    return f"Ray does not start on this machine: {text[:300]}; its logs in {folder}/ray/session_latest/logs tell more"
+    return f"Ray does not start on this machine: {text}; its logs in {folder}/ray/session_latest/logs tell more"
 
 
 class _Watch:

@@ -20,11 +20,10 @@ from nas.planning.errors import (
     NoWorkerError,
     alike,
     alike_by_surroundings,
-    one_line,
 )
 from nas.running.client import AGAIN, FAILURE, FINAL, LOSS, MEMORY, METRICS, NO_WORKER, RETRIED, TOKENS
 from nas.study.study import Candidate, SearchStudy
-from search_spaces.errors import InputError
+from search_spaces.errors import InputError, one_line
 from trials.text.validation import OF_TEXT
 
 log = logging.getLogger(__name__)

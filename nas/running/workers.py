@@ -17,9 +17,9 @@ import ray
 from ray.exceptions import ActorDiedError, ActorUnavailableError, OutOfMemoryError, RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from nas.planning.errors import PAUSES, Failure, NoWorkerError, classify, full_disk, one_line
+from nas.planning.errors import PAUSES, Failure, NoWorkerError, classify, full_disk
 from nas.running.pool import Pool
-from search_spaces.errors import InputError
+from search_spaces.errors import InputError, one_line
 
 if TYPE_CHECKING:
     from nas.planning.machine import Resources
@@ -128,7 +128,7 @@ def _death(who: str, error: RayError, folder: str) -> Failure:
     A full disk kills a worker that writes to mapped memory. Ray does not tell why a process died that starts anew.
     """
     memory = isinstance(error, OutOfMemoryError) or (isinstance(error, ActorUnavailableError) and _memory_is_short())
-    cause = "Ray ended it for lack of memory" if memory else full_disk(folder) or one_line(error)[:300]
+    cause = "Ray ended it for lack of memory" if memory else full_disk(folder) or one_line(error)
     return Failure(f"the {who} died: {cause}", retry=True, memory=memory, error=error)
 
 

@@ -15,6 +15,7 @@ from nas.choosing.outcome import Outcome
 from nas.planning.plan import Plan
 from nas.running.tasks import PreparedTeacher
 from nas.study.records import FinalRecord, TrialRecord
+from search_spaces.errors import named
 from trials.evaluate.reading import Reading
 from trials.preparation import Preparation
 
@@ -194,6 +195,5 @@ class Announcer:
         if which in self._failed:
             return
         self._failed.add(which)
-        problem = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-        log.warning("%s failed at %s (%s); the search continues", type(listener).__name__, which[1], problem)
+        log.warning("%s failed at %s (%s); the search continues", type(listener).__name__, which[1], named(error))
         log.debug("the error of %s", type(listener).__name__, exc_info=error)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from search_spaces.errors import InputError
+from search_spaces.errors import InputError, one_line
 
 SQLITE = "sqlite:///"
 LOCKED_SECONDS = 30.0  # as long as another process may hold the database
@@ -44,4 +44,4 @@ def _check(url: str, path: Path) -> None:
     except sqlite3.DatabaseError as error:
         raise InputError(f"storage {url}: damaged, or no SQLite database ({error}); {ways}") from error
     if found != "ok":
-        raise InputError(f"storage {url}: damaged ({' '.join(found.split())[:150]}); {ways}")
+        raise InputError(f"storage {url}: damaged ({one_line(found, 150)}); {ways}")

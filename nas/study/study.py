@@ -27,7 +27,7 @@ from nas.study.sampler import INTERRUPTED, FeasibleSampler, band, distributions
 from nas.study.standings import Standings
 from search_spaces.architecture import Architecture
 from search_spaces.budget import Budget
-from search_spaces.errors import InputError
+from search_spaces.errors import InputError, one_line
 from search_spaces.shape import ModelShape
 from search_spaces.space import SearchSpace
 
@@ -340,7 +340,7 @@ def _open(url: str, name: str, sampler: BaseSampler) -> optuna.Study:
         ) from error
     except (SQLAlchemyError, StorageInternalError, ImportError, ValueError, OSError) as error:
         raise InputError(
-            f"storage {url!r}: cannot be opened ({' '.join(str(error).split())[:200]}); "
+            f"storage {url!r}: cannot be opened ({one_line(error, 200)}); "
             "give an Optuna URL such as sqlite:////folder/studies.db or postgresql://host/database"
         ) from error
 

@@ -30,9 +30,10 @@ from nas.tracking.messages import (
     TrialChanged,
 )
 from nas.tracking.mlflow_environment import patient_uploads
-from nas.tracking.mlflow_stores import alone, is_permanent, one_line
+from nas.tracking.mlflow_stores import alone, is_permanent
 from nas.tracking.outbox import RejectedError
 from nas.tracking.run_contents import STATUS, facts, milliseconds, note, points, run_name, sizes
+from search_spaces.errors import named
 
 STUDY, TRIAL, CONTENT = "nas.study", "nas.trial", "nas.sha256"
 INTERRUPTED = "the search ended before the trial; the trial runs again under another number"
@@ -85,10 +86,10 @@ class MlflowDelivery:
             self._handlers[type(event)](event, files)
         except (MlflowException, HTTPError) as error:
             if is_permanent(error):
-                raise RejectedError(one_line(error)) from error
+                raise RejectedError(named(error, 500)) from error
             raise
         except (ArithmeticError, TypeError) as error:  # a fault of the event, which no store can accept
-            raise RejectedError(one_line(error)) from error
+            raise RejectedError(named(error, 500)) from error
 
     def _find_experiment(self, name: str, artifact_root: Path | None) -> str:
         found = self.client.get_experiment_by_name(name)

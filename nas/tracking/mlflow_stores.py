@@ -21,11 +21,6 @@ def is_permanent(error: MlflowException | HTTPError) -> bool:
     return str(error.error_code) in PERMANENT_CODES
 
 
-def one_line(error: Exception) -> str:
-    """``error`` as one line for a log."""
-    return " ".join(f"{type(error).__name__}: {error}".split())[:500]
-
-
 @contextmanager
 def alone(uri: str) -> Iterator[None]:
     """Hold the lock of the SQLite store at ``uri``; other stores need none.

@@ -32,7 +32,7 @@ from nas.tracking.messages import (
 )
 from nas.tracking.mlflow_environment import set_defaults
 from nas.tracking.outbox import Outbox, RejectedError
-from search_spaces.errors import InputError
+from search_spaces.errors import UNCUT, InputError, named
 
 if TYPE_CHECKING:
     from nas.tracking.mlflow_delivery import MlflowDelivery
@@ -135,7 +135,7 @@ class Tracker:
             self._closing.wait(seconds)
 
     def _fail(self, error: Exception) -> None:
-        problem = redacted(" ".join(f"{type(error).__name__}: {error}".split()))[:300]
+        problem = redacted(named(error, UNCUT))[:300]
         if self.problem is None:
             log.warning(
                 "MLflow at %s: %s; the search continues, events wait in %s",

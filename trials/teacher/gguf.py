@@ -10,10 +10,9 @@ from huggingface_hub.constants import HF_HOME
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
-from search_spaces.errors import InputError
+from search_spaces.errors import InputError, one_line
 from trials.storage.cache import Cache, digest
 from trials.storage.durable import file_sha256
-from trials.teacher.source import one_line
 
 FORMAT = 2  # part of the cache key: raise it whenever the same file gives a different folder
 MAGIC = b"GGUF"

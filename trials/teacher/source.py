@@ -19,7 +19,7 @@ from huggingface_hub.errors import (
     StrictDataclassError,
 )
 
-from search_spaces.errors import InputError
+from search_spaces.errors import InputError, one_line
 from search_spaces.shape import ModelShape
 from trials.families.shapes import shape_of
 from trials.storage.cache import digest
@@ -216,8 +216,3 @@ def _sha256_once(path: Path) -> str:
 @lru_cache(maxsize=64)
 def _sha256(path: Path, size: int, modified: int) -> str:
     return file_sha256(path)
-
-
-def one_line(error: Exception) -> str:
-    """The message of ``error`` in one line of at most 300 characters, or its class name if it has none."""
-    return " ".join(str(error).split())[:300] or type(error).__name__

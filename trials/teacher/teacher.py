@@ -20,10 +20,10 @@ from transformers import (
 from transformers.initialization import no_init_weights
 from transformers.utils import logging as transformers_logging
 
-from search_spaces.errors import InputError
+from search_spaces.errors import InputError, one_line
 from search_spaces.shape import ModelShape
 from trials.storage.durable import MANIFEST, damage
-from trials.teacher.source import UNUSABLE, fingerprint, one_line, read_config, read_shape, weight_files
+from trials.teacher.source import UNUSABLE, fingerprint, read_config, read_shape, weight_files
 
 PROBE = "In 1984, 13888 of 2,000 don't.\n\n\tdef prune(teacher):  # naïve, 100 %\r\n    return 'student'   日本 🙂\n"
 PROBE_TOKENS = 8
