@@ -43,7 +43,7 @@ WORKER_ENVIRONMENT = {
     "MALLOC_TRIM_THRESHOLD_": str(4 * 2**30),
 }
 RAY_PROCESSES = ("gcs_server", "raylet")  # Ray ends without them
-LAST_SECONDS = 40.0  # for the end of a search whose Ray has died; Ray aborts the process after 60
+LAST_SECONDS = 10.0  # for the end of a search whose Ray has died; the study can be continued from wherever it stops
 OBJECT_STORE_BYTES = 100 * 2**20  # results are small; Ray's default is 30 % of the memory
 
 
@@ -111,8 +111,9 @@ def _does_not_start(error: Exception) -> str:
 class _Watch:
     """Watches the processes of a local Ray. When one dies, it interrupts this process as Ctrl-C does.
 
-    Without this, Ray would be silent for a minute and then abort this process. A process that hangs in a call to the
-    dead Ray, and so cannot be interrupted, is ended. ``closing`` is set before Ray is shut down, ``closed`` after it.
+    Without this, Ray would be silent for a minute and then abort this process. Some calls to a dead Ray cannot be
+    interrupted: Tune reads its registry of trainables from gcs_server, in C++, before every trial. Such a process is
+    ended after `LAST_SECONDS`. ``closing`` is set before Ray is shut down, ``closed`` after it.
     """
 
     def __init__(self, local: bool) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,9 @@ from typing import Any, NoReturn
 
 import pytest
 import ray
-from small_search import ROOT, clean_environment
+from driving import Driver
+from optuna.trial import TrialState
+from small_search import ROOT, arguments, clean_environment, trials_in, write_text
 
 from nas.planning.settings import SearchSettings, parse_arguments
 from nas.running.session import RAY_PROCESSES, ray_session
@@ -117,3 +120,27 @@ def test_a_ray_that_dies_while_the_driver_waits_for_it_is_one_line(name: str) ->
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1].startswith(f"Ray's process {name} has died")
     assert "Fatal Python error" not in done.stderr
+
+
+def test_a_gcs_server_that_dies_ends_a_search_with_one_line_and_the_same_command_continues(
+    tmp_path: Path, tiny_teacher_folder: Path
+) -> None:
+    """The driver is in Tune then, in calls that no signal interrupts."""
+    changes = {"trials": 2, "tokens_per_trial": 16_384, "workers": 1, "scheduler": "none", "baselines": "no"}
+    flags = arguments(tiny_teacher_folder, write_text(tmp_path), tmp_path, "bereft", **changes)
+    command = ["python", "-m", "nas.search", *flags]
+    driver = Driver(command, tmp_path)
+    driver.wait_for(re.compile("of 16,384 tokens, complete"))
+    (process,) = (one for one in driver.family() if one.name() == "gcs_server")
+    process.kill()
+    assert driver.finish() == 2
+    last = "".join(driver.lines).splitlines()
+    assert last[-1].startswith("error: Ray's process gcs_server has died")
+    assert "Traceback" not in "".join(last)
+    (kept,) = (trial for trial in trials_in(tmp_path, "bereft") if trial.state == TrialState.COMPLETE)
+
+    again = Driver(command, tmp_path)
+    assert again.finish() == 0, "".join(again.lines)
+    complete = [trial for trial in trials_in(tmp_path, "bereft") if trial.state == TrialState.COMPLETE]
+    assert len(complete) == 2
+    assert complete[0] == kept
