@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from trials.text.corpus import encode
+from trials.text.packing import encode
 from trials.text.stdlib_text import validation_documents
 
 BATCH = 16

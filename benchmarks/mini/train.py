@@ -35,7 +35,8 @@ from benchmarks.mini.model import (
     wrapped,
     write_checkpoint,
 )
-from trials.text.corpus import BatchOrder, encode, windows
+from trials.text.corpus import BatchOrder, windows
+from trials.text.packing import encode
 from trials.text.stdlib_text import training_documents, validation_documents
 
 SAVE_EVERY = 200

@@ -41,11 +41,8 @@ class ComparisonRow:
 
     @property
     def is_read(self) -> bool:
-        """Whether the model is evaluated on test text: exported models, the teacher and baselines.
-
-        Finalists that lost are not, unless they have another role as well.
-        """
-        return self.val_loss is not None and any(role not in (*COMPETING, RUNNER_UP) for role in self.roles)
+        """Whether the model is evaluated on test text: all that have a loss."""
+        return self.val_loss is not None
 
 
 @dataclass(frozen=True)

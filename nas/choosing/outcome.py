@@ -17,7 +17,8 @@ from trials.preparation import Preparation
 class Chosen:
     """An exported student: of a COMPLETE trial after ``tokens``, or of a final after ``final_tokens`` more.
 
-    ``weights`` is the folder of the student. ``verdict`` compares it with the next best.
+    ``weights`` is the folder of the student. ``verdict`` compares it with the next best,
+    ``other_text`` with the teacher on other text.
     """
 
     record: TrialRecord | FinalRecord
@@ -25,6 +26,7 @@ class Chosen:
     final_tokens: int
     weights: Path
     verdict: str = ""
+    other_text: str = ""
 
     @property
     def key(self) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from rich.table import Table
 from rich.text import Text
 
-from trials.evaluate.reading import Reading
+from trials.evaluate.reading import TOKEN_PERPLEXITY, Reading
 
 
 def readings_table(readings: Sequence[Reading]) -> Table:
@@ -30,7 +30,7 @@ def readings_table(readings: Sequence[Reading]) -> Table:
     return table
 
 
-SHORT = {"token perplexity": "ppl", "last-word accuracy": "acc", "last-word perplexity": "ppl"}
+SHORT = {TOKEN_PERPLEXITY: "ppl", "last-word accuracy": "acc", "last-word perplexity": "ppl"}
 
 
 def column_name(reading: Reading) -> str:

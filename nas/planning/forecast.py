@@ -10,6 +10,7 @@ from nas.planning.plan import Plan
 from nas.planning.redact import redacted
 from nas.planning.rungs import REDUCTION
 from trials.recipe import SCREEN_CALIBRATION
+from trials.text.mixture import parse_mixture, shares
 
 
 def expected_tokens(plan: Plan) -> int:
@@ -69,8 +70,9 @@ def summary(plan: Plan) -> list[tuple[str, str]]:
         ("trials", f"{trials} from sampler {plan.settings.sampler}; {resources.workers} at a time, {each} each"),
         (
             "tokens",
-            f"{recipe.tokens:,} per trial from {recipe.corpus}; {plan.settings.scheduler} compares at {compared}",
+            f"{recipe.tokens:,} per trial from {_text(plan)}; {plan.settings.scheduler} compares at {compared}",
         ),
+        *_mixture(plan),
         *_final_stage(plan),
         *_tests(plan),
         ("total", f"about {expected_tokens(plan):,} training tokens"),
@@ -78,6 +80,19 @@ def summary(plan: Plan) -> list[tuple[str, str]]:
         ("study", f"{plan.study} in {redacted(plan.storage)}"),
         ("output", str(plan.folder)),
     ]
+
+
+def _text(plan: Plan) -> str:
+    return "a mixture" if len(parse_mixture(plan.recipe.corpus)) > 1 else plan.recipe.corpus
+
+
+def _mixture(plan: Plan) -> list[tuple[str, str]]:
+    """One line for each source of a mixture."""
+    parts = parse_mixture(plan.recipe.corpus)
+    if len(parts) == 1:
+        return []
+    wanted = zip(parts, shares(parts), strict=True)
+    return [("text", f"{part.name}: {float(share):.1%} from {part.source}") for part, share in wanted]
 
 
 def _limits(plan: Plan) -> list[tuple[str, str]]:
@@ -112,7 +127,7 @@ def _tests(plan: Plan) -> list[tuple[str, str]]:
     if not plan.tests:
         return []
     much = f"the first {plan.settings.test_tokens:,} tokens of each" if plan.settings.test_tokens else "whole"
-    return [("test", f"{', '.join(task.name for task in plan.tests)}, {much}: only for the final table")]
+    return [("test", f"{', '.join(task.name for task in plan.tests)}, {much}: only for the final tables")]
 
 
 def estimated_seconds(plan: Plan) -> float:

@@ -25,8 +25,9 @@ from search_spaces.space import SearchSpace
 from trials.recipe import VERSION, Recipe
 from trials.storage.cache import digest
 from trials.teacher.source import read_shape, resolve_model
-from trials.text.corpus import check_source
-from trials.text.evaluation_text import TextTask, parse_tests
+from trials.text.evaluation_text import PYTHON_DOCS, TextTask, parse_tests
+from trials.text.mixture import GENERAL, parse_mixture, render_mixture
+from trials.text.sources import check_source
 from trials.text.validation import parse_validation
 
 PROCESS_BYTES = 2**30  # of the interpreter, torch, transformers and the activations of a micro-batch
@@ -178,9 +179,8 @@ def resolve_target(settings: SearchSettings) -> Target:
     Raises InputError for every setting that can be checked without starting anything. Whatever needs no teacher is
     checked first: the code that reads a teacher's configuration takes seconds to import.
     """
-    for source in (settings.corpus, *(one for _, one in parse_validation(settings.validation))):
-        if source is not None:
-            check_source(source)
+    for source in (*_sources(settings), *(one for _, one in parse_validation(settings.validation))):
+        check_source(source)
     parse_objectives(settings.objectives)
     if parse_tests(settings.test) and not settings.finalists:
         raise InputError("--test: needs a final stage, and --finalists 0 has none; give --finalists 1 or more")
@@ -242,7 +242,14 @@ def make_plan(settings: SearchSettings, target: Target, machine: Machine) -> Pla
     name = settings.study or _study_name(settings, target.budgets, identity(settings, target, recipe))
     wanted = settings.final_tokens or recipe.tokens
     final_tokens = max(1, wanted // recipe.batch_tokens) * recipe.batch_tokens
-    return Plan(settings, target, resources, recipe, name, final_tokens, parse_tests(settings.test))
+    return Plan(settings, target, resources, recipe, name, final_tokens, _tests(settings))
+
+
+def _tests(settings: SearchSettings) -> tuple[TextTask, ...]:
+    """The test texts: those that were asked for, and one of another kind unless the corpus has that text itself."""
+    asked = parse_tests(settings.test)
+    read = "stdlib" in _sources(settings) or any(one.name == PYTHON_DOCS for one in asked)
+    return asked if read or not settings.finalists else (*asked, TextTask(PYTHON_DOCS, None))
 
 
 def identity(settings: SearchSettings, target: Target, recipe: Recipe) -> dict[str, Any]:
@@ -288,7 +295,7 @@ def _recipe(settings: SearchSettings, shape: ModelShape, defaults: Defaults) -> 
     steps = rungs(settings.tokens_per_trial or defaults.tokens, batch)
     return Recipe(
         model=_absolute(settings.model),
-        corpus=_absolute(settings.corpus or ("stdlib" if settings.model == "mini" else "wikitext-103")),
+        corpus=render_mixture(_corpus(settings), _absolute),
         tokens=steps[-1],
         rungs=steps,
         validation_tokens=settings.validation_tokens or defaults.validation,
@@ -301,6 +308,15 @@ def _recipe(settings: SearchSettings, shape: ModelShape, defaults: Defaults) -> 
         teacher_targets=settings.teacher_targets,
         text_share=settings.text_share,
     )
+
+
+def _corpus(settings: SearchSettings) -> str:
+    """The text that the search trains on. mini was trained on the standard library, other teachers on much more."""
+    return settings.corpus or ("stdlib" if settings.model == "mini" else GENERAL)
+
+
+def _sources(settings: SearchSettings) -> list[str]:
+    return [part.source for part in parse_mixture(_corpus(settings))]
 
 
 def _absolute(source: str) -> str:

@@ -55,7 +55,8 @@ class SearchSettings(BaseModel):
     )
     corpus: str | None = Field(
         None,
-        description="text: hub name, .txt or .jsonl file, folder, or stdlib (stdlib for mini, else wikitext-103)",
+        description="text: hub name, .txt or .jsonl file, folder of text or code, stdlib, or several with weights: "
+        "web=org/name:0.7,code=./src:0.3 (stdlib for mini, else a general mixture from the hub)",
     )
     tolerance: float = Field(
         DEFAULT_TOLERANCE, ge=0, lt=1, description="how far below the budget a student may be, as a share of it"

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
 from nas.choosing.comparison import Comparison, ComparisonRow
+from nas.choosing.generality import Excess, excesses
 from nas.choosing.outcome import Chosen, Outcome
 from nas.choosing.selection import counts
 from nas.report.front_report import front_values
@@ -39,6 +41,7 @@ def _document(outcome: Outcome) -> dict[str, Any]:
         "trials": counts(outcome.records),
         **({"front": front_values(outcome.records, plan.objectives)} if len(plan.objectives) > 1 else {}),
         "final": [_row(row) for row in comparison.rows] if comparison else [],
+        "above_teacher": [_above(one) for one in excesses(comparison)] if comparison else [],
         "winner_vs_runner_up": _versus(comparison) if comparison else None,
         "rank_agreement": [asdict(one) for one in outcome.agreements],
         "seconds": round(outcome.seconds, 1),
@@ -75,6 +78,12 @@ def _row(row: ComparisonRow) -> dict[str, Any]:
         **({"failed": row.reason} if row.reason else {}),
         **({"test": [one.to_dict() for one in row.test]} if row.test else {}),
     }
+
+
+def _above(one: Excess) -> dict[str, Any]:
+    """Nats per token above the teacher: on the text that the model was calibrated on, and on others."""
+    others = {name: value if isfinite(value) else None for name, value in one.others.items()}
+    return {"roles": list(one.roles), "architecture": one.architecture, "calibrated": one.own, "other": others}
 
 
 def _versus(comparison: Comparison) -> dict[str, Any] | None:

@@ -39,7 +39,7 @@ def comparison_markdown(comparison: Comparison) -> str:
     """The final comparison as a Markdown table, ending in a newline."""
     texts = _texts(comparison)
     headings = ["model", "architecture", *RIGHT, *texts, MINUS_WINNER]
-    return _markdown(headings, [_cells(row, texts) for row in comparison.rows])
+    return markdown(headings, [_cells(row, texts) for row in comparison.rows])
 
 
 def on_test_table(comparison: Comparison) -> Table | None:
@@ -64,7 +64,7 @@ def on_test_markdown(comparison: Comparison) -> str:
     if not readings:
         return ""
     headings = ["model", "architecture", "parameters", *map(column_name, readings)]
-    return _markdown(headings, [_test_cells(row) for row in comparison.rows if row.test])
+    return markdown(headings, [_test_cells(row) for row in comparison.rows if row.test])
 
 
 def on_test_notes(comparison: Comparison) -> list[str]:
@@ -78,7 +78,8 @@ def on_test_notes(comparison: Comparison) -> list[str]:
     ]
 
 
-def _markdown(headings: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+def markdown(headings: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """A Markdown table, ending in a newline. The first two columns are words, the others numbers."""
     rules = [":---", ":---", *["---:"] * (len(headings) - 2)]
     return "".join(f"| {' | '.join(line)} |\n" for line in [headings, rules, *lines])
 

@@ -12,6 +12,7 @@ from nas.choosing.outcome import Outcome
 from nas.display.console import fitted
 from nas.report.final_report import comparison_table, on_test_table
 from nas.report.front_report import front_table
+from nas.report.generality_report import generality_table
 from nas.report.overview import overview_table
 from nas.report.screening_report import reordering
 from nas.report.trial_report import terminal_table
@@ -51,6 +52,9 @@ def _print_outcome(outcome: Outcome, console: Console) -> None:
         console.print()
         if (tests := on_test_table(outcome.comparison)) is not None:
             console.print(fitted(tests, console, LESS_NEEDED["test"]))
+            console.print()
+        if (general := generality_table(outcome.comparison)) is not None:
+            console.print(general)
             console.print()
     trials = terminal_table(outcome.records, outcome.teacher_parameters, title, roles)
     console.print(fitted(trials, console, LESS_NEEDED["trials"]))

@@ -10,6 +10,7 @@ from nas.choosing.comparison import UNEQUAL, Comparison
 from nas.choosing.outcome import Outcome
 from nas.report.final_report import comparison_csv, comparison_markdown, on_test_markdown, on_test_notes
 from nas.report.front_report import front_markdown, plot_front
+from nas.report.generality_report import TITLE, generality_markdown
 from nas.report.overview import write_overview
 from nas.report.plots import plot_agreement, plot_importance, plot_losses, plot_pareto, plot_sizes
 from nas.report.screening_report import plot_screening, reordering, screening_csv
@@ -102,6 +103,8 @@ def results(outcome: Outcome) -> str:
         parts += [f"{texts}{UNEQUAL[0].upper()}{UNEQUAL[1:]}."]
         parts += ["\n".join(f"- {note}" for note in outcome.comparison.notes)]
         parts += _on_test_text(outcome.comparison)
+        if general := generality_markdown(outcome.comparison).rstrip():
+            parts += ["## On other text", f"{TITLE[0].upper()}{TITLE[1:]}.", general]
     objectives = outcome.plan.objectives
     if len(objectives) > 1:
         parts += ["## Pareto front of the trials", front_markdown(outcome.records, objectives).rstrip()]

@@ -6,6 +6,7 @@ import time
 
 from nas.choosing.agreement import agreements
 from nas.choosing.comparison import Comparison, compare
+from nas.choosing.generality import excess_of
 from nas.choosing.outcome import Chosen, Outcome
 from nas.choosing.selection import best, best_stock, inside
 from nas.planning.errors import NothingFeasibleError
@@ -82,15 +83,17 @@ def _chosen(plan: Plan, records: list[TrialRecord], comparison: Comparison | Non
         winner, stock = best(records), best_stock(records)
         assert winner is not None, "a budget without a complete trial has no outcome"
         return _of_trial(plan, winner), _of_trial(plan, stock) if stock else None
-    first = _of_final(plan, comparison.winner, comparison.verdict)
+    first = _of_final(plan, comparison, comparison.winner, comparison.verdict)
     if comparison.stock in (None, comparison.winner):
         return first, first if comparison.stock else None
-    return first, _of_final(plan, comparison.stock, comparison.against_winner(comparison.stock))
+    return first, _of_final(plan, comparison, comparison.stock, comparison.against_winner(comparison.stock))
 
 
 def _of_trial(plan: Plan, record: TrialRecord) -> Chosen:
     return Chosen(record, plan.recipe.tokens, 0, trial_student(plan, record.architecture))
 
 
-def _of_final(plan: Plan, record: FinalRecord, verdict: str) -> Chosen:
-    return Chosen(record, plan.recipe.tokens, plan.final_tokens, final_student(plan, record), verdict)
+def _of_final(plan: Plan, comparison: Comparison, record: FinalRecord, verdict: str) -> Chosen:
+    excess = excess_of(comparison, record.architecture.key)
+    other_text = excess.sentence if excess else ""
+    return Chosen(record, plan.recipe.tokens, plan.final_tokens, final_student(plan, record), verdict, other_text)

@@ -22,7 +22,7 @@ def export_chosen(plan: Plan, preparation: Preparation, study: SearchStudy, chos
     weights are gone; the message names the folder and the way to get them back.
     """
     folder, label = plan.results / name, f"exported {name} {plan.part}".rstrip()
-    content = f"{chosen.weights.relative_to(plan.folder)}; {chosen.verdict}"
+    content = "; ".join([str(chosen.weights.relative_to(plan.folder)), chosen.verdict, chosen.other_text])
     if study.recall(label) == content and _is_undamaged(folder):
         return folder
     try:
@@ -57,4 +57,5 @@ def _card(plan: Plan, preparation: Preparation, chosen: Chosen) -> ModelCard:
         command=plan.command,
         final_tokens=chosen.final_tokens,
         comparison=chosen.verdict,
+        other_text=chosen.other_text,
     )

@@ -16,7 +16,7 @@ from trials.evaluate_on_tests import EvaluationSpec
 
 
 def with_test_readings(plan: Plan, comparison: Comparison, workers: Workers, announce: Listener) -> Comparison:
-    """``comparison`` with readings of the teacher, the winner, the best stock candidate and the baselines.
+    """``comparison`` with readings of the teacher, the finalists and the baselines.
 
     A model that cannot be evaluated has no readings, and the next run of the command tries it again. Raises InputError
     when a worker does.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from rich.console import Console
 
+from nas.choosing.generality import excesses
 from nas.choosing.outcome import Outcome
 from nas.choosing.selection import COMPETING, counts
 from nas.display.readings_table import column_name
@@ -146,9 +147,16 @@ def _final_metrics(outcome: Outcome) -> dict[str, float]:
         if role not in COMPETING  # several finals may have this role
         for one in row.test
     }
+    above = {
+        f"above_teacher/{where}/{role}": value
+        for one in excesses(outcome.comparison)
+        for role in one.roles
+        if role not in COMPETING
+        for where, value in (("calibrated", one.own), ("other", one.other))
+    }
     lead = outcome.comparison.difference
     lead_metrics = {} if lead is None else {"lead": lead.mean, "lead_low": lead.low, "lead_high": lead.high}
-    return {**table, **tests, **lead_metrics}
+    return {**table, **tests, **above, **lead_metrics}
 
 
 def _verdict(outcome: Outcome) -> dict[str, str]:

@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from search_spaces.errors import InputError
 from trials.evaluate.likelihood import Measurement, Score, Window, total_nats
-from trials.evaluate.reading import Reading, perplexity
+from trials.evaluate.reading import TOKEN_PERPLEXITY, Reading, perplexity
 from trials.text.evaluation_text import Document
 
 NON_OVERLAPPING = "non-overlapping windows"
@@ -31,7 +31,7 @@ def token_perplexity(task: str, tokens: Sequence[int], length: int) -> Measureme
     predicted.
     """
     windows = non_overlapping(tokens, length)
-    return _by_token(Reading(task, NON_OVERLAPPING, "token perplexity", 0, "per token", length=length), windows)
+    return _by_token(Reading(task, NON_OVERLAPPING, TOKEN_PERPLEXITY, 0, "per token", length=length), windows)
 
 
 def strided_perplexity(task: str, tokens: Sequence[int], length: int, stride: int) -> Measurement:
@@ -43,7 +43,7 @@ def strided_perplexity(task: str, tokens: Sequence[int], length: int, stride: in
     few.
     """
     windows = strided(tokens, length, stride)
-    reading = Reading(task, STRIDED, "token perplexity", 0, "per token", length=length, stride=stride)
+    reading = Reading(task, STRIDED, TOKEN_PERPLEXITY, 0, "per token", length=length, stride=stride)
     return _by_token(reading, windows)
 
 

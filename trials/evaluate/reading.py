@@ -6,6 +6,8 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
+TOKEN_PERPLEXITY = "token perplexity"  # a metric
+
 
 @dataclass(frozen=True)
 class Reading:

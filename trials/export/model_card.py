@@ -34,7 +34,7 @@ tokenizer = {tokenizer}.from_pretrained("./{name}"{tokenizer_trust})
 | validation perplexity | {perplexity:.2f} | {teacher_perplexity:.2f} |
 
 - Architecture: `{architecture}`
-- Distilled on {distilled}; text: {corpus}{compared}
+- Distilled on {distilled}; text: {corpus}{compared}{general}
 - Number format of the weights: {dtype}
 - Made by `{command}`
 - Loaded again in a fresh process, without the project that made it; largest difference between logits: {difference:.1e}
@@ -59,6 +59,7 @@ class ModelCard:
     ``teacher`` and ``corpus`` are names by which a reader can find them. ``budget`` and ``command`` are as the user
     gave them. Losses are mean nats per token on validation text. ``tokens`` is the number of tokens distilled in the
     trial, ``final_tokens`` those distilled after it. ``comparison`` compares the student with the next best.
+    ``other_text`` says what it loses on text that it was not calibrated on.
     """
 
     teacher: str
@@ -73,6 +74,7 @@ class ModelCard:
     command: str
     final_tokens: int = 0
     comparison: str = ""
+    other_text: str = ""
 
     def render(self, name: str, module: str | None, difference: float, dtype: str, tokenizer: str) -> str:
         """The text for a folder ``name`` with weights in ``dtype``.
@@ -95,6 +97,7 @@ class ModelCard:
             warning="" if tokenizer.startswith("Auto") else OTHER_TOKENS.format(tokenizer=tokenizer),
             distilled=f"{self.tokens:,} tokens" + self._final(),
             compared=f"\n- In the final comparison: {self.comparison}" if self.comparison else "",
+            general=f"\n- Loss in {self.other_text}" if self.other_text else "",
             loading=CUSTOM.format(module=module) if module else STOCK,
             difference=difference,
             dtype=dtype + (HALF if dtype == "float32" else ""),

@@ -4,31 +4,28 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from search_spaces.errors import InputError
 from trials.storage.cache import Cache, digest
-from trials.text.hub_text import ALIASES, from_hub, is_hub_name
-from trials.text.stdlib_text import stdlib_identity, training_documents, validation_documents
-from trials.text.text_source import SUFFIXES, TextSource, cut, from_path, local_path, text_files
+from trials.storage.durable import write_file
+from trials.text.hub_text import OutOfReachError
+from trials.text.mixture import Part, interleaved, order, parse_mixture, shares
+from trials.text.packing import FORMAT, TokenArray, pack, packing_identity, token_type
+from trials.text.sources import open_source
+from trials.text.text_source import TextSource
 
 if TYPE_CHECKING:  # takes seconds to import, and the checks of a command line need none of it
     from transformers import PreTrainedTokenizerBase
 
-FORMAT = 3  # part of the cache key: raise it whenever the same text and tokenizer give other tokens
-ENCODED_TOGETHER = 64  # documents per call: enough for a parallel tokenizer, and few are encoded beyond the limit
-CHARACTERS_TOGETHER = 2**20  # of these documents: a tokenizer takes 150 bytes of memory for each
-LONGEST_ENCODED = 2**18  # characters of a text that is encoded whole; a longer one is cut
-
-TokenArray = npt.NDArray[np.uint16] | npt.NDArray[np.uint32]
+SIDES = ("train", "validation")
 
 log = logging.getLogger(__name__)
 
@@ -117,186 +114,99 @@ def load_corpus(
 ) -> Corpus:
     """The corpus of ``source``, with at most ``train_tokens`` and ``validation_tokens`` tokens, from the cache or now.
 
-    ``length`` is that of the windows that it is packed for, see `pack`.
+    ``length`` is that of the windows that it is packed for, see `trials.text.packing.pack`.
 
-    ``source`` is ``stdlib``, a ``.txt`` or ``.jsonl`` file, a folder of those, or a dataset of the hub
-    (``wikitext-103``, ``org/name``, ``org/name:config``). Raises InputError when it cannot be read or is empty.
+    ``source`` is ``stdlib``, a ``.txt`` or ``.jsonl`` file, a folder of text or code, a dataset of the hub
+    (``wikitext-103``, ``org/name``, ``org/name:config``), or a mixture of those (`trials.text.mixture`), which needs a
+    ``length``. Every beginning of a mixture has the shares of the whole, off by less than a window for each source. So
+    calibration, screening, trials and validation, which read from the start, each have their share of every source.
+
+    A text that was packed before is used again while the hub is out of reach.
+
+    Raises InputError when a source cannot be read or is too short.
     """
-    text = open_source(source)
-    identity = packing_identity(tokenizer, length)
-    key = digest(FORMAT, text.name, text.identity, identity, train_tokens, validation_tokens)
-    limits = {"train": train_tokens, "validation": validation_tokens}
-    folder = cache.build("corpus", key, lambda empty: _write(empty, text, tokenizer, limits, length))
+    identity, limits = packing_identity(tokenizer, length), (train_tokens, validation_tokens)
+    last = cache.root / "corpus_keys" / digest(FORMAT, ascii(source), identity, *limits)  # the key of the last time
+    try:
+        parts = [(part, open_source(part.source)) for part in parse_mixture(source)]
+    except OutOfReachError as error:
+        if not last.is_file() or not cache.has("corpus", key := last.read_text("utf-8")):
+            raise
+        log.warning("%s; its text is already packed and is used as it is", str(error).partition(";")[0])
+        return read_corpus(cache.root / "corpus" / key)
+    key = _key(parts, identity, limits, length)
+    folder = cache.build("corpus", key, lambda empty: _write(empty, parts, tokenizer, limits, length))
+    last.parent.mkdir(parents=True, exist_ok=True)
+    write_file(last, key.encode())
     return read_corpus(folder)
 
 
 def read_corpus(folder: Path) -> Corpus:
     """The corpus in a folder of the cache, memory-mapped. Only the folder is needed, also on another machine."""
-    arrays = {side: np.load(folder / f"{side}.npy", mmap_mode="r") for side in ("train", "validation")}
+    arrays = {side: np.load(folder / f"{side}.npy", mmap_mode="r") for side in SIDES}
     return Corpus(**arrays, **json.loads((folder / "corpus.json").read_text("utf-8")))
 
 
-def open_source(source: str) -> TextSource:
-    """The text source named ``source``. Files on this machine have precedence over the hub. Raises InputError."""
-    if source == "stdlib":
-        return _stdlib()
-    if is_path(source):
-        return from_path(local_path(source))
-    if is_hub_name(source):
-        return from_hub(source)
-    raise InputError(
-        f"corpus {source!r}: no such file, folder or dataset; give a file or folder, stdlib, "
-        f"{', '.join(sorted(ALIASES))}, or a dataset of the hub as org/name or org/name:config"
-    )
+_Parts = Sequence[tuple[Part, TextSource]]
 
 
-def check_source(source: str) -> None:
-    """Raise InputError when ``source`` cannot be a text, before anything is read. A hub is not asked."""
-    if is_path(source):
-        text_files(local_path(source))
-    elif source != "stdlib" and not is_hub_name(source):
-        open_source(source)
-
-
-def is_path(source: str) -> bool:
-    """Whether ``source`` names text on this machine rather than a dataset of the hub or ``stdlib``."""
-    path = local_path(source)
-    if not source:
-        return False  # the path of an empty name is the current folder
-    return os.path.exists(path) or path.suffix in SUFFIXES or source.startswith((".", "~", "/"))
-
-
-def encode(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
-    """Token ids of each text, without special tokens."""
-    ids: list[list[int]] = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
-    return ids
-
-
-def tokenizer_identity(tokenizer: PreTrainedTokenizerBase) -> str:
-    """A digest of everything in a tokenizer that affects the ids of a text."""
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is None:
-        rules: dict[str, Any] = {"class": type(tokenizer).__name__, "vocab": tokenizer.get_vocab()}
-    else:
-        rules = json.loads(backend.to_str())
-        rules = {name: rule for name, rule in rules.items() if name not in ("truncation", "padding")}
-    return digest(json.dumps(rules, sort_keys=True), str(tokenizer.eos_token_id))
-
-
-def packing_identity(tokenizer: PreTrainedTokenizerBase, length: int | None) -> str:
-    """A digest of everything that affects the tokens of `pack` besides text and limit."""
-    begin = begin_token(tokenizer)
-    identity = tokenizer_identity(tokenizer)
-    return identity if begin is None else digest(identity, begin, str(length))
-
-
-def begin_token(tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """The token that the tokenizer puts in front of every text, None if it puts none."""
-    begin: int | None = tokenizer.bos_token_id
-    return begin if begin is not None and tokenizer("x")["input_ids"][:1] == [begin] else None
-
-
-def _stdlib() -> TextSource:
-    return TextSource(
-        name="stdlib",
-        identity=stdlib_identity(),
-        train=lambda: (document.text for document in training_documents()),
-        validation=lambda: (document.text for document in validation_documents()),
-    )
+def _key(parts: _Parts, identity: str, limits: tuple[int, int], length: int | None) -> str:
+    if len(parts) == 1:
+        ((_, text),) = parts
+        return digest(FORMAT, text.name, text.identity, identity, *limits)
+    sources = (item for part, text in parts for item in (part.name, str(part.weight), text.identity))
+    return digest(FORMAT, "mixture", *sources, identity, str(length), *limits)
 
 
 def _write(
-    folder: Path, text: TextSource, tokenizer: PreTrainedTokenizerBase, limits: dict[str, int], length: int | None
+    folder: Path, parts: _Parts, tokenizer: PreTrainedTokenizerBase, limits: tuple[int, int], length: int | None
 ) -> None:
-    log.info("tokenising %s, at most %s and %s tokens", text.name, *limits.values())
-    dtype = token_type(tokenizer)
-    tokens = {
-        side: pack(documents(), tokenizer, limits[side], length).astype(dtype)
-        for side, documents in (("train", text.train), ("validation", text.validation))
-    }
-    for side, array in tokens.items():
-        if not len(array):
-            raise InputError(f"corpus {text.name}: no {side} text in it; both sides of the split need text")
-        np.save(folder / f"{side}.npy", array)
+    mixed = len(parts) > 1
+    name = "+".join(part.name for part, _ in parts) if mixed else parts[0][1].name
+    log.info("tokenising %s, at most %s and %s tokens", name, *limits)
+    dtype, tokens, notes = token_type(tokenizer), {}, ""
+    for side, limit in zip(SIDES, limits, strict=True):
+        if mixed:
+            packed, used = _mixed(parts, side, tokenizer, limit, length)
+            notes = notes or f" ({used})"
+        else:
+            packed = pack(_documents(parts[0][1], side), tokenizer, limit, length)
+        if not len(packed):
+            raise InputError(f"corpus {name}: no {side} text in it; both sides of the split need text")
+        tokens[side] = packed.astype(dtype)
+        np.save(folder / f"{side}.npy", tokens[side])
     sizes = f"{len(tokens['train']):,} training and {len(tokens['validation']):,} validation tokens"
     described = {
-        "name": text.name,
+        "name": name,
         "fingerprint": digest(*(part for array in tokens.values() for part in (str(dtype), array.tobytes()))),
-        "description": f"{text.name}: {sizes}",
+        "description": f"{name}{notes}: {sizes}",
     }
     (folder / "corpus.json").write_text(json.dumps(described, indent=1), "utf-8")
 
 
-def token_type(tokenizer: PreTrainedTokenizerBase) -> type[np.uint16] | type[np.uint32]:
-    """The smallest integer type that holds every id."""
-    return np.uint16 if len(tokenizer) < 65536 else np.uint32
+def _documents(text: TextSource, side: str) -> Any:
+    return text.train() if side == "train" else text.validation()
 
 
-def pack(
-    documents: Iterable[str], tokenizer: PreTrainedTokenizerBase, limit: int, length: int | None = None
-) -> npt.NDArray[np.int64]:
-    """The first ``limit`` tokens of ``documents``, each followed by the end-of-text token.
-
-    A tokenizer may put a begin-of-text token in front of every text, as Llama's does. Then each document begins with
-    it, and so does each window of ``length`` tokens, if that is given: a model reads every window as a text.
-
-    Raises InputError when the tokenizer has no end-of-text token.
-    """
-    if tokenizer.eos_token_id is None:
-        raise InputError(
-            "the model's tokenizer has no end-of-text token (eos_token), which must follow each document; add one to "
-            "tokenizer_config.json"
-        )
-    begin = begin_token(tokenizer)
-    parts: list[npt.NDArray[np.int64]] = []
-    remaining = limit
-    for pieces in _groups(documents):
-        if remaining <= 0:
-            break
-        for ids, piece in zip(encode(tokenizer, [piece.text for piece in pieces]), pieces, strict=True):
-            first = [begin] if piece.first and begin is not None else []
-            last = [tokenizer.eos_token_id] if piece.last else []
-            parts.append(np.asarray([*first, *ids, *last][:remaining], dtype=np.int64))
-            remaining -= len(parts[-1])
-    tokens = np.concatenate([np.empty(0, dtype=np.int64), *parts])
-    return tokens if begin is None or length is None else _with_begins(tokens, begin, length)[:limit]
-
-
-def _with_begins(tokens: npt.NDArray[np.int64], begin: int, length: int) -> npt.NDArray[np.int64]:
-    """``tokens`` with ``begin`` added wherever a window of ``length`` tokens would begin with another token."""
-    parts, place = [np.empty(0, dtype=np.int64)], 0
-    while place < len(tokens):
-        added = [] if tokens[place] == begin else [begin]
-        window = tokens[place : place + max(1, length - len(added))]
-        parts += [np.asarray(added, dtype=np.int64), window]
-        place += len(window)
-    return np.concatenate(parts)
-
-
-class _Piece(NamedTuple):
-    """A part of a document that is encoded whole. ``first`` and ``last`` say whether the document begins or ends."""
-
-    text: str
-    first: bool
-    last: bool
-
-
-def _groups(documents: Iterable[str]) -> Iterator[list[_Piece]]:
-    """Yields the pieces of ``documents`` in groups that are encoded together."""
-    group: list[_Piece] = []
-    for piece in _pieces(documents):
-        group.append(piece)
-        if len(group) == ENCODED_TOGETHER or sum(len(one.text) for one in group) >= CHARACTERS_TOGETHER:
-            yield group
-            group = []
-    if group:
-        yield group
-
-
-def _pieces(documents: Iterable[str]) -> Iterator[_Piece]:
-    for document in documents:
-        first, left = True, len(document)
-        for text in cut(document, LONGEST_ENCODED):
-            left -= len(text)
-            yield _Piece(text, first, left == 0)
-            first = False
+def _mixed(
+    parts: _Parts, side: str, tokenizer: PreTrainedTokenizerBase, limit: int, length: int | None
+) -> tuple[npt.NDArray[np.int64], str]:
+    """Flat tokens of one side of a mixture, and in words what share each source has."""
+    if length is None:
+        raise ValueError("a mixture is packed in windows, and needs their length")
+    wanted = shares([part for part, _ in parts])
+    places = order(wanted, limit // length)
+    packed, words = [], []
+    for number, ((part, text), share) in enumerate(zip(parts, wanted, strict=True)):
+        needed = int((places == number).sum())
+        log.info("tokenising %s of %s, at most %s tokens", side, part.name, f"{needed * length:,}")
+        packed.append(pack(_documents(text, side), tokenizer, needed * length, length))
+        found = len(packed[-1]) // length
+        if needed and not found:
+            raise InputError(
+                f"corpus {part.source}: its {side} text is shorter than one window of {length} tokens; give more text "
+                "or a smaller --sequence-length"
+            )
+        times = f", read {needed / found:.1f} times" if needed > found else ""
+        words.append(f"{part.name} {float(share):.1%}{times}")
+    return interleaved(packed, places, length, repeat=side == "train"), ", ".join(words)

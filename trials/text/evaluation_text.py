@@ -10,10 +10,13 @@ from pathlib import Path
 
 from search_spaces.errors import InputError
 from trials.text.hub_text import HubDataset, column, prepared
+from trials.text.stdlib_text import documentation
 from trials.text.text_source import local_path, read_rows, read_text
 from trials.text.wikitext import articles, detokenized, harness_words, hub_rows, joined
 
 EFFICIENCY = "efficiency"  # the only task without text
+PYTHON_DOCS = "python-docs"  # the language reference: text that every installation of Python has
+DOCS_CHARACTERS = 2**16
 ROWS = ".jsonl"
 NAME = re.compile(r"[\w.-]+")
 
@@ -58,10 +61,10 @@ def text_task(argument: str) -> TextTask:
     Raises InputError for an unknown name without a file, and for a file that does not exist.
     """
     name, equals, path = argument.partition("=")
-    names = ", ".join([*KNOWN, EFFICIENCY])
+    names = ", ".join([*KNOWN, PYTHON_DOCS, EFFICIENCY])
     if not NAME.fullmatch(name) or (equals and not path):
         raise InputError(f"task {argument!r}: give one of {names}, or any text as name=path")
-    if not equals and name not in KNOWN:
+    if not equals and name not in (*KNOWN, PYTHON_DOCS):
         raise InputError(f"task {name!r}: unknown; give one of {names}, or any text as {name}=path")
     file = local_path(path) if equals else None
     if file and not os.path.isfile(file):
@@ -79,9 +82,13 @@ def open_text(task: TextTask) -> Text | Passages:
     (within seconds).
     """
     known = KNOWN.get(task.name)
-    rows = _rows_of_file(task.name, task.path, known) if task.path else _rows_of_hub(task.name)
+    if task.path:
+        rows = _rows_of_file(task.name, task.path, known)
+    else:
+        rows = [documentation(DOCS_CHARACTERS)] if task.name == PYTHON_DOCS else _rows_of_hub(task.name)
     if not any(map(str.strip, rows)):
-        raise InputError(f"task {task.name}: no text in {task.path or 'the dataset'}; give a file with words in it")
+        there = task.path or ("this Python" if task.name == PYTHON_DOCS else "the dataset")
+        raise InputError(f"task {task.name}: no text in {there}; give a file with words in it")
     return (known.prepare if known else _plain)(task.name, rows)
 
 

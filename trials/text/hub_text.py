@@ -1,9 +1,11 @@
-"""Text from datasets of the hub. `datasets` downloads each once and uses its local copy afterwards."""
+"""Text from datasets of the hub: a corpus is streamed as far as it is read, a text for evaluation is downloaded."""
 
 from __future__ import annotations
 
+import hashlib
+import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,8 +19,8 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
 )
 
-from search_spaces.errors import InputError
-from trials.text.text_source import TextSource
+from search_spaces.errors import InputError, one_line
+from trials.text.text_source import HELD_OUT, TextSource
 
 WIKITEXT = "Salesforce/wikitext"
 ALIASES = {
@@ -47,25 +49,74 @@ def is_hub_name(source: str) -> bool:
     return source in ALIASES or NAME.fullmatch(source) is not None
 
 
+class OutOfReachError(InputError):
+    """The hub does not answer, and the dataset is not on this machine."""
+
+
 def from_hub(source: str) -> TextSource:
     """The text source with the column ``text`` of a dataset's ``train`` and ``validation`` splits.
 
-    Raises InputError when there is no such dataset, configuration, split or column, and within seconds when the hub is
-    out of reach and the dataset is not on this machine.
+    The rows are streamed, as far as they are read, unless the whole dataset is on this machine. Of a dataset without a
+    ``validation`` split, a hash of each document holds 5 % of the ``train`` split out.
+
+    Raises InputError when there is no such dataset, configuration, split or column. Raises `OutOfReachError`
+    within seconds when the hub is out of reach and the dataset is not on this machine.
     """
+    wanted = _wanted(source)
+    builder = _builder(wanted)
+    splits = _splits(wanted, builder)
+    group = articles if wanted.dataset == WIKITEXT else documents
+
+    def texts(split: str) -> Iterator[str]:
+        return group(_strings(wanted, splits[split]))
+
+    identity = f"hub {wanted.dataset} {builder.config.name} {builder.hash}"
+    if "validation" in splits:
+        return TextSource(source, identity, train=lambda: texts("train"), validation=lambda: texts("validation"))
+    return TextSource(
+        source,
+        f"{identity} held out",
+        train=lambda: (one for one in texts("train") if not is_held_out(one)),
+        validation=lambda: (one for one in texts("train") if is_held_out(one)),
+    )
+
+
+def check_hub(source: str) -> None:
+    """Raise InputError when the hub says that it has no dataset ``source``. A hub that does not answer says nothing."""
+    _silence(_wanted(source))
+
+
+def _wanted(source: str) -> HubDataset:
     match = NAME.fullmatch(ALIASES.get(source, source))
     if match is None:
         raise InputError(f"corpus {source!r}: a dataset of the hub is named org/name or org/name:config; or {WAYS_ON}")
-    wanted = HubDataset(f"corpus {source!r}", WAYS_ON, match["dataset"], match["config"])
-    builder = prepared(wanted)
-    columns = {split: column(wanted, builder, split, "text") for split in ("train", "validation")}
-    group = articles if wanted.dataset == WIKITEXT else documents
-    return TextSource(
-        name=source,
-        identity=f"hub {wanted.dataset} {builder.config.name} {builder.hash}",
-        train=lambda: group(columns["train"]),
-        validation=lambda: group(columns["validation"]),
-    )
+    return HubDataset(f"corpus {source!r}", WAYS_ON, match["dataset"], match["config"])
+
+
+def is_held_out(document: str) -> bool:
+    """Whether a document of a dataset without a validation split is validation text."""
+    return int.from_bytes(hashlib.sha256(document.encode()).digest()[:8], "big") < HELD_OUT * 2**64
+
+
+def _splits(wanted: HubDataset, builder: Any) -> Mapping[str, Any]:
+    """The splits of a dataset by name, with the rows of each: from this machine, or streamed."""
+    local = os.path.isdir(builder.cache_dir)
+    splits: Mapping[str, Any] = builder.as_dataset() if local else _asked(wanted, builder.as_streaming_dataset)
+    if "train" not in splits:
+        raise _no_split(wanted, "train", splits)
+    for split in splits.keys() & {"train", "validation"}:
+        rows = splits[split]
+        names = rows.column_names or list(_asked(wanted, lambda: next(iter(rows), {})))  # noqa: B023 (called at once)
+        if names and "text" not in names:
+            raise _no_column(wanted, "text", names)
+    return splits
+
+
+def _strings(wanted: HubDataset, rows: Iterable[dict[str, str]]) -> Iterator[str]:
+    """The texts of ``rows``. Raises InputError when the hub stops to answer on the way."""
+    iterator = iter(rows)
+    while (row := _asked(wanted, lambda: next(iterator, None))) is not None:
+        yield row["text"] or ""
 
 
 def documents(rows: Iterable[str]) -> Iterator[str]:
@@ -91,40 +142,68 @@ def prepared(wanted: HubDataset) -> Any:
 
     Raises InputError when there is no such dataset, and within seconds when the hub is out of reach.
     """
-    from datasets import load_dataset_builder
-    from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
-
-    _reach(wanted)
-    try:
-        builder = load_dataset_builder(wanted.dataset, wanted.config, revision=wanted.revision)
-        builder.download_and_prepare()
-    except (ValueError, OSError, RuntimeError, HTTPError, DatasetNotFoundError, DatasetGenerationError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise InputError(f"{wanted.asked_for}: cannot be loaded from the hub: {reason}; {wanted.ways_on}") from error
+    builder = _builder(wanted)
+    _asked(wanted, builder.download_and_prepare)
     return builder
 
 
 def column(wanted: HubDataset, builder: Any, split: str, name: str) -> Iterable[str]:
     """The strings in column ``name`` of a split. Raises InputError when there is no such split or column."""
-    splits = sorted(builder.info.splits)
-    if split not in splits:
-        raise InputError(
-            f"{wanted.asked_for}: it has no {split} split (only {', '.join(splits)}), and other splits are not used "
-            f"instead; {wanted.ways_on}"
-        )
+    if split not in builder.info.splits:
+        raise _no_split(wanted, split, builder.info.splits)
     rows = builder.as_dataset(split=split)
     if name not in rows.column_names:
-        raise InputError(
-            f"{wanted.asked_for}: no column {name!r} (only {', '.join(rows.column_names)}); {wanted.ways_on}"
-        )
+        raise _no_column(wanted, name, rows.column_names)
     strings: Iterable[str] = rows[name]
     return strings
+
+
+def _no_split(wanted: HubDataset, split: str, splits: Iterable[str]) -> InputError:
+    there = ", ".join(sorted(splits))
+    return InputError(
+        f"{wanted.asked_for}: it has no {split} split (only {there}), and other splits are not used instead; "
+        f"{wanted.ways_on}"
+    )
+
+
+def _no_column(wanted: HubDataset, name: str, names: Iterable[str]) -> InputError:
+    return InputError(f"{wanted.asked_for}: no column {name!r} (only {', '.join(names)}); {wanted.ways_on}")
+
+
+def _builder(wanted: HubDataset) -> Any:
+    from datasets import load_dataset_builder
+
+    _reach(wanted)
+    return _asked(wanted, lambda: load_dataset_builder(wanted.dataset, wanted.config, revision=wanted.revision))
+
+
+def _asked(wanted: HubDataset, ask: Callable[[], Any]) -> Any:
+    """What ``ask`` returns. Raises InputError when `datasets` or the hub cannot answer."""
+    from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
+
+    try:
+        return ask()
+    except (ValueError, OSError, RuntimeError, HTTPError, DatasetNotFoundError, DatasetGenerationError) as error:
+        raise InputError(
+            f"{wanted.asked_for}: cannot be loaded from the hub: {one_line(error, 300)}; {wanted.ways_on}"
+        ) from error
 
 
 def _reach(wanted: HubDataset) -> None:
     """Ask the hub once. Without an answer, use the local copy of the dataset. Raises InputError if there is none."""
     import datasets
 
+    silence = _silence(wanted)
+    if silence is not None:
+        copy = Path(datasets.config.HF_DATASETS_CACHE) / wanted.dataset.replace("/", "___")
+        if not copy.is_dir():
+            reason = f"not on this machine, and the hub is out of reach ({type(silence).__name__})"
+            raise OutOfReachError(f"{wanted.asked_for}: {reason}; {wanted.ways_on}") from silence
+        datasets.config.HF_HUB_OFFLINE = True  # so that `datasets` does not retry many times
+
+
+def _silence(wanted: HubDataset) -> Exception | None:
+    """Ask the hub for a dataset. Returns the error of a hub that does not answer. Raises InputError for a refusal."""
     asked_for, ways_on = wanted.asked_for, wanted.ways_on
     try:
         HfApi().dataset_info(wanted.dataset, timeout=PROBE_SECONDS)
@@ -135,8 +214,6 @@ def _reach(wanted: HubDataset) -> None:
     except RepositoryNotFoundError as error:
         raise InputError(f"{asked_for}: no such file here and no such dataset on the hub; {ways_on}") from error
     except (HTTPError, OfflineModeIsEnabled) as error:
-        copy = Path(datasets.config.HF_DATASETS_CACHE) / wanted.dataset.replace("/", "___")
-        if not copy.is_dir():
-            reason = f"not on this machine, and the hub is out of reach ({type(error).__name__})"
-            raise InputError(f"{asked_for}: {reason}; {ways_on}") from error
-        datasets.config.HF_HUB_OFFLINE = True  # so that `datasets` does not retry many times
+        silence: Exception = error
+        return silence
+    return None

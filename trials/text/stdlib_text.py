@@ -103,6 +103,19 @@ def topic_documents() -> dict[str, Document]:
     return {name: Document("topic", name, text.strip() + "\n") for name, text in topics.items()}
 
 
+def documentation(characters: int) -> str:
+    """About the first ``characters`` of the language reference, in the fixed order of the training documents.
+
+    Empty if the installation lacks `pydoc_data.topics`.
+    """
+    topics, text = topic_documents(), ""
+    for name in sorted(topics, key=lambda name: _shuffled(("topic", name))):
+        if len(text) >= characters:
+            break
+        text += topics[name].text + "\n"
+    return text[:characters]
+
+
 def module_documents(root: Path, path: PurePosixPath) -> Iterator[Document]:
     """Yields the docstrings and the source of one file, if they are not empty."""
     try:

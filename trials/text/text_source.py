@@ -15,6 +15,12 @@ from trials.storage.cache import digest
 from trials.storage.durable import file_sha256
 
 SUFFIXES = (".txt", ".jsonl")
+CODE = (
+    ".py", ".pyi", ".js", ".jsx", ".ts", ".tsx", ".java", ".c", ".h", ".cc", ".cpp", ".hpp", ".cs",
+    ".go", ".rs", ".rb", ".php", ".swift", ".kt", ".scala", ".sh", ".sql", ".r", ".jl", ".lua",
+)  # fmt: skip
+BESIDE_CODE = (".md", ".rst", ".txt")  # read in a folder of code as well
+NOT_CODE = frozenset({"node_modules", "__pycache__", "site-packages"})  # folders that hold nobody's own code
 HELD_OUT = 0.05
 PARAGRAPHS_OF = 4096  # characters; consecutive paragraphs of a .txt are joined to documents of about this length
 LONGEST_PARAGRAPH = 100_000  # characters; a longer one, such as a corpus in one line, is cut
@@ -47,7 +53,7 @@ def local_path(name: str) -> Path:
 
 
 def from_path(path: Path) -> TextSource:
-    """The source of a ``.txt`` or ``.jsonl`` file, or of a folder of them.
+    """The source of a ``.txt`` or ``.jsonl`` file, or of a folder of text or code.
 
     Raises InputError when ``path`` is neither, or when its text cannot be split into two sides.
     """
@@ -56,17 +62,35 @@ def from_path(path: Path) -> TextSource:
 
 
 def text_files(path: Path) -> list[Path]:
-    """The ``.txt`` and ``.jsonl`` files at ``path``, a file or a folder, in name order. Raises InputError for none."""
+    """The files with text at ``path``, a file or a folder, in name order. Raises InputError for none.
+
+    A folder is one of code if it has more files of `CODE` than ``.txt`` and ``.jsonl`` files. Then those of `CODE` and
+    of `BESIDE_CODE` are read, except in hidden folders and those of `NOT_CODE`. Of any other folder, the ``.txt``
+    and ``.jsonl`` files are read.
+    """
     if os.path.isdir(path):
-        files = sorted(file for file in path.rglob("*") if file.is_file() and file.suffix in SUFFIXES)
+        there = sorted(file for file in path.rglob("*") if file.is_file())
+        text = [file for file in there if file.suffix in SUFFIXES]
+        own = [file for file in there if file.suffix in (*CODE, *BESIDE_CODE) and _is_own(path, file)]
+        files = own if sum(file.suffix in CODE for file in own) > len(text) else text
         if not files:
-            raise InputError(f"corpus {path}: no .txt or .jsonl file in this folder; put text there, or use stdlib")
+            raise InputError(f"corpus {path}: no .txt, .jsonl or code in this folder; put text there, or use stdlib")
         return files
     if not os.path.isfile(path):
         raise InputError(f"corpus {path}: no such file or folder; give a .txt or .jsonl file, a folder, or stdlib")
     if path.suffix not in SUFFIXES:
         raise InputError(f"corpus {path}: unknown file type {path.suffix!r}; give a .txt or .jsonl file")
     return [path]
+
+
+def _are_code(files: Iterable[Path]) -> bool:
+    return any(file.suffix in CODE for file in files)
+
+
+def _is_own(root: Path, file: Path) -> bool:
+    """Whether ``file`` is neither hidden below ``root`` nor somebody else's code."""
+    parts = file.relative_to(root).parts
+    return not any(part.startswith(".") for part in parts) and NOT_CODE.isdisjoint(parts)
 
 
 def whole_from_path(path: Path) -> TextSource:
@@ -76,8 +100,8 @@ def whole_from_path(path: Path) -> TextSource:
     and test text. Raises InputError as `from_path` does.
     """
     if os.path.isdir(path):
-        files = sorted(file for file in path.rglob("*") if file.is_file() and file.suffix in SUFFIXES)
-        files = [file for file in files if VALIDATION_STEM.match(file.stem)] or files
+        files = text_files(path)
+        files = [file for file in files if VALIDATION_STEM.match(file.stem) and not _are_code(files)] or files
     else:
         files = [path]
     from_path(path)  # raises InputError by the same rules
@@ -93,11 +117,12 @@ def split_files(root: Path, files: Sequence[Path]) -> tuple[list[Path], list[Pat
     """The training files and the validation files among two or more ``files`` below ``root``.
 
     If some names begin with ``train`` and others with ``valid`` or ``dev``, those are the two sides, and other files
-    are not used. Otherwise a hash of the relative path picks 5 % of the files, at least one, for validation.
+    are not used. In a folder of code such names mean nothing. There, and without such names, a hash of the relative
+    path picks 5 % of the files, at least one, for validation.
     """
     train = [file for file in files if TRAIN_STEM.match(file.stem)]
     validation = [file for file in files if VALIDATION_STEM.match(file.stem)]
-    if train and validation:
+    if train and validation and not _are_code(files):
         return train, validation
     held_out = max(1, round(HELD_OUT * len(files)))
     chosen = set(sorted(files, key=lambda file: hashlib.sha256(_relative(root, file)).digest())[:held_out])
@@ -137,11 +162,13 @@ def _split_documents(path: Path) -> tuple[list[str], list[str]]:
 
 
 def read_documents(path: Path) -> Iterator[str]:
-    """Yields the documents of a file that are not empty: groups of paragraphs of a .txt, or rows of a .jsonl."""
+    """Yields the documents of a file that are not empty: rows of a .jsonl, groups of paragraphs of a .txt, or all."""
     if path.suffix == ".jsonl":
         yield from (row for row in read_rows(path) if row.strip())
-    else:
+    elif path.suffix == ".txt":
         yield from _paragraph_groups(read_text(path))
+    else:
+        yield from (text for text in [read_text(path)] if text.strip())
 
 
 def _paragraph_groups(text: str) -> Iterator[str]:

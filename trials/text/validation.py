@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -13,23 +12,16 @@ import numpy as np
 
 from search_spaces.errors import InputError
 from trials.storage.cache import Cache, digest
-from trials.text.corpus import (
-    FORMAT,
-    Corpus,
-    ValidationText,
-    is_path,
-    open_source,
-    pack,
-    packing_identity,
-    token_type,
-)
+from trials.text.corpus import Corpus, ValidationText
+from trials.text.mixture import NAME, default_name
+from trials.text.packing import FORMAT, pack, packing_identity, token_type
+from trials.text.sources import is_path, open_source
 from trials.text.text_source import TextSource, local_path, whole_from_path
 
 if TYPE_CHECKING:  # takes seconds to import, and the checks of a command line need none of it
     from transformers import PreTrainedTokenizerBase
 
 OF_TEXT = "val_loss/"  # prefix of the metric for the loss on one validation text; the name of the text follows
-NAME = re.compile(r"[\w.-]{1,40}")
 
 
 def parse_validation(text: str | None) -> tuple[tuple[str, str], ...]:
@@ -56,8 +48,7 @@ def _named(entry: str) -> tuple[str, str]:
     name, equals, source = entry.partition("=")
     if equals and NAME.fullmatch(name):
         return name, source
-    stem = Path(entry).stem if is_path(entry) else entry.rpartition("/")[2]
-    return re.sub(r"[^\w.-]+", "-", stem)[:40], entry
+    return default_name(entry) if entry else "", entry
 
 
 def add_validation(

@@ -13,6 +13,7 @@ from nas.planning.plan import Plan, make_plan, resolve_target, trial_bytes
 from nas.planning.settings import load_settings
 from nas.stages.prepare import target_helpers
 from search_spaces.errors import InputError
+from trials.text.mixture import GENERAL
 
 LAPTOP = Machine(cpus=2, gpus=0.0, memory=20 * 2**30, node_cpus=2)
 SERVER = Machine(cpus=64, gpus=4.0, memory=500 * 2**30, node_cpus=16)
@@ -234,3 +235,46 @@ def test_a_study_is_named_after_its_teacher_whatever_the_path_looks_like(tiny_te
     folder = tiny_teacher_folder.parent
     assert make(Path(f"{tiny_teacher_folder}/../{tiny_teacher_folder.name}")).study.startswith(tiny_teacher_folder.name)
     assert not make(Path(f"{folder}/{tiny_teacher_folder.name}/.")).study.startswith((".", "-"))
+
+
+@pytest.mark.parametrize(
+    ("flags", "tests"),
+    [
+        ({"corpus": "stdlib"}, []),
+        ({"corpus": "stdlib", "validation": "wikitext-2"}, []),
+        ({"corpus": "org/web:0.5,stdlib:0.5"}, []),
+        ({"corpus": "org/web"}, ["python-docs"]),
+        ({"corpus": "org/web", "test": "ptb"}, ["ptb", "python-docs"]),
+        ({"corpus": "org/web", "test": "python-docs,ptb"}, ["python-docs", "ptb"]),
+        ({"corpus": "org/web", "finalists": 0}, []),
+    ],
+)
+def test_every_search_reads_text_of_another_kind(
+    tiny_teacher_folder: Path, flags: dict[str, Any], tests: list[str]
+) -> None:
+    assert [one.name for one in make(tiny_teacher_folder, **flags).tests] == tests
+
+
+def test_a_mixture_is_a_part_of_the_recipe_with_the_paths_that_workers_see(
+    tiny_teacher_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a.txt").write_text("one\n\ntwo\n")
+    monkeypatch.chdir(tmp_path)
+    plan = make(tiny_teacher_folder, corpus="web=org/web:0.7,a.txt:0.3")
+    assert plan.recipe.corpus == f"web=org/web:0.7,a={tmp_path}/a.txt:0.3"
+    other = make(tiny_teacher_folder, corpus="web=org/web:0.6,a.txt:0.4")
+    assert other.study != plan.study
+    for corpus, message in {
+        "web=org/web:0.7,b.txt:0.3": "corpus b.txt: no such file",
+        "org/web:0.7,nobody:0.3": "corpus 'nobody': no such file, folder or dataset",
+        "org/web:0.7,a.txt": "has no weight",
+    }.items():
+        with pytest.raises(InputError, match=message):
+            make(tiny_teacher_folder, corpus=corpus)
+
+
+def test_the_default_text_is_a_mixture_except_for_mini(tiny_teacher_folder: Path) -> None:
+    settings = load_settings({"model": str(tiny_teacher_folder), "budget": "60%"}, None, {})
+    assert make_plan(settings, resolve_target(settings), LAPTOP).recipe.corpus == GENERAL
+    settings = load_settings({"model": "mini", "budget": "60%"}, None, {})
+    assert make_plan(settings, resolve_target(settings), LAPTOP).recipe.corpus == "stdlib"

@@ -18,19 +18,11 @@ from transformers import PreTrainedTokenizerFast
 
 from search_spaces.errors import InputError
 from trials.storage.cache import Cache
-from trials.text import corpus as corpora
-from trials.text.corpus import (
-    LONGEST_ENCODED,
-    BatchOrder,
-    Corpus,
-    load_corpus,
-    open_source,
-    pack,
-    read_corpus,
-    tokenizer_identity,
-    windows,
-)
+from trials.text import packing
+from trials.text.corpus import BatchOrder, Corpus, load_corpus, read_corpus, windows
 from trials.text.hub_text import articles
+from trials.text.packing import LONGEST_ENCODED, pack, tokenizer_identity
+from trials.text.sources import open_source
 from trials.text.stdlib_text import source_files, topic_documents
 from trials.text.text_source import cut, from_path, read_documents, split_files
 from trials.text.validation import add_validation
@@ -120,7 +112,7 @@ def test_the_second_load_tokenises_nothing(
 ) -> None:
     path = rows(tmp_path / "a.jsonl", ["one", "two", "three"])
     first = load(path)
-    monkeypatch.setattr("trials.text.corpus.encode", lambda *_: pytest.fail("tokenised again"))
+    monkeypatch.setattr("trials.text.packing.encode", lambda *_: pytest.fail("tokenised again"))
     second = load(path)
     assert np.array_equal(first.train, second.train)
     assert (first.name, first.fingerprint, first.description) == (second.name, second.fingerprint, second.description)
@@ -238,7 +230,7 @@ def test_a_long_row_gives_the_same_tokens_in_pieces(
 ) -> None:
     documents = ["def  prune(teacher):\n    return  student  # 100 %, naïve 日本\n" * 40, WORDS * 60, "short"]
     whole = pack(documents, tiny_tokenizer, MANY)
-    monkeypatch.setattr(corpora, "LONGEST_ENCODED", 100)
+    monkeypatch.setattr(packing, "LONGEST_ENCODED", 100)
     assert np.array_equal(pack(documents, tiny_tokenizer, MANY), whole)
     assert np.array_equal(pack(documents, tiny_tokenizer, 500), whole[:500])
 
@@ -247,15 +239,15 @@ def test_a_long_row_is_tokenised_up_to_the_limit(
     tiny_tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[int] = []
-    encode = corpora.encode
+    encode = packing.encode
 
     def counted(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> list[list[int]]:
         seen.append(sum(map(len, texts)))
         return encode(tokenizer, texts)
 
-    monkeypatch.setattr(corpora, "encode", counted)
-    monkeypatch.setattr(corpora, "LONGEST_ENCODED", 10_000)
-    monkeypatch.setattr(corpora, "CHARACTERS_TOGETHER", 40_000)
+    monkeypatch.setattr(packing, "encode", counted)
+    monkeypatch.setattr(packing, "LONGEST_ENCODED", 10_000)
+    monkeypatch.setattr(packing, "CHARACTERS_TOGETHER", 40_000)
     for texts in ([WORDS * 80_000], [WORDS * 100] * 64):
         assert len(pack(texts, tiny_tokenizer, 1_000)) == 1_000
         assert max(seen) <= 50_000
@@ -402,7 +394,7 @@ def test_a_file_that_is_no_corpus(load: Load, tmp_path: Path, name: str, content
 
 
 def test_an_empty_folder_and_a_side_without_text(load: Load, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"no \.txt or \.jsonl file"):
+    with pytest.raises(InputError, match=r"no \.txt, \.jsonl or code in this folder"):
         load(tmp_path)
     (tmp_path / "train.txt").write_text("text")
     (tmp_path / "valid.txt").write_text(" \n ")

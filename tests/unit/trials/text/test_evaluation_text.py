@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
 
 from search_spaces.errors import InputError
-from trials.text.evaluation_text import Passages, Text, TextTask, open_text, text_task
+from trials.text.evaluation_text import DOCS_CHARACTERS, Passages, Text, TextTask, open_text, text_task
+from trials.text.stdlib_text import topic_documents
 
 
 def rows(*texts: str) -> str:
@@ -121,3 +123,17 @@ def test_lambada_in_another_kind_of_file_is_refused(file: Path) -> None:
 def test_without_the_hub_the_way_on_is_a_file(name: str) -> None:
     with pytest.raises(InputError, match=rf"^task {name}: .*out of reach.*as a file: {name}=\./\w+"):
         open_text(TextTask(name, None))  # conftest.py disables the hub
+
+
+def test_the_documentation_of_python_needs_no_file_and_no_hub() -> None:
+    text = open_text(text_task("python-docs"))
+    assert isinstance(text, Text)
+    assert len(text.stream) == DOCS_CHARACTERS
+    assert text == open_text(text_task("python-docs"))
+    assert any(topic.text[:200] in text.stream for topic in topic_documents().values())
+
+
+def test_a_python_without_documentation_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pydoc_data.topics", None)
+    with pytest.raises(InputError, match="task python-docs: no text in this Python"):
+        open_text(TextTask("python-docs", None))

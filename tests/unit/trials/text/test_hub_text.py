@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -15,7 +16,14 @@ import pytest
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 ROWS = {"train": ["one", "", "two"], "validation": ["three"]}
-JSONL = {side: "".join(json.dumps({"text": text}) + "\n" for text in texts) for side, texts in ROWS.items()}
+MANY = [f"document {number}" for number in range(1000)]
+
+
+def row(text: str) -> str:
+    return json.dumps({"text": text}) + "\n"
+
+
+JSONL = {side: "".join(map(row, texts)) for side, texts in ROWS.items()}
 NO_TEXT = '{"body": "a"}\n'
 WIKITEXT_README = """---
 configs:
@@ -26,7 +34,8 @@ configs:
 WIKITEXT_ROWS = "".join(json.dumps({"text": row}) + "\n" for row in ("", " = A = \n", "", " One , two . \n"))
 REPOSITORIES = {
     "org/whole": {"README.md": "# Whole\n", "train.jsonl": JSONL["train"], "validation.jsonl": JSONL["validation"]},
-    "org/train-only": {"README.md": "# Train\n", "train.jsonl": JSONL["train"]},
+    "org/train-only": {"README.md": "# Train\n", "train.jsonl": "".join(map(row, MANY))},
+    "org/test-only": {"README.md": "# Test\n", "test.jsonl": JSONL["train"]},
     "org/no-text": {"README.md": "# Body\n", "train.jsonl": NO_TEXT, "validation.jsonl": NO_TEXT},
     "Salesforce/wikitext": {"README.md": WIKITEXT_README, "test.jsonl": WIKITEXT_ROWS},
     "EleutherAI/lambada_openai": {"README.md": "# Lambada\n", "test.jsonl": '{"text": "a b"}\n'},
@@ -36,13 +45,27 @@ REPOSITORIES = {
 PROBE = """
 import sys
 from search_spaces.errors import InputError
-from trials.text.corpus import open_source
+from trials.text.sources import open_source
 for name in sys.argv[1:]:
     try:
         source = open_source(name)
         print(source.identity, list(source.train()), list(source.validation()))
     except InputError as error:
         print(error)
+"""
+PACK = """
+import os, sys
+from pathlib import Path
+from transformers import AutoTokenizer
+from search_spaces.errors import InputError
+from trials.storage.cache import Cache
+from trials.text.corpus import load_corpus
+try:
+    tokenizer = AutoTokenizer.from_pretrained("trials/mini")
+    corpus = load_corpus(sys.argv[1], tokenizer, Cache(Path(os.environ["CACHE"])), 100, 100)
+    print(corpus.description, corpus.fingerprint)
+except InputError as error:
+    print(error)
 """
 OPEN_TEXT = """
 import sys
@@ -130,10 +153,39 @@ def ask(endpoint: str, home: Path, *sources: str, probe: str = PROBE, **more: st
     return lines
 
 
-def test_a_dataset_is_read_and_kept_for_when_the_hub_is_gone(hub: str, tmp_path: Path) -> None:
+def test_a_dataset_is_streamed_and_its_packed_text_is_kept_for_when_the_hub_is_gone(hub: str, tmp_path: Path) -> None:
     (first,) = ask(hub, tmp_path, "org/whole")
     assert first.endswith("['one', 'two'] ['three']")
+    assert not list(tmp_path.rglob("*.arrow")), "a stream leaves no copy"
+    refused, packed = str(tmp_path / "refused"), str(tmp_path / "packed")
+    (error,) = ask(NOBODY, tmp_path, "org/whole", probe=PACK, CACHE=refused)
+    assert "out of reach" in error
+    (there,) = ask(hub, tmp_path, "org/whole", probe=PACK, CACHE=packed)
+    assert ask(NOBODY, tmp_path, "org/whole", probe=PACK, CACHE=packed) == [there]
+
+
+def test_the_hub_is_asked_before_anything_starts(hub: str, tmp_path: Path) -> None:
+    check = "import sys\nfrom trials.text.sources import check_source\n"
+    check += "try: print(check_source(sys.argv[1]))\nexcept ValueError as error: print(error)"
+    assert ask(hub, tmp_path, "org/whole", probe=check) == ["None"]
+    (refused,) = ask(hub, tmp_path, "org/missing", probe=check)
+    assert refused.startswith("corpus 'org/missing': no such file here and no such dataset on the hub")
+    assert ask(NOBODY, tmp_path, "org/missing", probe=check) == ["None"]
+
+
+def test_a_dataset_on_this_machine_is_read_without_the_hub(hub: str, tmp_path: Path) -> None:
+    (first,) = ask(hub, tmp_path, "org/whole")
+    load = "import datasets, sys; print(datasets.load_dataset(sys.argv[1]).num_rows)"
+    ask(hub, tmp_path, "org/whole", probe=load)
     assert ask(NOBODY, tmp_path, "org/whole") == [first]
+
+
+def test_a_hash_holds_documents_out_where_a_dataset_has_no_validation_split(hub: str, tmp_path: Path) -> None:
+    (line,) = ask(hub, tmp_path, "org/train-only")
+    assert line.startswith("hub org/train-only default")
+    train, held_out = (json.loads(one.replace("'", '"')) for one in re.findall(r"\[.*?\]", line))
+    assert sorted(train + held_out) == sorted(MANY)
+    assert 0.02 < len(held_out) / len(MANY) < 0.08
 
 
 @pytest.mark.parametrize("more", [{}, {"HF_HUB_OFFLINE": "1"}], ids=["unreachable", "offline"])
@@ -146,7 +198,7 @@ def test_without_the_hub_a_one_line_error_names_alternatives(tmp_path: Path, mor
 
 def test_a_dataset_that_cannot_be_used_is_refused_in_one_line(hub: str, tmp_path: Path) -> None:
     expected = {
-        "org/train-only": ["no validation split", "only train"],
+        "org/test-only": ["no train split", "only test"],
         "org/no-text": ["no column 'text'", "only body"],
         "org/missing": ["no such dataset on the hub", "--corpus stdlib"],
         "org/whole:other": ["cannot be loaded", "--corpus stdlib"],

@@ -21,7 +21,8 @@ from trials.preparation import prepare, prepare_targets, shared, teacher_windows
 from trials.recipe import Recipe
 from trials.storage.cache import Cache
 from trials.teacher.targets import Targets
-from trials.text.corpus import Corpus, ValidationText, encode, windows
+from trials.text.corpus import Corpus, ValidationText, windows
+from trials.text.packing import encode
 from trials.text.validation import add_validation, parse_validation
 from trials.trial import TrialResult, TrialSpec, run_trial
 

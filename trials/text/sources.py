@@ -1,0 +1,54 @@
+"""One source of text by its name: the standard library, a file, a folder, or a dataset of the hub."""
+
+from __future__ import annotations
+
+import os
+
+from search_spaces.errors import InputError
+from trials.text.hub_text import ALIASES, check_hub, from_hub, is_hub_name
+from trials.text.stdlib_text import stdlib_identity, training_documents, validation_documents
+from trials.text.text_source import SUFFIXES, TextSource, from_path, local_path, text_files
+
+
+def open_source(source: str) -> TextSource:
+    """The text source named ``source``. Files on this machine have precedence over the hub. Raises InputError."""
+    if source == "stdlib":
+        return _stdlib()
+    if is_path(source):
+        return from_path(local_path(source))
+    if is_hub_name(source):
+        return from_hub(source)
+    raise InputError(
+        f"corpus {source!r}: no such file, folder or dataset; give a file or folder, stdlib, "
+        f"{', '.join(sorted(ALIASES))}, or a dataset of the hub as org/name or org/name:config"
+    )
+
+
+def check_source(source: str) -> None:
+    """Raise InputError when ``source`` cannot be a text, before anything is read. The hub is asked once, for seconds.
+
+    A hub that does not answer is no error: the text may be on this machine.
+    """
+    if is_path(source):
+        text_files(local_path(source))
+    elif is_hub_name(source):
+        check_hub(source)
+    elif source != "stdlib":
+        open_source(source)
+
+
+def is_path(source: str) -> bool:
+    """Whether ``source`` names text on this machine rather than a dataset of the hub or ``stdlib``."""
+    path = local_path(source)
+    if not source:
+        return False  # the path of an empty name is the current folder
+    return os.path.exists(path) or path.suffix in SUFFIXES or source.startswith((".", "~", "/"))
+
+
+def _stdlib() -> TextSource:
+    return TextSource(
+        name="stdlib",
+        identity=stdlib_identity(),
+        train=lambda: (document.text for document in training_documents()),
+        validation=lambda: (document.text for document in validation_documents()),
+    )
