@@ -110,24 +110,24 @@ class Contest:
 
 def contests(contest: Contest, flags: argparse.Namespace) -> Iterator[tuple[str, Architecture, list[Way]]]:
     """Yields the title, our architecture and the peers of every table. Raises InputError for another family."""
-    bench = contest.bench
-    if isinstance(contest.family, LlamaStyle):
-        named = [parsed(key) for key in flags.architectures]
-        shares = [] if named else flags.shares
-        for one in named:
-            yield f"beside {one.key}", one, contest.peers.ways(one)
-        for share in shares:
-            one = contest.best(candidates(bench.space, share, flags.candidates))
-            yield f"at {share:.0%}", one, contest.peers.ways(one)
-    elif bench.common.teacher.shape.family == "gpt2":
-        for share in flags.shares:
-            for kind, one in three_shapes(bench.space, share).items():
-                yield f"at {share:.0%}, {kind}", one, [contest.peers.minitron("Minitron", one)]
-    else:
-        raise InputError(
-            f"--model {bench.recipe.model}: a {bench.common.teacher.shape.family} has no peers here; take a GPT-2 or "
-            "a Llama-style model"
-        )
+    model, kind = contest.bench.recipe.model, contest.bench.common.teacher.shape.family
+    llama, peers = isinstance(contest.family, LlamaStyle), contest.peers
+    if not llama and kind != "gpt2":
+        raise InputError(f"--model {model}: a {kind} has no peers here; take a GPT-2 or a Llama-style model")
+    for title, one in named(contest, flags, llama):
+        yield title, one, peers.ways(one) if llama else [peers.minitron("Minitron", one)]
+
+
+def named(contest: Contest, flags: argparse.Namespace, llama: bool) -> Iterator[tuple[str, Architecture]]:
+    """Yields our architectures with their titles: those of the flags, or for each share our best or three shapes."""
+    for one in flags.architectures:
+        yield f"beside {one.key}", one
+    for share in () if flags.architectures else flags.shares:
+        if llama:
+            yield f"at {share:.0%}", contest.best(candidates(contest.bench.space, share, flags.candidates))
+        else:
+            shapes = three_shapes(contest.bench.space, share)
+            yield from ((f"at {share:.0%}, {cut}", one) for cut, one in shapes.items())
 
 
 def compare(contest: Contest, title: str, ours: Architecture, peers: list[Way], everyone: bool) -> dict[str, Any]:
@@ -169,6 +169,7 @@ def parser_of() -> argparse.ArgumentParser:
 
 def main() -> None:
     flags = parser_of().parse_args()
+    flags.architectures = [parsed(key) for key in flags.architectures]
     flags.validation = ",".join(flags.texts) or None
     bench = Bench(plan_of(flags))
     contest = Contest(bench, flags.peer_rates)

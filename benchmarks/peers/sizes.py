@@ -9,6 +9,7 @@ from dataclasses import replace
 
 from transformers import PreTrainedModel
 
+from benchmarks.pruning.minitron import SLACK
 from search_spaces.architecture import Architecture
 from search_spaces.errors import InputError
 from search_spaces.shape import ModelShape
@@ -16,7 +17,6 @@ from search_spaces.space import SearchSpace
 from trials.families.base import Family, matrix_of
 
 KEY = re.compile(r"d(\d+)-h(\d+)-a(\d+)(?:k(\d+))?-m(\d+)")
-SLACK = 0.03  # shapes of a given share have at most this much less
 
 
 def parsed(key: str) -> Architecture:
@@ -26,8 +26,8 @@ def parsed(key: str) -> Architecture:
             f"--architectures {key!r}: not the name of an architecture; write one such as d29-h576-a9k3-m1056, "
             "with the same heads and MLP in every layer"
         )
-    depth, hidden, heads, kv_heads, mlp = (int(size) if size else None for size in found.groups())
-    return Architecture.uniform(depth or 0, hidden or 0, heads or 0, mlp or 0, kv_heads)
+    depth, hidden, heads, kv_heads, mlp = (int(size or 0) for size in found.groups())
+    return Architecture.uniform(depth, hidden, heads, mlp, kv_heads)
 
 
 def name_of(architecture: Architecture) -> str:
@@ -75,7 +75,7 @@ def three_shapes(space: SearchSpace, share: float) -> dict[str, Architecture]:
     whole = shape.non_embedding_parameters(shape.full)
     groups: dict[str, list[Architecture]] = {"depth": [], "width": [], "depth and width": []}
     for one in space:
-        narrower = [*_kept(shape, one)[1:]]
+        _, *narrower = _kept(shape, one)
         if all(each == 1 for each in narrower):
             groups["depth"].append(one)
         elif all(each < 1 for each in narrower):
@@ -92,7 +92,7 @@ def _distance(shape: ModelShape, one: Architecture, target: float) -> tuple[bool
     """Whether ``one`` is out of the band below ``target``; then how far it is, or how unevenly its axes are cut."""
     share = shape.non_embedding_parameters(one) / target
     if not 1 - SLACK <= share <= 1:
-        return True, abs(math.log(share))
+        return True, abs(share - 1)
     cut = [math.log(each) for each in _kept(shape, one) if each < 1]
     return False, max(cut, default=0) - min(cut, default=0)
 
