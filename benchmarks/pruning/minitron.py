@@ -63,11 +63,14 @@ def candidates(space: SearchSpace, share: float, count: int | None) -> list[Arch
 
 
 class Bench:
-    """A teacher with its text; prunes, distils and evaluates its students."""
+    """A teacher with its text; prunes, distils and evaluates its students.
 
-    def __init__(self, plan: Plan) -> None:
+    There are up to ``more`` further tokens of training text, for students that train on more than the recipe's tokens.
+    """
+
+    def __init__(self, plan: Plan, more: int = 0) -> None:
         self.recipe, self.space = plan.recipe, plan.target.space
-        self.common = shared(self.recipe, str(plan.cache), plan.resources.device)
+        self.common = shared(self.recipe, str(plan.cache), plan.resources.device, more)
         length = self.recipe.sequence_length
         self.texts = {name: windows(tokens, length) for name, tokens in self.common.corpus.texts.items()}
         model, family, calibration = self.common.teacher.model, self.common.targets.family, self.common.streams.windows
@@ -122,7 +125,7 @@ class Bench:
         recipe = self.recipe
         tokens = tokens or recipe.tokens
         sizes = (tokens, (tokens,), recipe.sequence_length, recipe.batch_tokens, rate)
-        settings = DistillSettings(*sizes, recipe.seed, identity="benchmark")
+        settings = DistillSettings(*sizes, recipe.seed, identity="benchmark", first_windows=self.common.first)
         with tempfile.TemporaryDirectory() as folder:
             run = distill(model, self.common.targets, self.common.corpus, settings, Path(folder), lambda *_: None)
         return run.window_losses
