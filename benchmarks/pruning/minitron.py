@@ -63,19 +63,24 @@ def candidates(space: SearchSpace, share: float, count: int | None) -> list[Arch
 
 
 class Bench:
-    """A teacher with its text; prunes, distils and evaluates its students."""
+    """A teacher with its text; prunes, distils and evaluates its students.
 
-    def __init__(self, plan: Plan) -> None:
+    There are up to ``more`` further tokens of training text, for students that train on more than the recipe's tokens.
+    """
+
+    def __init__(self, plan: Plan, more: int = 0) -> None:
         self.recipe, self.space = plan.recipe, plan.target.space
-        self.common = shared(self.recipe, str(plan.cache), plan.resources.device)
-        self.text = windows(self.common.corpus.validation, self.recipe.sequence_length)
+        self.common = shared(self.recipe, str(plan.cache), plan.resources.device, more)
+        length = self.recipe.sequence_length
+        self.texts = {name: windows(tokens, length) for name, tokens in self.common.corpus.texts.items()}
         model, family, calibration = self.common.teacher.model, self.common.targets.family, self.common.streams.windows
         self.minitron = compute_importance(model, family, calibration)
-        self.teacher_loss = mean_loss(self.losses(self.common.teacher.model))
+        self.teacher_losses = self.losses(model)
+        self.teacher_loss = mean_loss(self.teacher_losses)
 
     def losses(self, model: PreTrainedModel) -> WindowLosses:
-        """The losses on every window of the validation text."""
-        return {"validation": window_losses(model, self.common.targets.family, self.text)}
+        """The losses on every window of the validation texts, the corpus's own first."""
+        return {name: window_losses(model, self.common.targets.family, text) for name, text in self.texts.items()}
 
     def student(self, architecture: Architecture, way: str) -> PreTrainedModel:
         """The teacher pruned to ``architecture``, in float32."""
@@ -103,23 +108,27 @@ class Bench:
         """The losses of a student after distillation on ``tokens``, or those of the recipe."""
         return self.trained(self.student(architecture, way), RATES[way], tokens)
 
-    def tokens_for_refit(self, plain: Architecture, refitted: Architecture) -> int:
-        """Tokens that train ``plain`` at the FLOPs of refitting ``refitted`` and training it on the recipe's tokens."""
+    def tokens_for_refit(self, plain: int, refitted: Architecture) -> int:
+        """Tokens that train another student at the FLOPs of refitting and training ``refitted``.
+
+        ``refitted`` trains on the recipe's tokens. ``plain`` is the other student's FLOPs for a token, forward.
+        """
         shape, recipe, device = self.common.teacher.shape, self.recipe, self.common.teacher.model.device.type
-        whole = training_flops(shape, refitted, recipe, device)
-        whole += refit_flops(shape, refitted, recipe, len(self.common.streams.windows))
-        steps = round(recipe.tokens * whole / training_flops(shape, plain, recipe, device) / recipe.batch_tokens)
-        return steps * recipe.batch_tokens
+        training = training_flops(shape, refitted, recipe, device)
+        more = plain - shape.flops_per_token(refitted, recipe.sequence_length)
+        other = training + 3 * recipe.tokens * more  # both students have the same teacher's work
+        whole = training + refit_flops(shape, refitted, recipe, len(self.common.streams.windows))
+        return round(recipe.tokens * whole / other / recipe.batch_tokens) * recipe.batch_tokens
 
     def trained(self, model: PreTrainedModel, rate: float, tokens: int | None = None) -> WindowLosses:
         """The losses of ``model`` after distillation in place, on ``tokens`` or the recipe's, at the peak ``rate``."""
         recipe = self.recipe
         tokens = tokens or recipe.tokens
         sizes = (tokens, (tokens,), recipe.sequence_length, recipe.batch_tokens, rate)
-        settings = DistillSettings(*sizes, recipe.seed, identity="benchmark")
+        settings = DistillSettings(*sizes, recipe.seed, identity="benchmark", first_windows=self.common.first)
         with tempfile.TemporaryDirectory() as folder:
-            distill(model, self.common.targets, self.common.corpus, settings, Path(folder), lambda *_: None)
-        return self.losses(model)
+            run = distill(model, self.common.targets, self.common.corpus, settings, Path(folder), lambda *_: None)
+        return run.window_losses
 
 
 def compare(bench: Bench, share: float, count: int | None) -> None:
@@ -135,7 +144,8 @@ def compare(bench: Bench, share: float, count: int | None) -> None:
         print(f"best {one.way:<8}{key:<22} before {one.excess:.3f}, after {bench.recipe.tokens:,} tokens {excess:.3f}")
     ratio = best[1].excess / best[0].excess
     print(f"before: {ratio:.2f} of plain; after: {paired_difference(after[1], after[0])} against plain")
-    more = bench.tokens_for_refit(best[0].architecture, best[1].architecture)
+    plain = bench.common.teacher.shape.flops_per_token(best[0].architecture, bench.recipe.sequence_length)
+    more = bench.tokens_for_refit(plain, best[1].architecture)
     equal = bench.distilled(best[0].architecture, SLICES, more)
     excess = mean_loss(equal) - bench.teacher_loss
     against = paired_difference(after[1], equal)

@@ -19,7 +19,7 @@ ROOMS = {
     "search_spaces": (),
     "trials": ("storage", "families", "text", "losses", "teacher", "prune", "distill", "evaluate", "export"),
     "nas": ("study", "planning", "choosing", "running", "stages", "display", "report", "tracking"),
-    "benchmarks": ("mini", "pruning", "distillation", "search", "service"),
+    "benchmarks": ("mini", "pruning", "peers", "distillation", "search", "service"),
 }
 ORDER = [room for top, inside in ROOMS.items() for room in (*(f"{top}/{one}" for one in inside), top)]
 # `benchmarks` has its common helpers at the top, below its folders.
