@@ -35,7 +35,7 @@ def small_settings(teacher: Path, folder: Path) -> list[object]:
     other.write_text("\n\n".join(" ".join(WORDS[i % 5 :] + WORDS[: i % 13]) for i in range(200)))
     unseen.write_text(" ".join(WORDS[i % 3 :][i % 16 % 14] for i in range(300)))
     passages.write_text("".join(json.dumps({"text": " ".join(WORDS[i:])}) + "\n" for i in range(9)))
-    tests = ["--test", f"unseen={unseen},lambada={passages}"]
+    tests = ["--test", f"unseen={unseen},lambada={passages}", "--test-tokens", 1024]  # "unseen" is shorter
     sizes = ["--tokens-per-trial", 2048, "--sequence-length", 64, "--batch-tokens", 256, "--validation-tokens", 1024]
     model = ["--model", teacher, "--corpus", text, "--calibration-samples", 8, "--tolerance", 0.1]
     rest = ["--validation", other, "--sampler", "screen", "--trials", TRIALS, "--workers", 1, "--cpus-per-trial", 1]
