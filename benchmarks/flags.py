@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import re
 from typing import Any
 
 from nas.planning.machine import Machine
 from nas.planning.plan import Plan, make_plan, resolve_target
 from nas.planning.settings import SearchSettings, load_settings
+from search_spaces.architecture import Architecture
+from search_spaces.errors import InputError
+
+KEY = re.compile(r"d(\d+)-h(\d+)-a(\d+)(?:k(\d+))?-m(\d+)")
 
 SHARED: dict[str, Any] = {
     "model": "mini",
@@ -37,3 +42,14 @@ def plan_of(flags: argparse.Namespace) -> Plan:
     given = {name: value for name, value in vars(flags).items() if name in SearchSettings.model_fields}
     settings = load_settings({**given, "workers": 1}, None, {})
     return make_plan(settings, resolve_target(settings), Machine.local())
+
+
+def parsed(key: str) -> Architecture:
+    """The architecture called ``key``, such as ``d29-h576-a9k3-m1056``. Raises InputError for any other text."""
+    if not (found := KEY.fullmatch(key)):
+        raise InputError(
+            f"--architectures {key!r}: not the name of an architecture; write one such as d29-h576-a9k3-m1056, "
+            "with the same heads and MLP in every layer"
+        )
+    depth, hidden, heads, kv_heads, mlp = (int(size or 0) for size in found.groups())
+    return Architecture.uniform(depth, hidden, heads, mlp, kv_heads)

@@ -34,8 +34,8 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from benchmarks.flags import flags_of, plan_of
-from benchmarks.peers.sizes import flops_per_token, non_embedding, parsed, three_shapes
+from benchmarks.flags import flags_of, parsed, plan_of
+from benchmarks.peers.sizes import flops_per_token, non_embedding, three_shapes
 from benchmarks.peers.table import Row, against, best_peers, heading
 from benchmarks.peers.ways import Peers, Way
 from benchmarks.pruning.minitron import RATES, REFIT, SLICES, Bench, candidates

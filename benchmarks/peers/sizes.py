@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -11,23 +10,9 @@ from transformers import PreTrainedModel
 
 from benchmarks.pruning.minitron import SLACK
 from search_spaces.architecture import Architecture
-from search_spaces.errors import InputError
 from search_spaces.shape import ModelShape
 from search_spaces.space import SearchSpace
 from trials.families.base import Family, matrix_of
-
-KEY = re.compile(r"d(\d+)-h(\d+)-a(\d+)(?:k(\d+))?-m(\d+)")
-
-
-def parsed(key: str) -> Architecture:
-    """The architecture called ``key``, such as ``d29-h576-a9k3-m1056``. Raises InputError for any other text."""
-    if not (found := KEY.fullmatch(key)):
-        raise InputError(
-            f"--architectures {key!r}: not the name of an architecture; write one such as d29-h576-a9k3-m1056, "
-            "with the same heads and MLP in every layer"
-        )
-    depth, hidden, heads, kv_heads, mlp = (int(size or 0) for size in found.groups())
-    return Architecture.uniform(depth, hidden, heads, mlp, kv_heads)
 
 
 def name_of(architecture: Architecture) -> str:

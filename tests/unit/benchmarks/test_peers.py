@@ -19,11 +19,12 @@ from distilling import CORPUS, SETTINGS, Readings
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+from benchmarks.flags import parsed
 from benchmarks.peers import __main__ as command
 from benchmarks.peers.flap import adaptive, flap, flap_parameters, flap_scores
 from benchmarks.peers.inputs import inputs_of
 from benchmarks.peers.short_gpt import short_gpt
-from benchmarks.peers.sizes import fewer_layers, flops_per_token, non_embedding, parsed, three_shapes
+from benchmarks.peers.sizes import fewer_layers, flops_per_token, non_embedding, three_shapes
 from benchmarks.peers.slice_gpt import slice_gpt, sliced_parameters
 from benchmarks.peers.table import Row, against, best_peers
 from benchmarks.peers.wanda import wanda_scores
