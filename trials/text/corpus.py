@@ -15,8 +15,6 @@ import numpy.typing as npt
 
 from search_spaces.errors import InputError
 from trials.storage.cache import Cache, digest
-from trials.storage.durable import write_file
-from trials.text.hub_text import OutOfReachError
 from trials.text.mixture import Part, interleaved, order, parse_mixture, shares
 from trials.text.packing import FORMAT, TokenArray, pack, packing_identity, token_type
 from trials.text.sources import open_source
@@ -121,24 +119,19 @@ def load_corpus(
     ``length``. Every beginning of a mixture has the shares of the whole, off by less than a window for each source. So
     calibration, screening, trials and validation, which read from the start, each have their share of every source.
 
-    A text that was packed before is used again while the hub is out of reach.
+    A dataset of the hub has the revision of its first use in this cache. What is packed already needs no hub.
 
     Raises InputError when a source cannot be read or is too short.
     """
-    identity, limits = packing_identity(tokenizer, length), (train_tokens, validation_tokens)
-    last = cache.root / "corpus_keys" / digest(FORMAT, ascii(source), identity, *limits)  # the key of the last time
-    try:
-        parts = [(part, open_source(part.source)) for part in parse_mixture(source)]
-    except OutOfReachError as error:
-        if not last.is_file() or not cache.has("corpus", key := last.read_text("utf-8")):
-            raise
-        log.warning("%s; its text is already packed and is used as it is", str(error).partition(";")[0])
-        return read_corpus(cache.root / "corpus" / key)
-    key = _key(parts, identity, limits, length)
-    folder = cache.build("corpus", key, lambda empty: _write(empty, parts, tokenizer, limits, length))
-    last.parent.mkdir(parents=True, exist_ok=True)
-    write_file(last, key.encode())
-    return read_corpus(folder)
+    parts = [(part, open_source(part.source, pins_in(cache))) for part in parse_mixture(source)]
+    limits = train_tokens, validation_tokens
+    key = _key(parts, packing_identity(tokenizer, length), limits, length)
+    return read_corpus(cache.build("corpus", key, lambda empty: _write(empty, parts, tokenizer, limits, length)))
+
+
+def pins_in(cache: Cache) -> Path:
+    """The folder with the revisions of datasets, see `trials.text.hub_text.from_hub`."""
+    return cache.root / "hub"
 
 
 def read_corpus(folder: Path) -> Corpus:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ from huggingface_hub.errors import (
 )
 
 from search_spaces.errors import InputError, one_line
+from trials.storage.cache import digest
+from trials.storage.durable import write_file
 from trials.text.text_source import HELD_OUT, TextSource
 
 WIKITEXT = "Salesforce/wikitext"
@@ -28,6 +31,7 @@ ALIASES = {
     "wikitext-103": f"{WIKITEXT}:wikitext-103-raw-v1",
 }
 NAME = re.compile(r"(?P<dataset>[\w.-]+/[\w.-]+)(:(?P<config>[\w.-]+))?")
+COMMIT = re.compile(r"[0-9a-f]{40}")
 ARTICLE = re.compile(r" = [^=].* = \n")
 PROBE_SECONDS = 5.0  # the hub answers in under a second; without a network, `datasets` would retry for minutes
 WAYS_ON = "use --corpus stdlib, which needs no network, or --corpus FILE.txt with text of your own"
@@ -49,36 +53,65 @@ def is_hub_name(source: str) -> bool:
     return source in ALIASES or NAME.fullmatch(source) is not None
 
 
-class OutOfReachError(InputError):
-    """The hub does not answer, and the dataset is not on this machine."""
-
-
-def from_hub(source: str) -> TextSource:
+def from_hub(source: str, pins: Path | None = None) -> TextSource:
     """The text source with the column ``text`` of a dataset's ``train`` and ``validation`` splits.
 
     The rows are streamed, as far as they are read, unless the whole dataset is on this machine. Of a dataset without a
     ``validation`` split, a hash of each document holds 5 % of the ``train`` split out.
 
-    Raises InputError when there is no such dataset, configuration, split or column. Raises `OutOfReachError`
-    within seconds when the hub is out of reach and the dataset is not on this machine.
+    The folder ``pins`` keeps the revision of a dataset at its first use. From then on the text is of that revision, and
+    the hub is asked only if the text is read. So all processes of a search have the same text, also days later.
+
+    Raises InputError when there is no such dataset, configuration, split or column, and within seconds when the hub is
+    out of reach and the dataset is not on this machine.
     """
     wanted = _wanted(source)
-    builder = _builder(wanted)
-    splits = _splits(wanted, builder)
+    pinned = _pinned(wanted, pins / f"{digest(source)}.json") if pins else _found(wanted)
+    wanted = replace(wanted, config=pinned.config, revision=pinned.revision)
     group = articles if wanted.dataset == WIKITEXT else documents
 
     def texts(split: str) -> Iterator[str]:
-        return group(_strings(wanted, splits[split]))
+        return group(_strings(wanted, _splits(wanted, _builder(wanted))[split]))
 
-    identity = f"hub {wanted.dataset} {builder.config.name} {builder.hash}"
-    if "validation" in splits:
-        return TextSource(source, identity, train=lambda: texts("train"), validation=lambda: texts("validation"))
+    if pinned.has_validation:
+        return TextSource(source, pinned.identity, lambda: texts("train"), lambda: texts("validation"))
     return TextSource(
         source,
-        f"{identity} held out",
+        f"{pinned.identity} held out",
         train=lambda: (one for one in texts("train") if not is_held_out(one)),
         validation=lambda: (one for one in texts("train") if is_held_out(one)),
     )
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What the hub says of a dataset: a name for its text, its configuration and revision, and whether it has a
+    validation split. A dataset that was found on this machine, without the hub, may have no revision."""
+
+    identity: str
+    config: str
+    revision: str | None
+    has_validation: bool
+
+
+def _pinned(wanted: HubDataset, file: Path) -> _Found:
+    """What ``file`` keeps, or what the hub says now, which ``file`` then keeps. Raises InputError."""
+    try:
+        return _Found(**json.loads(file.read_text("utf-8")))
+    except (OSError, ValueError, TypeError):  # missing or damaged
+        found = _found(wanted)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_file(file, json.dumps(asdict(found)).encode())
+        return found
+
+
+def _found(wanted: HubDataset) -> _Found:
+    """Ask the hub, or look on this machine if it is out of reach. Raises InputError."""
+    builder = _builder(wanted)
+    splits = _splits(wanted, builder)
+    identity = f"hub {wanted.dataset} {builder.config.name} {builder.hash}"
+    revision = builder.hash if COMMIT.fullmatch(builder.hash) else None
+    return _Found(identity, builder.config.name, revision, "validation" in splits)
 
 
 def check_hub(source: str) -> None:
@@ -198,7 +231,7 @@ def _reach(wanted: HubDataset) -> None:
         copy = Path(datasets.config.HF_DATASETS_CACHE) / wanted.dataset.replace("/", "___")
         if not copy.is_dir():
             reason = f"not on this machine, and the hub is out of reach ({type(silence).__name__})"
-            raise OutOfReachError(f"{wanted.asked_for}: {reason}; {wanted.ways_on}") from silence
+            raise InputError(f"{wanted.asked_for}: {reason}; {wanted.ways_on}") from silence
         datasets.config.HF_HUB_OFFLINE = True  # so that `datasets` does not retry many times
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 from search_spaces.errors import InputError
 from trials.text.hub_text import ALIASES, check_hub, from_hub, is_hub_name
@@ -10,14 +11,17 @@ from trials.text.stdlib_text import stdlib_identity, training_documents, validat
 from trials.text.text_source import SUFFIXES, TextSource, from_path, local_path, text_files
 
 
-def open_source(source: str) -> TextSource:
-    """The text source named ``source``. Files on this machine have precedence over the hub. Raises InputError."""
+def open_source(source: str, pins: Path | None = None) -> TextSource:
+    """The text source named ``source``. Files on this machine have precedence over the hub.
+
+    ``pins`` is as in `trials.text.hub_text.from_hub`. Raises InputError.
+    """
     if source == "stdlib":
         return _stdlib()
     if is_path(source):
         return from_path(local_path(source))
     if is_hub_name(source):
-        return from_hub(source)
+        return from_hub(source, pins)
     raise InputError(
         f"corpus {source!r}: no such file, folder or dataset; give a file or folder, stdlib, "
         f"{', '.join(sorted(ALIASES))}, or a dataset of the hub as org/name or org/name:config"

@@ -12,7 +12,7 @@ import numpy as np
 
 from search_spaces.errors import InputError
 from trials.storage.cache import Cache, digest
-from trials.text.corpus import Corpus, ValidationText
+from trials.text.corpus import Corpus, ValidationText, pins_in
 from trials.text.mixture import NAME, default_name
 from trials.text.packing import FORMAT, pack, packing_identity, token_type
 from trials.text.sources import is_path, open_source
@@ -76,18 +76,18 @@ def add_validation(
     return replace(corpus, further=texts, fingerprint=digest(corpus.fingerprint, *parts))
 
 
-def open_validation(source: str) -> TextSource:
+def open_validation(source: str, pins: Path | None = None) -> TextSource:
     """The source of a validation text: a whole file, the validation files of a folder, or a dataset's validation split.
 
-    Raises InputError.
+    ``pins`` is as in `trials.text.hub_text.from_hub`. Raises InputError.
     """
-    return whole_from_path(local_path(source)) if is_path(source) else open_source(source)
+    return whole_from_path(local_path(source)) if is_path(source) else open_source(source, pins)
 
 
 def _load(
     name: str, source: str, tokenizer: PreTrainedTokenizerBase, cache: Cache, limit: int, length: int | None
 ) -> ValidationText:
-    text = open_validation(source)
+    text = open_validation(source, pins_in(cache))
 
     def write(folder: Path) -> None:
         tokens = pack(text.validation(), tokenizer, limit, length).astype(token_type(tokenizer))

@@ -15,6 +15,9 @@ from pathlib import Path
 import pytest
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
+LATER = "89abcdef0123456789abcdef0123456789abcdef"
+MOVING = "org/moving"  # a dataset that gets new text once `moved` is set
+moved = threading.Event()
 ROWS = {"train": ["one", "", "two"], "validation": ["three"]}
 MANY = [f"document {number}" for number in range(1000)]
 
@@ -35,6 +38,8 @@ WIKITEXT_ROWS = "".join(json.dumps({"text": row}) + "\n" for row in ("", " = A =
 REPOSITORIES = {
     "org/whole": {"README.md": "# Whole\n", "train.jsonl": JSONL["train"], "validation.jsonl": JSONL["validation"]},
     "org/train-only": {"README.md": "# Train\n", "train.jsonl": "".join(map(row, MANY))},
+    MOVING: {"README.md": "# Old\n", "train.jsonl": "".join(map(row, MANY)), "validation.jsonl": row("old")},
+    f"{MOVING} {LATER}": {"README.md": "# New\n", "train.jsonl": JSONL["train"], "validation.jsonl": row("new")},
     "org/test-only": {"README.md": "# Test\n", "test.jsonl": JSONL["train"]},
     "org/no-text": {"README.md": "# Body\n", "train.jsonl": NO_TEXT, "validation.jsonl": NO_TEXT},
     "Salesforce/wikitext": {"README.md": WIKITEXT_README, "test.jsonl": WIKITEXT_ROWS},
@@ -62,7 +67,8 @@ from trials.storage.cache import Cache
 from trials.text.corpus import load_corpus
 try:
     tokenizer = AutoTokenizer.from_pretrained("trials/mini")
-    corpus = load_corpus(sys.argv[1], tokenizer, Cache(Path(os.environ["CACHE"])), 100, 100)
+    tokens, cache = int(os.environ.get("TOKENS", 100)), Cache(Path(os.environ["CACHE"]))
+    corpus = load_corpus(sys.argv[1], tokenizer, cache, tokens, 100)
     print(corpus.description, corpus.fingerprint)
 except InputError as error:
     print(error)
@@ -104,20 +110,26 @@ class Hub(BaseHTTPRequestHandler):
             self._send(404, b"", {"X-Error-Code": "RepoNotFound"}, body)
         elif "/api/" not in self.path:
             content = files.get(rest.rsplit("/", 1)[-1])
-            headers = {"X-Repo-Commit": COMMIT, "ETag": f'"{abs(hash(content)):x}"', "Accept-Ranges": "bytes"}
-            missing = {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": COMMIT}
+            headers = {"X-Repo-Commit": self._commit(), "ETag": f'"{abs(hash(content)):x}"', "Accept-Ranges": "bytes"}
+            missing = {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": self._commit()}
             self._send(404 if content is None else 200, (content or "").encode(), headers if content else missing, body)
         elif "/tree/" in self.path:
             self._send(200, json.dumps(self._entries(files)).encode(), {}, body)
         else:
             siblings = [{"rfilename": name} for name in files]
-            info = {"id": "/".join(self.path.split("/")[3:5]), "sha": COMMIT, "siblings": siblings}
+            info = {"id": "/".join(self.path.split("/")[3:5]), "sha": self._commit(), "siblings": siblings}
             self._send(200, json.dumps(info).encode(), {}, body)
 
     def _repository(self) -> tuple[str, dict[str, str] | None]:
         path = self.path.split("?")[0].replace("/api/", "/").removeprefix("/datasets/")
         name = "/".join(path.split("/")[:2])
-        return path.removeprefix(name), REPOSITORIES.get(name)
+        moved = name == MOVING and self._commit() == LATER
+        return path.removeprefix(name), REPOSITORIES.get(f"{name} {LATER}" if moved else name)
+
+    def _commit(self) -> str:
+        """The revision that is asked for, or else the newest one."""
+        asked = next((one for one in (COMMIT, LATER) if one in self.path), None)
+        return asked or (LATER if MOVING in self.path and moved.is_set() else COMMIT)
 
     @staticmethod
     def _entries(files: dict[str, str]) -> list[dict[str, object]]:
@@ -164,6 +176,21 @@ def test_a_dataset_is_streamed_and_its_packed_text_is_kept_for_when_the_hub_is_g
     assert ask(NOBODY, tmp_path, "org/whole", probe=PACK, CACHE=packed) == [there]
 
 
+def test_all_of_a_cache_is_of_the_revision_of_the_first_use(hub: str, tmp_path: Path) -> None:
+    """A worker that starts days later, and a final that reads more text, go on with the same text."""
+    kept, other = str(tmp_path / "kept"), str(tmp_path / "other")
+    (first,) = ask(hub, tmp_path, MOVING, probe=PACK, CACHE=kept, TOKENS="100")
+    moved.set()
+    (new,) = ask(hub, tmp_path, MOVING, probe=PACK, CACHE=other, TOKENS="100")
+    assert new.split()[-1] != first.split()[-1]
+    assert ask(hub, tmp_path, MOVING, probe=PACK, CACHE=kept, TOKENS="100") == [first]
+    (longer,) = ask(hub, tmp_path, MOVING, probe=PACK, CACHE=kept, TOKENS="1000")
+    assert longer.split()[1:3] == ["1,000", "training"], "only the old revision has that many"
+    for pin in (tmp_path / "kept" / "hub").iterdir():
+        pin.write_text("")
+    assert ask(hub, tmp_path, MOVING, probe=PACK, CACHE=kept, TOKENS="100") == [new], "a damaged pin is made anew"
+
+
 def test_the_hub_is_asked_before_anything_starts(hub: str, tmp_path: Path) -> None:
     check = "import sys\nfrom trials.text.sources import check_source\n"
     check += "try: print(check_source(sys.argv[1]))\nexcept ValueError as error: print(error)"
@@ -204,7 +231,7 @@ def test_a_dataset_that_cannot_be_used_is_refused_in_one_line(hub: str, tmp_path
         "org/whole:other": ["cannot be loaded", "--corpus stdlib"],
     }
     for line, (source, messages) in zip(ask(hub, tmp_path, *expected), expected.items(), strict=True):
-        assert all(message in line for message in [source, *messages])
+        assert all(message in line for message in [source, *messages]), line
 
 
 def test_texts_to_judge_on_are_the_test_splits(hub: str, tmp_path: Path) -> None:
