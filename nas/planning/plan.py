@@ -27,7 +27,7 @@ from trials.storage.cache import digest
 from trials.teacher.source import read_shape, resolve_model
 from trials.text.evaluation_text import PYTHON_DOCS, TextTask, parse_tests
 from trials.text.mixture import GENERAL, parse_mixture, render_mixture
-from trials.text.sources import check_source
+from trials.text.sources import check_sources
 from trials.text.validation import parse_validation
 
 PROCESS_BYTES = 2**30  # of the interpreter, torch, transformers and the activations of a micro-batch
@@ -179,8 +179,7 @@ def resolve_target(settings: SearchSettings) -> Target:
     Raises InputError for every setting that can be checked without starting anything. Whatever needs no teacher is
     checked first: the code that reads a teacher's configuration takes seconds to import.
     """
-    for source in (*_sources(settings), *(one for _, one in parse_validation(settings.validation))):
-        check_source(source)
+    check_sources([*_sources(settings), *(one for _, one in parse_validation(settings.validation))])
     parse_objectives(settings.objectives)
     if parse_tests(settings.test) and not settings.finalists:
         raise InputError("--test: needs a final stage, and --finalists 0 has none; give --finalists 1 or more")

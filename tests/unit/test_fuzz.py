@@ -29,7 +29,7 @@ from trials.teacher.teacher import load_teacher
 from trials.text.evaluation_text import TextTask, open_text, parse_tests, text_task
 from trials.text.mixture import parse_mixture
 from trials.text.packing import pack
-from trials.text.sources import check_source, open_source
+from trials.text.sources import check_sources, open_source
 from trials.text.text_source import from_path, local_path
 from trials.text.validation import open_validation, parse_validation
 
@@ -264,7 +264,7 @@ long_names = st.sampled_from(["n" * 300, "a" * 5000, "/".join("ab" * 3000), "a/"
 @given(names | long_names)
 def test_names(name: str) -> None:
     assume(not name or not os.path.exists(local_path(name)))
-    texts = open_source, check_source, parse_mixture, open_validation, text_task, parse_tests
+    texts = open_source, lambda name: check_sources([name]), parse_mixture, open_validation, text_task, parse_tests
     for read in (resolve_model, check_space, *texts):
         answer(lambda read=read: read(name), name)
     answer(lambda: resolve_causal_lm(name, False), name)

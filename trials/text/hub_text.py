@@ -114,9 +114,9 @@ def _found(wanted: HubDataset) -> _Found:
     return _Found(identity, builder.config.name, revision, "validation" in splits)
 
 
-def check_hub(source: str) -> None:
-    """Raise InputError when the hub says that it has no dataset ``source``. A hub that does not answer says nothing."""
-    _silence(_wanted(source))
+def check_hub(source: str) -> bool:
+    """Whether the hub answers. Raises InputError when it answers that it has no dataset ``source``."""
+    return _silence(_wanted(source)) is None
 
 
 def _wanted(source: str) -> HubDataset:

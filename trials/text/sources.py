@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 from search_spaces.errors import InputError
@@ -28,17 +29,20 @@ def open_source(source: str, pins: Path | None = None) -> TextSource:
     )
 
 
-def check_source(source: str) -> None:
-    """Raise InputError when ``source`` cannot be a text, before anything is read. The hub is asked once, for seconds.
+def check_sources(sources: Iterable[str]) -> None:
+    """Raise InputError when one of ``sources`` cannot be a text, before anything is read.
 
-    A hub that does not answer is no error: the text may be on this machine.
+    The hub is asked for its datasets, until it does not answer within seconds. That is no error: the text may be on
+    this machine.
     """
-    if is_path(source):
-        text_files(local_path(source))
-    elif is_hub_name(source):
-        check_hub(source)
-    elif source != "stdlib":
-        open_source(source)
+    answers = True
+    for source in sources:
+        if is_path(source):
+            text_files(local_path(source))
+        elif is_hub_name(source):
+            answers = answers and check_hub(source)
+        elif source != "stdlib":
+            open_source(source)
 
 
 def is_path(source: str) -> bool:

@@ -192,8 +192,8 @@ def test_all_of_a_cache_is_of_the_revision_of_the_first_use(hub: str, tmp_path: 
 
 
 def test_the_hub_is_asked_before_anything_starts(hub: str, tmp_path: Path) -> None:
-    check = "import sys\nfrom trials.text.sources import check_source\n"
-    check += "try: print(check_source(sys.argv[1]))\nexcept ValueError as error: print(error)"
+    check = "import sys\nfrom trials.text.sources import check_sources\n"
+    check += "try: print(check_sources(sys.argv[1:2] * 3))\nexcept ValueError as error: print(error)"
     assert ask(hub, tmp_path, "org/whole", probe=check) == ["None"]
     (refused,) = ask(hub, tmp_path, "org/missing", probe=check)
     assert refused.startswith("corpus 'org/missing': no such file here and no such dataset on the hub")

@@ -17,7 +17,7 @@ from trials.storage.cache import Cache
 from trials.text.corpus import Corpus, load_corpus, windows
 from trials.text.mixture import GENERAL, interleaved, order, parse_mixture, render_mixture, shares
 from trials.text.packing import pack
-from trials.text.sources import check_source, open_source
+from trials.text.sources import check_sources, open_source
 
 LENGTH = 16
 LETTERS = "abc"
@@ -85,8 +85,7 @@ def test_a_wrong_mixture_names_the_entry(text: str, message: str) -> None:
 def test_the_general_mixture_is_of_known_kinds() -> None:
     parts = parse_mixture(GENERAL)
     assert sum(shares(parts)) == 1
-    for part in parts:
-        check_source(part.source)
+    check_sources(part.source for part in parts)
 
 
 def test_a_rendered_mixture_is_the_same_mixture() -> None:
