@@ -187,6 +187,11 @@ def _mixed(
     """Flat tokens of one side of a mixture, and in words what share each source has."""
     if length is None:
         raise ValueError("a mixture is packed in windows, and needs their length")
+    if limit < length:
+        raise InputError(
+            f"corpus: {limit:,} {side} tokens are less than one window of {length}; give more tokens or a smaller "
+            "--sequence-length"
+        )
     wanted = shares([part for part, _ in parts])
     places = order(wanted, limit // length)
     packed, words = [], []

@@ -175,3 +175,11 @@ def test_a_source_without_a_window_is_named(
     tiny.write_text("one\n\ntwo\n", "utf-8")
     with pytest.raises(InputError, match=r"corpus .*tiny\.txt: its train text is shorter than one window of 16 tokens"):
         load(f"{sources['a']},{tiny}", tiny_tokenizer, tmp_path / "cache")
+
+
+def test_fewer_tokens_than_a_window_are_refused(
+    sources: dict[str, Path], tiny_tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    cache = Cache(tmp_path / "cache")
+    with pytest.raises(InputError, match="15 validation tokens are less than one window of 16"):
+        load_corpus(f"{sources['a']},{sources['b']}", tiny_tokenizer, cache, 100, 15, LENGTH)
