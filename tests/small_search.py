@@ -43,6 +43,7 @@ def arguments(teacher: Path, text: Path, output: Path, study: str, **changes: An
         "workers": 2,
         "cpus_per_trial": 1,
         "finalists": 0,
+        "test_tokens": 256,
     }
     return [part for name, value in {**settings, **changes}.items() for part in (_flag(name), str(value))]
 

@@ -126,11 +126,11 @@ def test_a_gcs_server_that_dies_ends_a_search_with_one_line_and_the_same_command
     tmp_path: Path, tiny_teacher_folder: Path
 ) -> None:
     """The driver is in Tune then, in calls that no signal interrupts."""
-    changes = {"trials": 2, "tokens_per_trial": 16_384, "workers": 1, "scheduler": "none", "baselines": "no"}
+    changes = {"trials": 2, "tokens_per_trial": 8_192, "workers": 1, "scheduler": "none", "baselines": "no"}
     flags = arguments(tiny_teacher_folder, write_text(tmp_path), tmp_path, "bereft", **changes)
     command = ["python", "-m", "nas.search", *flags]
     driver = Driver(command, tmp_path)
-    driver.wait_for(re.compile("of 16,384 tokens, complete"))
+    driver.wait_for(re.compile("of 8,192 tokens, complete"))
     (process,) = (one for one in driver.family() if one.name() == "gcs_server")
     process.kill()
     assert driver.finish() == 2
