@@ -12,6 +12,7 @@ from nas.choosing.generality import CALIBRATED, OTHER, Excess, excesses
 from nas.report.final_report import markdown
 
 TITLE = "nats a token above the teacher"
+WIDTH = 15  # of a column; its heading is a sentence and takes several lines
 
 
 def generality_table(comparison: Comparison) -> Table | None:
@@ -22,7 +23,9 @@ def generality_table(comparison: Comparison) -> Table | None:
     table = Table(title=TITLE, header_style="bold", box=None, pad_edge=False, collapse_padding=True)
     table.title_justify = "left"
     for place, heading in enumerate(_headings(found)):
-        table.add_column(heading, justify="left" if place < 2 else "right", no_wrap=place == 1)
+        words = place < 2
+        width = None if words else WIDTH
+        table.add_column(heading, justify="left" if words else "right", no_wrap=place == 1, max_width=width)
     for one in found:
         table.add_row(*map(Text, _cells(one)), style="bold green" if WINNER in one.roles else "")
     return table
