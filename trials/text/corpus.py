@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -177,7 +177,7 @@ def _write(
     (folder / "corpus.json").write_text(json.dumps(described, indent=1), "utf-8")
 
 
-def _documents(text: TextSource, side: str) -> Any:
+def _documents(text: TextSource, side: str) -> Iterable[str]:
     return text.train() if side == "train" else text.validation()
 
 

@@ -44,9 +44,7 @@ def parse_mixture(text: str) -> tuple[Part, ...]:
 
     Raises InputError for an empty entry, a name that is used twice, a weight of 0, and weights for some sources only.
     """
-    name, equals, _ = text.partition("=")
-    several = "," in text or (equals and NAME.fullmatch(name))
-    if os.path.exists(local_path(text)) or not several:
+    if os.path.exists(local_path(text)) or not ("," in text or named_source(text)[0]):
         return (Part(default_name(text), text, Fraction(1)),)
     found = [_entry(entry.strip(), text) for entry in text.split(",")]
     names = [name for name, _, _ in found]
@@ -61,9 +59,7 @@ def parse_mixture(text: str) -> tuple[Part, ...]:
 
 def _entry(entry: str, text: str) -> tuple[str, str, str | None]:
     """The name, the source and the weight of one entry."""
-    name, equals, rest = entry.partition("=")
-    named = bool(equals) and NAME.fullmatch(name) is not None
-    source = rest if named else entry
+    name, source = named_source(entry)
     weight = None
     if not os.path.exists(local_path(source)):
         before, colon, last = source.rpartition(":")
@@ -73,7 +69,13 @@ def _entry(entry: str, text: str) -> tuple[str, str, str | None]:
         raise InputError(f"corpus {text!r}: an entry is empty; write SOURCE or NAME=SOURCE:WEIGHT between the commas")
     if weight is not None and not Fraction(weight):
         raise InputError(f"corpus {text!r}: the weight of {source!r} must be above 0; leave the source out instead")
-    return (name if named else default_name(source)), source, weight
+    return name or default_name(source), source, weight
+
+
+def named_source(entry: str) -> tuple[str, str]:
+    """The name and the source of ``NAME=SOURCE``; an entry without a name has the name ""."""
+    name, equals, source = entry.partition("=")
+    return (name, source) if equals and NAME.fullmatch(name) else ("", entry)
 
 
 def default_name(source: str) -> str:

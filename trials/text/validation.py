@@ -13,7 +13,7 @@ import numpy as np
 from search_spaces.errors import InputError
 from trials.storage.cache import Cache, digest
 from trials.text.corpus import Corpus, ValidationText, pins_in
-from trials.text.mixture import NAME, default_name
+from trials.text.mixture import NAME, default_name, named_source
 from trials.text.packing import FORMAT, pack, packing_identity, token_type
 from trials.text.sources import is_path, open_source
 from trials.text.text_source import TextSource, local_path, whole_from_path
@@ -32,7 +32,8 @@ def parse_validation(text: str | None) -> tuple[tuple[str, str], ...]:
     """
     named: dict[str, str] = {}
     for entry in text.split(",") if text else ():
-        name, source = _named(entry.strip())
+        name, source = named_source(entry.strip())
+        name = name or default_name(source)
         if not source or not NAME.fullmatch(name):
             raise InputError(
                 f"--validation {entry!r}: not a text; give a .txt or .jsonl file, a folder or a hub dataset, or "
@@ -42,13 +43,6 @@ def parse_validation(text: str | None) -> tuple[tuple[str, str], ...]:
             raise InputError(f"--validation {text!r}: two texts are called {name!r}; name one of them with name=source")
         named[name] = source
     return tuple(named.items())
-
-
-def _named(entry: str) -> tuple[str, str]:
-    name, equals, source = entry.partition("=")
-    if equals and NAME.fullmatch(name):
-        return name, source
-    return default_name(entry) if entry else "", entry
 
 
 def add_validation(
