@@ -13,7 +13,7 @@ from search_spaces.errors import InputError
 if TYPE_CHECKING:  # the code of models takes seconds to import
     from trials.teacher.targets import Way
 
-VERSION = 6  # raise it whenever a trial computes something else: old results and checkpoints are then not used
+VERSION = 7  # raise it whenever a trial computes something else: old results and checkpoints are then not used
 SCREEN_CALIBRATION, SCREEN_VALIDATION = 8_192, 8_192  # tokens of each text in a screening: docs/lab/search.md
 
 LATER = ("validation", "teacher_targets", "text_share")  # fields that were added later; see `Recipe.to_dict`

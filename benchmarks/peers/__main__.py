@@ -29,6 +29,8 @@ import argparse
 import json
 import time
 from collections.abc import Iterator, Sequence
+from copy import deepcopy
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -59,8 +61,9 @@ class Contest:
         self.peers = Peers(bench.common.teacher.model, bench.common.streams.windows, bench.minitron)
 
     def ours(self, architecture: Architecture) -> Way:
-        """Our way for ``architecture``."""
-        return Way(OURS, architecture.key, lambda: self.bench.student(architecture, REFIT))
+        """Our way for ``architecture``. The student is cut once and then copied, because a refit takes minutes."""
+        first = cache(lambda: self.bench.student(architecture, REFIT))
+        return Way(OURS, architecture.key, lambda: deepcopy(first()))
 
     def best(self, architectures: Sequence[Architecture]) -> Architecture:
         """Our best of ``architectures`` on the corpus's own validation text. Prints a line for each."""

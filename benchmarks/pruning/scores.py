@@ -40,6 +40,7 @@ from nas.planning.candidates import informed
 from search_spaces.architecture import Architecture
 from trials.families.base import matrix_of
 from trials.losses.window_losses import mean_loss
+from trials.prune.head_order import eliminated_blocks
 from trials.prune.neuron_order import eliminated
 from trials.teacher.second_moments import second_moments
 
@@ -130,7 +131,8 @@ def obs(mean: Tensor, second: Tensor, weight: Tensor, size: int) -> Tensor:
 
 
 def elimination(mean: Tensor, second: Tensor, weight: Tensor, size: int) -> Tensor:
-    return eliminated(second - torch.outer(mean, mean), weight)
+    second = second - torch.outer(mean, mean)
+    return eliminated(second, weight) if size == 1 else eliminated_blocks(second, weight, size)
 
 
 @contextmanager
@@ -182,12 +184,10 @@ def fisher(bench: Bench, windows: Tensor) -> dict[str, Values]:
 def all_scores(bench: Bench, windows: Tensor) -> dict[str, dict[str, Values]]:
     """All scores by axis and name, Minitron's first."""
     moments, slopes = Moments(bench, windows), fisher(bench, windows)
-    ways = {"L2": l2, "variance": variance, "output": output, "OBS": obs}
+    ways = {"L2": l2, "variance": variance, "output": output, "OBS": obs, "elimination": elimination}
     found: dict[str, dict[str, Values]] = {}
     for axis in SHARES:
         others = {name: moments.scores(axis, way) for name, way in ways.items()}
-        if axis == "mlp":
-            others["elimination"] = moments.scores(axis, elimination)
         found[axis] = {MINITRON: getattr(bench.minitron, axis), **others, "Fisher": slopes[axis]}
     return found
 

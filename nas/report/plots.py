@@ -114,8 +114,8 @@ def plot_importance(layers: Array, shares: Array, heads: Array, mlp: Array, path
 
     The score of a layer is the loss, in nats per token, after it and all layers before it in the order are removed
     (`trials.prune.layer_order`). The score of a neuron is the output error of its layer after it and all neurons before
-    it are removed (`trials.prune.neuron_order`). ``shares`` (H,) are the shares of each principal component in the
-    square of the residual stream, the largest first.
+    it are removed (`trials.prune.neuron_order`). The score of a head is the same for heads (`trials.prune.head_order`).
+    ``shares`` (H,) are the shares of each principal component in the square of the residual stream, the largest first.
     """
     figure = blank(11, 7.5)
     (first, second), (third, fourth) = figure.subplots(2, 2)
@@ -261,11 +261,14 @@ def _at_rungs(axes: Axes, records: Sequence[TrialRecord]) -> None:
 
 
 def _heads_map(figure: Figure, axes: Axes, heads: Array) -> None:
-    image = axes.imshow(heads, aspect="auto", cmap="viridis", interpolation="nearest")
-    axes.set(xlabel="head", ylabel="layer", title="Attention heads")
+    """The output error of each layer after each removal, as a share of its error without any head."""
+    image = axes.imshow(
+        heads / heads.max(axis=1, keepdims=True), aspect="auto", cmap="viridis", interpolation="nearest"
+    )
+    axes.set(xlabel="head", ylabel="layer", title="Heads: output error after each removal")
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_locator(MaxNLocator(12, integer=True))
-    figure.colorbar(image, ax=axes, label="score")
+    figure.colorbar(image, ax=axes, label="share of the error without heads")
 
 
 def _neurons(axes: Axes, mlp: Array) -> None:

@@ -119,7 +119,7 @@ def test_job_without_the_token_is_refused(head: Head, tmp_path: Path) -> None:
 
 def test_search_submitted_as_a_job(head: Head, tmp_path: Path) -> None:
     sizes = "--trials 2 --tokens-per-trial 1024 --sequence-length 64 --batch-tokens 256 --validation-tokens 1024"
-    rest = "--calibration-samples 4 --screened 4 --scheduler none --baselines no"
+    rest = "--calibration-samples 4 --screened 4 --scheduler none --baselines no --test-tokens 1024"
     small = [*sizes.split(), *rest.split()]
     where = ["--output", str(tmp_path), "--study", "submitted"]
     done = head.submit("python", "-m", "nas.search", "--model", "mini", "--budget", "60%", *small, *where)

@@ -62,7 +62,7 @@ def test_it_says_what_is_being_prepared_as_it_begins(first: tuple[Path, dict[str
     _, _, log = first
     steps = (
         "tokenising",
-        "scoring heads",
+        "ranking the 4 heads of each layer",
         "ranking",
         "the teacher's streams",
         "the teacher's targets",

@@ -21,7 +21,7 @@ def small(tiny_teacher_folder: Path, tmp_path_factory: pytest.TempPathFactory) -
 
 def test_several_budgets_share_a_study_and_each_has_its_winner(small: list[object], tmp_path: Path) -> None:
     flags = ["--budget", "60%,80%", "--trials", 2, "--finalists", 1, "--baselines", "no", "--output", tmp_path]
-    flags += ["--objectives", "loss,latency", "--max-latency-ms", 10_000, "--screened", 6]
+    flags += ["--objectives", "loss,latency", "--max-latency-ms", 10_000, "--screened", 6, "--space", "stock"]
     done = run(*small, *flags, "--json")
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
@@ -54,8 +54,8 @@ def test_sizes_by_layer_are_an_axis_of_a_space(small: list[object], tmp_path: Pa
     space.write_text(
         "allocated: [true]\ndepth: [100%]\nhidden: [100%]\nheads: [50%, 75%]\nmlp: {min: 25%, step: 12.5%}\n"
     )
-    flags = ["--budget", "80%", "--trials", 3, "--finalists", 1, "--baselines", "no", "--space", space, "--json"]
-    flags += ["--output", tmp_path]
+    flags = ["--budget", "80%", "--trials", 3, "--space", space, "--output", tmp_path, "--json"]
+    flags += ["--finalists", 0, "--test", ""]
     done = run(*small, *flags)
     assert done.returncode == 0, done.stderr
     assert "architectures with sizes by layer" in done.stderr

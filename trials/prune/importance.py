@@ -21,6 +21,7 @@ from search_spaces.errors import InputError
 from trials.families.base import Family
 from trials.families.lookup import family_of
 from trials.families.shapes import shape_of
+from trials.prune.head_order import head_losses
 from trials.prune.layer_order import removal_losses
 from trials.prune.neuron_order import elimination_losses
 from trials.storage.cache import Cache, digest
@@ -28,7 +29,7 @@ from trials.teacher.teacher import Teacher
 
 log = logging.getLogger(__name__)
 
-SCORING_VERSION = 4  # part of the cache key: raise it whenever a score changes
+SCORING_VERSION = 5  # part of the cache key: raise it whenever a score changes
 SCORES_FILE = "scores.npz"
 BATCH = 4  # windows in one forward pass; bounds memory, changes no score
 
@@ -91,8 +92,8 @@ def compute_importance(
 def load_importance(teacher: Teacher, windows: NDArray[np.integer], cache: Cache) -> tuple[ImportanceScores, bool]:
     """The scores of ``teacher`` on calibration ``windows`` (n, T), and whether they came from the cache.
 
-    Layers are scored by `trials.prune.layer_order.removal_losses` and neurons by
-    `trials.prune.neuron_order.elimination_losses`, because these scores give better students than Minitron's
+    Layers are scored by `trials.prune.layer_order.removal_losses`, heads by `trials.prune.head_order.head_losses` and
+    neurons by `trials.prune.neuron_order.elimination_losses`, because these scores give better students than Minitron's
     (docs/lab/layers.md, docs/lab/heads-and-neurons.md). The other scores are those of `compute_importance`.
     """
     tokens = np.ascontiguousarray(windows, dtype=np.int64)
@@ -101,13 +102,15 @@ def load_importance(teacher: Teacher, windows: NDArray[np.integer], cache: Cache
 
     def write(folder: Path) -> None:
         family, text = family_of(teacher.model.config), torch.from_numpy(tokens)
-        log.info("scoring heads on %s tokens", f"{text.numel():,}")
+        log.info("scoring hidden channels on %s tokens", f"{text.numel():,}")
         scores = compute_importance(teacher.model, family, text)
+        log.info("ranking the %d heads of each layer for removal", teacher.shape.heads)
+        heads = head_losses(teacher.model, family, text, teacher.shape.head_dim)
         log.info("ranking %d layers for removal", teacher.shape.layers)
         layers = removal_losses(teacher.model, family, text)
         log.info("ranking the %s neurons of each layer for removal", f"{teacher.shape.mlp:,}")
         mlp = elimination_losses(teacher.model, family, text)
-        computed.append(replace(scores, layers=layers, mlp=mlp))
+        computed.append(replace(scores, layers=layers, heads=heads, mlp=mlp))
         computed[0].save(folder / SCORES_FILE)
 
     folder = cache.build("importance", key, write)

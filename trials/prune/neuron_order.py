@@ -8,17 +8,15 @@ from __future__ import annotations
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
-from trials.families.base import Family, bias_of, matrix_of
-from trials.losses.precision import autocast
-from trials.prune.refit import RIDGE, shift_of
-from trials.teacher.second_moments import second_moments
+from trials.families.base import Family, matrix_of
+from trials.prune.input_moments import input_moments
+from trials.prune.refit import RIDGE
 
 # At most. Half as many tokens gave worse students of mini, but not of SmolLM2: docs/lab/heads-and-neurons.md.
 TOKENS = 65_536
-BATCH_TOKENS = 1_024  # in one forward pass; bounds memory
 MOMENT_BYTES = 4 * 2**30  # second moments held at a time; one pass over the text covers as many layers as fit
 COMPACT = 8  # the matrices are shrunk to the remaining neurons at least this many times
 
@@ -35,9 +33,9 @@ def elimination_losses(model: PreTrainedModel, family: Family, windows: Tensor) 
     at_once = max(1, MOMENT_BYTES // (4 * weights[0].shape[1] ** 2))
     losses = []
     for start in range(0, len(outputs), at_once):
-        some = range(start, min(start + at_once, len(outputs)))
-        seconds = _moments(model, family, text, some)
-        losses += [eliminated(seconds.pop(number), weights[number]).cpu().numpy() for number in some]
+        some = slice(start, start + at_once)
+        seconds = input_moments(model, family, text, outputs[some])[::-1]
+        losses += [eliminated(seconds.pop(), weight).cpu().numpy() for weight in weights[some]]
     return np.stack(losses)
 
 
@@ -63,12 +61,8 @@ def eliminated(second: Tensor, weight: Tensor, ridge: float = RIDGE) -> Tensor:
     Losses strictly increase in the order of removal, so that a student of any size keeps the inputs with the highest
     losses.
     """
-    count, least = len(second), torch.finfo(torch.float32).tiny
-    sizes = second.double().diagonal().clamp(min=least).sqrt()
-    still = second.diagonal() < least
-    even = (second.double() / torch.outer(sizes, sizes)).masked_fill(still | still[:, None], 0)
-    inverse = _inverse(even, ridge).float()
-    fitted = (weight.detach().double() * sizes).float()
+    count = len(second)
+    inverse, fitted = (one.float() for one in scaled_problem(second, weight, ridge))
     left, gone = torch.arange(count, device=second.device), torch.zeros(count, dtype=torch.bool, device=second.device)
     losses, loss = torch.empty(count, dtype=torch.float64), 0.0
     for step in range(count):
@@ -88,6 +82,15 @@ def eliminated(second: Tensor, weight: Tensor, ridge: float = RIDGE) -> Tensor:
     return losses.float()
 
 
+def scaled_problem(second: Tensor, weight: Tensor, ridge: float) -> tuple[Tensor, Tensor]:
+    """P and V of `eliminated` before anything is removed, for inputs scaled to a mean square of 1; float64."""
+    least = torch.finfo(torch.float32).tiny
+    sizes = second.double().diagonal().clamp(min=least).sqrt()
+    still = second.diagonal() < least
+    even = (second.double() / torch.outer(sizes, sizes)).masked_fill(still | still[:, None], 0)
+    return _inverse(even, ridge), weight.detach().double() * sizes
+
+
 def _inverse(even: Tensor, ridge: float) -> Tensor:
     """The inverse of ``even`` (n, n), second moments of inputs of size 1, with ``ridge`` added to the diagonal.
 
@@ -101,48 +104,3 @@ def _inverse(even: Tensor, ridge: float) -> Tensor:
     values, vectors = torch.linalg.eigh(even.clamp(-1, 1) + ridge * eye)
     inverse: Tensor = (vectors / values.clamp(min=ridge)) @ vectors.T
     return inverse
-
-
-@torch.no_grad()
-def _moments(model: PreTrainedModel, family: Family, text: Tensor, layers: range) -> dict[int, Tensor]:
-    """Second moments (M, M) of the inputs of the MLP output projections, by layer; centred where there is a bias."""
-    outputs = {number: family.mlp_output(family.layers(model)[number]) for number in layers}
-    sums = {number: _Sums(centred=bias_of(output) is not None) for number, output in outputs.items()}
-    handles = [output.register_forward_pre_hook(sums[number].add) for number, output in outputs.items()]
-    batch = max(1, BATCH_TOKENS // text.shape[1])
-    try:
-        with autocast(model.device.type):
-            for start in range(0, len(text), batch):
-                family.backbone(model, text[start : start + batch].to(model.device))
-    finally:
-        for handle in handles:
-            handle.remove()
-    return {number: sums.pop(number).moments(text.numel()) for number in layers}
-
-
-class _Sums:
-    """Running sums of the inputs of one projection and of their products, in float32."""
-
-    def __init__(self, centred: bool) -> None:
-        self.centred = centred
-        self.shift: Tensor | None = None
-        self.products: Tensor | None = None
-        self.rows: Tensor | None = None
-
-    def add(self, _: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        """Add the inputs (B, T, M) of the projection. The first ones decide the shift of all."""
-        rows = inputs[0].flatten(0, 1).float()
-        if self.products is None and self.centred:
-            self.shift = shift_of(rows)
-        rows = rows if self.shift is None else rows - self.shift
-        with torch.autocast(rows.device.type, enabled=False):
-            products = second_moments(rows)
-        self.products = products if self.products is None else self.products + products
-        self.rows = rows.sum(dim=0) if self.rows is None else self.rows + rows.sum(dim=0)
-
-    def moments(self, tokens: int) -> Tensor:
-        """The second moments (M, M) of ``tokens`` inputs, about the mean if they are ``centred``."""
-        assert self.products is not None
-        assert self.rows is not None
-        second, mean = self.products / tokens, self.rows / tokens
-        return second - torch.outer(mean, mean) if self.centred else second

@@ -19,6 +19,7 @@ from search_spaces.errors import InputError
 from trials.families.lookup import family_of
 from trials.families.shapes import shape_of
 from trials.prune import importance
+from trials.prune.head_order import head_losses
 from trials.prune.importance import ImportanceScores, compute_importance, load_importance
 from trials.prune.layer_order import removal_losses
 from trials.prune.neuron_order import elimination_losses
@@ -146,7 +147,8 @@ def test_the_second_time_scores_come_from_the_cache(
     tokens = torch.from_numpy(windows_of().astype(np.int64))
     family = family_of(teacher.model.config)
     layers, mlp = (one(teacher.model, family, tokens) for one in (removal_losses, elimination_losses))
-    assert_same(first, replace(compute(teacher.model, tokens), layers=layers, mlp=mlp))
+    heads = head_losses(teacher.model, family, tokens, teacher.shape.head_dim)
+    assert_same(first, replace(compute(teacher.model, tokens), layers=layers, heads=heads, mlp=mlp))
     monkeypatch.setattr(importance, "compute_importance", None)  # another computation would fail
     second, from_cache = load_importance(teacher, windows_of(dtype=np.uint32), Cache(tmp_path))
     assert from_cache

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from trials.families.base import bias_of, matrix_of
 from trials.families.lookup import FAMILIES, family_of
-from trials.prune import neuron_order
+from trials.prune import input_moments, neuron_order
 from trials.prune.neuron_order import eliminated, elimination_losses
 from trials.teacher.second_moments import second_moments
 
@@ -96,7 +96,7 @@ def test_a_layer_is_judged_by_what_its_projection_reads(
     model_type: str, at_once: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Moments are about the mean if there is a bias, as in `trials.prune.refit`, for any number of layers per pass."""
-    monkeypatch.setattr(neuron_order, "autocast", lambda _: nullcontext())
+    monkeypatch.setattr(input_moments, "autocast", lambda _: nullcontext())
     monkeypatch.setattr(neuron_order, "MOMENT_BYTES", at_once)
     model = make_teacher(model_type)
     family = family_of(model.config)
@@ -138,14 +138,14 @@ def test_what_a_bias_replaces_goes_first_and_disturbs_no_other(
     model_type: str, deviation: float, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A neuron that hardly varies costs what its small variance costs, however far from 0 its mean is."""
-    monkeypatch.setattr(neuron_order, "autocast", lambda _: torch.autocast("cpu", dtype, dtype is torch.bfloat16))
-    monkeypatch.setattr(neuron_order, "BATCH_TOKENS", 64)  # three batches
+    monkeypatch.setattr(input_moments, "autocast", lambda _: torch.autocast("cpu", dtype, dtype is torch.bfloat16))
+    monkeypatch.setattr(input_moments, "BATCH_TOKENS", 64)  # three batches
     model = with_flat_neurons(model_type, deviation)
     family = family_of(model.config)
     found = elimination_losses(model, family, TOKENS)
     for layer, losses in zip(family.layers(model), found, strict=True):
         output = family.mlp_output(layer)
-        with neuron_order.autocast("cpu"):
+        with input_moments.autocast("cpu"):
             rows = inputs_of(output, model).double()
         rows = rows - rows.mean(dim=0)
         expected = eliminated(rows.T @ rows / len(rows), matrix_of(output))
@@ -158,7 +158,7 @@ def test_ordinary_neurons_are_judged_by_plain_sums() -> None:
     """To the last bit, so that a cached score stays what it is."""
     model = make_gpt2()
     family = family_of(model.config)
-    with neuron_order.autocast("cpu"):
+    with input_moments.autocast("cpu"):
         inputs = [inputs_of(family.mlp_output(layer), model).float() for layer in family.layers(model)]
     for layer, rows, losses in zip(
         family.layers(model), inputs, elimination_losses(model, family, TOKENS), strict=True

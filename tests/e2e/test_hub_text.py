@@ -59,19 +59,29 @@ for name in sys.argv[1:]:
         print(error)
 """
 PACK = """
-import os, sys
+import sys
 from pathlib import Path
 from transformers import AutoTokenizer
 from search_spaces.errors import InputError
 from trials.storage.cache import Cache
 from trials.text.corpus import load_corpus
-try:
-    tokenizer = AutoTokenizer.from_pretrained("trials/mini")
-    tokens, cache = int(os.environ.get("TOKENS", 100)), Cache(Path(os.environ["CACHE"]))
-    corpus = load_corpus(sys.argv[1], tokenizer, cache, tokens, 100)
-    print(corpus.description, corpus.fingerprint)
-except InputError as error:
-    print(error)
+tokenizer = AutoTokenizer.from_pretrained("trials/mini")
+for request in sys.argv[1:]:
+    name, folder, tokens = request.split()
+    try:
+        corpus = load_corpus(name, tokenizer, Cache(Path(folder)), int(tokens), 100)
+        print(corpus.description, corpus.fingerprint)
+    except InputError as error:
+        print(error)
+"""
+CHECK = """
+import sys
+from trials.text.sources import check_sources
+for name in sys.argv[1:]:
+    try:
+        print(check_sources([name] * 3))
+    except ValueError as error:
+        print(error)
 """
 OPEN_TEXT = """
 import sys
@@ -169,35 +179,32 @@ def test_a_dataset_is_streamed_and_its_packed_text_is_kept_for_when_the_hub_is_g
     (first,) = ask(hub, tmp_path, "org/whole")
     assert first.endswith("['one', 'two'] ['three']")
     assert not list(tmp_path.rglob("*.arrow")), "a stream leaves no copy"
-    refused, packed = str(tmp_path / "refused"), str(tmp_path / "packed")
-    (error,) = ask(NOBODY, tmp_path, "org/whole", probe=PACK, CACHE=refused)
+    packed, refused = (f"org/whole {tmp_path / name} 100" for name in ("packed", "refused"))
+    (there,) = ask(hub, tmp_path, packed, probe=PACK)
+    again, error = ask(NOBODY, tmp_path, packed, refused, probe=PACK)
+    assert again == there
     assert "out of reach" in error
-    (there,) = ask(hub, tmp_path, "org/whole", probe=PACK, CACHE=packed)
-    assert ask(NOBODY, tmp_path, "org/whole", probe=PACK, CACHE=packed) == [there]
 
 
 def test_all_of_a_cache_is_of_the_revision_of_the_first_use(hub: str, tmp_path: Path) -> None:
     """A worker that starts days later, and a final that reads more text, go on with the same text."""
-    kept, other = str(tmp_path / "kept"), str(tmp_path / "other")
-    (first,) = ask(hub, tmp_path, MOVING, probe=PACK, CACHE=kept, TOKENS="100")
+    kept, other, more = (f"{MOVING} {tmp_path / name}" for name in ("kept 100", "other 100", "kept 1000"))
+    (first,) = ask(hub, tmp_path, kept, probe=PACK)
     moved.set()
-    (new,) = ask(hub, tmp_path, MOVING, probe=PACK, CACHE=other, TOKENS="100")
+    new, again, longer = ask(hub, tmp_path, other, kept, more, probe=PACK)
     assert new.split()[-1] != first.split()[-1]
-    assert ask(hub, tmp_path, MOVING, probe=PACK, CACHE=kept, TOKENS="100") == [first]
-    (longer,) = ask(hub, tmp_path, MOVING, probe=PACK, CACHE=kept, TOKENS="1000")
+    assert again == first
     assert longer.split()[1:3] == ["1,000", "training"], "only the old revision has that many"
     for pin in (tmp_path / "kept" / "hub").iterdir():
         pin.write_text("")
-    assert ask(hub, tmp_path, MOVING, probe=PACK, CACHE=kept, TOKENS="100") == [new], "a damaged pin is made anew"
+    assert ask(hub, tmp_path, kept, probe=PACK) == [new], "a damaged pin is made anew"
 
 
 def test_the_hub_is_asked_before_anything_starts(hub: str, tmp_path: Path) -> None:
-    check = "import sys\nfrom trials.text.sources import check_sources\n"
-    check += "try: print(check_sources(sys.argv[1:2] * 3))\nexcept ValueError as error: print(error)"
-    assert ask(hub, tmp_path, "org/whole", probe=check) == ["None"]
-    (refused,) = ask(hub, tmp_path, "org/missing", probe=check)
+    known, refused = ask(hub, tmp_path, "org/whole", "org/missing", probe=CHECK)
+    assert known == "None"
     assert refused.startswith("corpus 'org/missing': no such file here and no such dataset on the hub")
-    assert ask(NOBODY, tmp_path, "org/missing", probe=check) == ["None"]
+    assert ask(NOBODY, tmp_path, "org/missing", probe=CHECK) == ["None"]
 
 
 def test_a_dataset_on_this_machine_is_read_without_the_hub(hub: str, tmp_path: Path) -> None:
