@@ -136,8 +136,11 @@ def named(contest: Contest, flags: argparse.Namespace, llama: bool) -> Iterator[
             yield from ((f"at {share:.0%}, {cut}", one) for cut, one in shapes.items())
 
 
-def compare(contest: Contest, title: str, ours: Architecture, peers: list[Way], everyone: bool) -> dict[str, Any]:
-    """Print the table of one size, before and after training. Returns it in JSON form."""
+def compare(contest: Contest, title: str, ours: Architecture, peers: list[Way], train: str) -> dict[str, Any]:
+    """Print the table of one size, before and after training. Returns it in JSON form.
+
+    ``train`` says which ways are trained: all, the best, or none.
+    """
     bench = contest.bench
     whole = bench.common.teacher.shape.non_embedding_parameters(bench.common.teacher.shape.full)
     share = bench.common.teacher.shape.non_embedding_parameters(ours) / whole
@@ -145,17 +148,15 @@ def compare(contest: Contest, title: str, ours: Architecture, peers: list[Way], 
     print(heading(list(bench.texts)), flush=True)
     ways = [contest.ours(ours), *peers]
     before = [contest.cut(way) for way in ways]
-    chosen = {row.way for row in (before[0], *best_peers(before).values())}
-    after = [contest.train(way, ours) for way in ways if everyone or way.name in chosen]
-    value: dict[str, Any] = {"title": title, "share": share, "ours": ours.key}
+    best = {row.way for row in (before[0], *best_peers(before).values())}
+    chosen = {"all": {way.name for way in ways}, "best": best, "none": set()}[train]
+    after = [contest.train(way, ours) for way in ways if way.name in chosen]
+    value: dict[str, Any] = {"title": title, "share": share, "ours": ours.key, "summary": []}
     for when, rows in (("before", before), ("after", after)):
+        found = against(rows) if rows else []
         value[when] = [row.to_dict() for row in rows]
-        value[f"against {when}"] = [one.to_dict() for one in against(rows)]
-    value["summary"] = [
-        f"{title}, {when} training, {one.line()}"
-        for when, rows in (("before", before), ("after", after))
-        for one in against(rows)
-    ]
+        value[f"against {when}"] = [one.to_dict() for one in found]
+        value["summary"] += [f"{title}, {when} training, {one.line()}" for one in found]
     return value
 
 
@@ -168,7 +169,7 @@ def parser_of() -> argparse.ArgumentParser:
     parser.add_argument("--texts", nargs="+", default=[], metavar="NAME=FILE", help="texts nobody calibrated on")
     rates = f"peak rates of the peers ({RATES[SLICES]:g})"
     parser.add_argument("--peer-rates", type=float, nargs="+", default=[RATES[SLICES]], metavar="RATE", help=rates)
-    parser.add_argument("--train", choices=("best", "all"), default="best", help="which peers train (best)")
+    parser.add_argument("--train", choices=("best", "all", "none"), default="best", help="who trains (best)")
     parser.add_argument("--json", type=Path, default=None, metavar="FILE", help="write all figures to FILE")
     return parser
 
@@ -194,7 +195,7 @@ def main() -> None:
     found: dict[str, Any] = {"recipe": bench.recipe.to_dict(), "calibration": list(calibration.shape)}
     found |= {"teacher": teacher, "tables": []}
     for title, ours, peers in contests(contest, flags):
-        found["tables"].append(compare(contest, title, ours, peers, flags.train == "all"))
+        found["tables"].append(compare(contest, title, ours, peers, flags.train))
         if flags.json:  # after every table, because the next one may take an hour
             flags.json.write_text(json.dumps(found, indent=1) + "\n", "utf-8")
     print("\nours against the best peer")

@@ -148,7 +148,7 @@ def test_killed_worker_costs_nothing_but_time(wounded: Search, tmp_path: Path) -
 
 def test_killed_worker_of_a_final_costs_nothing_but_time(cluster: Cluster, wounded: Search, tmp_path: Path) -> None:
     """The finals of two trials, one after the other; the worker of the first is killed half way."""
-    more = 8 * TRIAL  # the second half takes longer than it takes to hear of the first
+    more = 4 * TRIAL  # the second half takes longer than it takes to hear of the first
     specs = {spec.architecture.key: FinalSpec(spec, more, str(tmp_path / str(number))) for number, spec in two(wounded)}
     updates: dict[str, list[FinalUpdate]] = {name: [] for name in specs}
     killed: list[str] = []

@@ -10,6 +10,7 @@ import sys
 import threading
 from collections import namedtuple
 from collections.abc import Callable, Coroutine, Iterator
+from contextlib import ExitStack
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -54,11 +55,30 @@ def session() -> Iterator[None]:
             yield
 
 
+class Quick(Worker):
+    """A worker that imports nothing."""
+
+    def free(self) -> None:
+        if self._results is not None:
+            self._results.close()
+        self._name, self._results = "", None
+
+
+class QuickPool(Pool):
+    """A pool of workers that start at once."""
+
+    def _start(self) -> Any:
+        return ray.remote(Quick).options(**self._options).remote()
+
+
 @pytest.fixture(scope="module")
 def one(session: None) -> Iterator[Workers]:
     """A single worker, which must be free again after every test."""
-    with open_workers(Resources(workers=1, cpus=0, gpus=0)) as workers:
-        yield workers
+    with ExitStack() as stack:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(workers, "Pool", QuickPool)
+            opened = stack.enter_context(open_workers(Resources(workers=1, cpus=0, gpus=0)))
+        yield opened
 
 
 def run(
@@ -285,15 +305,6 @@ class Unbuilt(Worker):
 
     def __init__(self) -> None:
         raise ModuleNotFoundError("No module named 'nas'")
-
-
-class Quick(Worker):
-    """A worker that imports nothing."""
-
-    def free(self) -> None:
-        if self._results is not None:
-            self._results.close()
-        self._name, self._results = "", None
 
 
 class Impatient(Pool):
