@@ -46,7 +46,7 @@ def allocated(uniform: Architecture, values: NeuronValues) -> Architecture:
     """
     if not uniform.is_uniform:
         raise InputError(f"architecture {uniform.key}: its layers differ already; give one with equal layers")
-    rows = [values.mlp[layer] for layer in values.kept(uniform.depth)]
+    rows = [values.mlp[layer] for layer in uniform.kept_layers or values.kept(uniform.depth)]
     neurons = uniform.mlp[0]
     size = gcd(neurons, len(rows[0]), max(1, len(rows[0]) // PIECES))
     return replace(uniform, mlp=spread(rows, neurons, size))

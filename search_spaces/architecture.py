@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import groupby, pairwise
 
 from search_spaces.errors import InputError
 
@@ -19,11 +19,11 @@ class Architecture:
     ``hidden`` is the width of the residual stream, one number for the whole network. ``heads`` and ``mlp`` hold the
     attention heads and the MLP neurons of each kept layer, first layer first. ``kv_heads`` holds the key/value heads.
     Each is shared by an equal group of the layer's heads (grouped-query attention, arXiv 2305.13245). Left out, every
-    head has its own. An architecture does not say which layers, channels, heads and neurons are kept: the importance
-    scores decide that.
+    head has its own. The importance scores decide which channels, heads and neurons are kept. They also decide which
+    layers are kept, unless ``kept_layers`` names them: numbers of the teacher's layers, ascending, the first is 0.
 
-    Raises InputError when a size is not a positive integer, the per-layer sizes do not match the depth, or heads is
-    not a multiple of kv_heads.
+    Raises InputError when a size is not a positive integer, the per-layer sizes or the kept layers do not match the
+    depth, or heads is not a multiple of kv_heads.
     """
 
     depth: int
@@ -31,6 +31,7 @@ class Architecture:
     heads: tuple[int, ...]
     mlp: tuple[int, ...]
     kv_heads: tuple[int, ...] = ()
+    kept_layers: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.kv_heads:
@@ -54,11 +55,13 @@ class Architecture:
         """The canonical name, safe as a file name. Two architectures have the same key only if they are equal.
 
         Uniform: ``d12-h768-a12-m3072``. Nine heads on three key/value heads: ``d30-h576-a9k3-m1536``. Sizes that
-        differ by layer are written as runs: ``d3-h64-a4x2.2-m256``. A name that would be too long holds the average
-        sizes and a digest: ``d24-h576-a7k3-m912-varied-0f3a51c2b6d4``.
+        differ by layer are written as runs: ``d3-h64-a4x2.2-m256``. Named layers are the last part:
+        ``d6-h256-a8-m1024-l0to3.6.7``. A name that would be too long holds the average sizes and a digest:
+        ``d24-h576-a7k3-m912-varied-0f3a51c2b6d4``.
         """
         shared = "" if self.kv_heads == self.heads else f"k{_runs(self.kv_heads)}"
-        sizes = f"a{_runs(self.heads)}{shared}-m{_runs(self.mlp)}"
+        named = f"-l{_spans(self.kept_layers)}" if self.kept_layers else ""
+        sizes = f"a{_runs(self.heads)}{shared}-m{_runs(self.mlp)}{named}"
         key = f"d{self.depth}-h{self.hidden}-{sizes}"
         if len(key) <= MAX_KEY_LENGTH:
             return key
@@ -67,26 +70,33 @@ class Architecture:
         return f"d{self.depth}-h{self.hidden}-{average}-varied-{hashlib.sha256(sizes.encode()).hexdigest()[:12]}"
 
     def to_dict(self) -> dict[str, int | list[int]]:
-        """JSON form. A size that all layers share is written once; ``kv_heads`` only if it differs from ``heads``."""
+        """JSON form. A size that all layers share is written once.
+
+        ``kv_heads`` is left out if it equals ``heads``, and ``kept_layers`` if it is empty.
+        """
         shared = {} if self.kv_heads == self.heads else {"kv_heads": _collapsed(self.kv_heads)}
+        named = {"kept_layers": list(self.kept_layers)} if self.kept_layers else {}
         return {
             "depth": self.depth,
             "hidden": self.hidden,
             "heads": _collapsed(self.heads),
             **shared,
             "mlp": _collapsed(self.mlp),
+            **named,
         }
 
     @classmethod
     def from_dict(cls, value: Mapping[str, object]) -> Architecture:
         """The inverse of `to_dict`. Raises InputError naming a key that is missing, unknown or of a wrong type."""
         names = {"depth", "hidden", "heads", "mlp"}
-        if set(value) - {"kv_heads"} != names:
-            odd = sorted(names ^ (set(value) - {"kv_heads"}))
+        given = set(value) - {"kv_heads", "kept_layers"}
+        if given != names:
+            odd = sorted(names ^ given)
             raise InputError(f"architecture {dict(value)}: missing or unknown keys {odd}; give {sorted(names)}")
         depth, hidden = _integer(value, "depth"), _integer(value, "hidden")
         shared = _expanded(value, "kv_heads", depth) if "kv_heads" in value else ()
-        return cls(depth, hidden, _expanded(value, "heads", depth), _expanded(value, "mlp", depth), shared)
+        named = _expanded(value, "kept_layers", depth) if "kept_layers" in value else ()
+        return cls(depth, hidden, _expanded(value, "heads", depth), _expanded(value, "mlp", depth), shared, named)
 
 
 def _problem(architecture: Architecture) -> str | None:
@@ -98,7 +108,22 @@ def _problem(architecture: Architecture) -> str | None:
         return "heads, mlp and kv_heads must have one entry for each of the `depth` layers"
     if any(heads % shared for heads, shared in zip(architecture.heads, architecture.kv_heads, strict=True)):
         return "heads must be a multiple of kv_heads in every layer"
-    return None
+    return _layers_problem(architecture.kept_layers, architecture.depth) if architecture.kept_layers else None
+
+
+def _layers_problem(kept: tuple[int, ...], depth: int) -> str | None:
+    if any(not isinstance(layer, int) or isinstance(layer, bool) or layer < 0 for layer in kept):
+        return "every kept layer must be a whole number of at least 0"
+    if any(first >= second for first, second in pairwise(kept)):
+        return "kept_layers must ascend"
+    return None if len(kept) == depth else "kept_layers must have `depth` layers"
+
+
+def _spans(layers: Sequence[int]) -> str:
+    """``0to3.6.7`` for layers 0, 1, 2, 3, 6 and 7. Two layers that follow each other are no span."""
+    starts = [place for place, layer in enumerate(layers) if place == 0 or layer != layers[place - 1] + 1]
+    runs = [layers[start:end] for start, end in zip(starts, [*starts[1:], len(layers)], strict=True)]
+    return ".".join(f"{run[0]}to{run[-1]}" if len(run) > 2 else ".".join(map(str, run)) for run in runs)
 
 
 def _runs(sizes: Iterable[int]) -> str:

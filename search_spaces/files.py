@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from dataclasses import replace
 from importlib.resources import files
-from math import ceil
+from itertools import combinations
+from math import ceil, comb
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from search_spaces.errors import InputError
 from search_spaces.shape import ModelShape
-from search_spaces.space import AXES, SearchSpace
+from search_spaces.space import AXES, LAYERS, SearchSpace
 
 PRESETS = ("default", "depth", "width", "stock")
+MOST_CHOICES = 100_000  # of layers; every trial's record is compared with all of them
 MOST_ARCHITECTURES = 2_000_000  # in a space; listing them takes a minute and a gigabyte
 LONGEST_FILE = 100_000  # characters of a YAML file, which is read at about that many a second
 LONGEST_VALUE = 2_000  # characters of one value in it; Python itself reads numbers of at most 4,300 digits
@@ -82,6 +84,9 @@ def _short(value: object) -> str:
 Size = Annotated[Annotated[int, Field(strict=True)] | Annotated[str, Field(strict=True)], AfterValidator(_check_size)]
 
 
+Layer = Annotated[int, Field(strict=True, ge=0)]
+
+
 class _Forbidding(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -98,7 +103,8 @@ class SpaceFile(_Forbidding):
     """The keys of a space file. An axis that is left out takes its values from the preset ``default``.
 
     ``kv_heads`` is for teachers with grouped-query attention only. ``allocated`` chooses between uniform layers and
-    sizes by layer: [false] is uniform only, [true] is by layer only, [false, true] is both.
+    sizes by layer: [false] is uniform only, [true] is by layer only, [false, true] is both. ``kept_layers`` names the
+    layers that stay: ``any`` is every choice of as many as ``depth`` says, and a list holds the choices one by one.
     """
 
     depth: AxisRange | list[Size] | None = None
@@ -108,6 +114,7 @@ class SpaceFile(_Forbidding):
     mlp: AxisRange | list[Size] | None = None
     stock_only: Annotated[bool, Field(strict=True)] = False
     allocated: Annotated[list[Annotated[bool, Field(strict=True)]], Field(min_length=1)] = [False]
+    kept_layers: Literal["any"] | list[list[Layer]] | None = None
 
 
 def load_space(source: str, shape: ModelShape) -> SearchSpace:
@@ -134,8 +141,38 @@ def load_space(source: str, shape: ModelShape) -> SearchSpace:
         raise InputError(
             f"space {source}: key 'allocated': stock shapes have equal layers; leave out 'allocated' or 'stock_only'"
         )
+    if given.kept_layers is not None:
+        axes |= _choices(source, given, shape.layers, axes["depth"])
     space = SearchSpace(shape, stock_only=given.stock_only, allocated=spread, neuron_values=None, **axes)
     return _checked(source, _paired(source, space))
+
+
+def _choices(name: str, given: SpaceFile, layers: int, depths: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
+    """The axes depth and kept_layers of a space whose architectures name their layers."""
+    if given.kept_layers == "any":
+        number = sum(comb(layers, depth) for depth in depths)
+        if number > MOST_CHOICES:
+            raise InputError(
+                f"space {name}: key 'kept_layers': {number:,} choices of layers; at most {MOST_CHOICES:,} are legal; "
+                "give 'depth' fewer sizes"
+            )
+        chosen = [one for depth in depths for one in combinations(range(layers), depth)]
+    else:
+        chosen = [_choice(name, one, layers) for one in given.kept_layers or []]
+        if given.depth is not None or not chosen:
+            rule = "leave 'depth' out beside a list of layers" if chosen else "give at least one list of layers, or any"
+            raise InputError(f"space {name}: key 'kept_layers': {rule}")
+    bits = {0 if len(one) == layers else sum(1 << layer for layer in one) for one in chosen}
+    return {"depth": tuple(sorted({len(one) for one in chosen})), "kept_layers": tuple(sorted(bits))}
+
+
+def _choice(name: str, chosen: list[int], layers: int) -> tuple[int, ...]:
+    if not chosen or len(set(chosen)) < len(chosen) or max(chosen) >= layers:
+        raise InputError(
+            f"space {name}: key 'kept_layers': {_short(chosen)} must name some of the teacher's layers "
+            f"0 to {layers - 1}, each once"
+        )
+    return tuple(sorted(chosen))
 
 
 def check_space(source: str) -> None:
@@ -159,7 +196,8 @@ def _checked(name: str, space: SearchSpace) -> SearchSpace:
             f"space {name}: no number of heads is a multiple of a number of kv_heads, at most {shape.group} times it; "
             f"the teacher has {shape.heads} heads on {shape.kv_heads} key/value heads"
         )
-    _check_number(name, len(space.depth) * len(space.hidden) * len(space.head_pairs) * len(space.mlp))
+    choices = len(space.kept_layers) or len(space.depth)
+    _check_number(name, choices * len(space.hidden) * len(space.head_pairs) * len(space.mlp))
     if not space.counts:
         rules = {"square": "hidden == head_dim * heads", "divisible": "hidden to be a multiple of heads"}
         rule = rules.get(shape.stock, "one size for all layers")
@@ -204,6 +242,8 @@ def describe(error: ValidationError, allowed: tuple[str, ...]) -> str:
         inner = f"{key}.{worst['loc'][-1]}" if len(worst["loc"]) > 1 else key
         known = allowed if len(worst["loc"]) == 1 else tuple(AxisRange.model_fields)
         return f"unknown key {inner!r}; known keys are {', '.join(known)}"
+    if key == LAYERS:
+        return f"key {key!r}: neither the word any nor a list such as [[0, 1, 5], [0, 2, 5]] (got {_short(value)})"
     if worst["type"] in ("model_type", "list_type") and key in AXES:
         return f"key {key!r}: {_short(value)} is neither a list of sizes nor {{min, max, step}}"
     return f"key {key!r}: {worst['msg'].removeprefix('Value error, ')} (got {_short(value)})"

@@ -119,3 +119,14 @@ class ModelShape:
         for name, (size, limit) in limits.items():
             if size > limit:
                 raise InputError(f"architecture {architecture.key}: {name} {size} exceeds the teacher's {limit}")
+        self._check_layers(architecture)
+
+    def _check_layers(self, architecture: Architecture) -> None:
+        kept = architecture.kept_layers
+        if kept and kept[-1] >= self.layers:
+            raise InputError(
+                f"architecture {architecture.key}: layer {kept[-1]} is none of the teacher's {self.layers}; "
+                "the first is 0"
+            )
+        if kept and architecture.depth == self.layers:
+            raise InputError(f"architecture {architecture.key}: every layer stays; leave kept_layers out")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import product
 
@@ -13,7 +13,7 @@ from search_spaces.budget import Budget
 from search_spaces.shape import ModelShape
 
 AXES = ("depth", "hidden", "heads", "kv_heads", "mlp")
-ALLOCATED = "allocated"
+ALLOCATED, LAYERS = "allocated", "kept_layers"
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,10 @@ class SearchSpace:
     neurons go to the layers where they are worth most (`search_spaces.allocation`). This needs ``neuron_values``,
     which are computed from calibration text. Before they are known, iteration yields the uniform architectures
     instead, which have the same parameter counts.
+
+    ``kept_layers`` are choices of layers, each a number whose bit i says whether the teacher's layer i stays. If the
+    axis is there, an architecture names its layers: every choice of as many layers as its depth. An architecture of
+    all layers names none, and its choice is 0. Without the axis, the importance scores choose.
     """
 
     shape: ModelShape
@@ -39,11 +43,12 @@ class SearchSpace:
     stock_only: bool = field(default=False, kw_only=True)
     allocated: tuple[int, ...] = field(default=(), kw_only=True)
     neuron_values: NeuronValues | None = field(default=None, kw_only=True, repr=False)
+    kept_layers: tuple[int, ...] = field(default=(), kw_only=True, repr=False)
 
     @property
     def axes(self) -> dict[str, tuple[int, ...]]:
         """The sizes of each axis, by name."""
-        return {name: getattr(self, name) for name in (*AXES, ALLOCATED) if getattr(self, name)}
+        return {name: getattr(self, name) for name in (*AXES, ALLOCATED, LAYERS) if getattr(self, name)}
 
     @property
     def head_pairs(self) -> tuple[tuple[int, int], ...]:
@@ -58,13 +63,14 @@ class SearchSpace:
         values = {name: sum(getattr(architecture, name)) // architecture.depth for name in ("heads", "kv_heads", "mlp")}
         values |= {"depth": architecture.depth, "hidden": architecture.hidden}
         values[ALLOCATED] = self.allocated[0] if len(self.allocated) == 1 else int(not architecture.is_uniform)
+        values[LAYERS] = sum(1 << layer for layer in architecture.kept_layers)
         return {axis: values[axis] for axis in self.axes}
 
     def architecture(self, sizes: Mapping[str, int]) -> Architecture:
         """The inverse of `sizes`. Raises ValueError when it needs neuron values that are not known yet."""
         values = {axis: int(size) for axis, size in sizes.items()}
-        spread = values.pop(ALLOCATED, 0)
-        uniform = Architecture.uniform(**values)
+        spread, choice = values.pop(ALLOCATED, 0), values.pop(LAYERS, 0)
+        uniform = replace(Architecture.uniform(**values), kept_layers=_layers(choice))
         if not spread:
             return uniform
         if self.neuron_values is None:
@@ -72,12 +78,33 @@ class SearchSpace:
         return allocated(uniform, self.neuron_values)
 
     def position(self, sizes: Mapping[str, int]) -> list[float]:
-        """The coordinates of ``sizes``, each axis scaled to [0, 1]."""
-        return [_scaled(sizes[axis], values[0], values[-1]) for axis, values in self.axes.items()]
+        """The coordinates of ``sizes``: each axis scaled to [0, 1], and for each layer whether it stays, 0 or 1."""
+        axes = {axis: values for axis, values in self.axes.items() if axis != LAYERS}
+        scaled = [_scaled(sizes[axis], values[0], values[-1]) for axis, values in axes.items()]
+        if not self.kept_layers:
+            return scaled
+        kept = sizes[LAYERS] or (1 << self.shape.layers) - 1
+        return [*scaled, *(float(kept >> layer & 1) for layer in range(self.shape.layers))]
 
     def __iter__(self) -> Iterator[Architecture]:
-        for one in self._uniform():
-            yield from self._spread(one)
+        for uniform in self._uniform():
+            yield from self._varied(uniform)
+
+    def _varied(self, uniform: Architecture) -> Iterator[Architecture]:
+        """The architectures of the space with the parameters of ``uniform``: with its layers named, and spread."""
+        if not self.kept_layers:
+            yield from self._spread(uniform)
+            return
+        for choice in self._choices[uniform.depth]:
+            yield from self._spread(replace(uniform, kept_layers=_layers(choice)))
+
+    @cached_property
+    def _choices(self) -> dict[int, list[int]]:
+        """The choices of layers, by depth."""
+        found: dict[int, list[int]] = {depth: [] for depth in self.depth}
+        for choice in self.kept_layers:
+            found.setdefault(choice.bit_count() or self.shape.layers, []).append(choice)
+        return found
 
     def _uniform(self) -> Iterator[Architecture]:
         for depth, hidden, (heads, kv_heads), mlp in product(self.depth, self.hidden, self.head_pairs, self.mlp):
@@ -98,12 +125,17 @@ class SearchSpace:
         """Yields the architectures inside the band, in grid order."""
         for one in self._uniform():
             if self.shape.parameters(one) in budget:
-                yield from self._spread(one)
+                yield from self._varied(one)
 
     @cached_property
     def counts(self) -> tuple[int, ...]:
         """The distinct parameter counts in the whole space, ascending."""
         return tuple(sorted({self.shape.parameters(one) for one in self._uniform()}))
+
+
+def _layers(choice: int) -> tuple[int, ...]:
+    """The layers of a choice, which is a number with a bit for each."""
+    return tuple(layer for layer in range(choice.bit_length()) if choice >> layer & 1)
 
 
 def _scaled(size: int, smallest: int, largest: int) -> float:

@@ -53,10 +53,11 @@ def _order(shape: ModelShape, score: Score, one: Architecture) -> tuple[float | 
 
 
 def _plainest(feasible: Sequence[Architecture]) -> list[Architecture]:
-    """One architecture for each combination of total sizes, with equal layers if there is one."""
+    """One architecture for each combination of total sizes: the first with equal layers, or else the first."""
     found: dict[tuple[int, ...], Architecture] = {}
     for one in feasible:
-        if one.is_uniform or _totals(one) not in found:
+        known = found.setdefault(_totals(one), one)
+        if one.is_uniform and not known.is_uniform:
             found[_totals(one)] = one
     return list(found.values())
 

@@ -9,6 +9,7 @@ from collections import defaultdict
 from nas.planning.plan import Plan
 from nas.planning.redact import redacted
 from nas.planning.rungs import REDUCTION
+from search_spaces.space import LAYERS
 from trials.recipe import SCREEN_CALIBRATION
 from trials.text.mixture import parse_mixture, shares
 
@@ -53,7 +54,10 @@ def summary(plan: Plan) -> list[tuple[str, str]]:
     """The plan as (what, value) lines for a person."""
     target, recipe, resources = plan.target, plan.recipe, plan.resources
     teacher = target.shape.parameters(target.shape.full)
-    axes = ", ".join(f"{name} {sizes[0]}..{sizes[-1]} ({len(sizes)})" for name, sizes in target.space.axes.items())
+    ranges = {name: f"{sizes[0]}..{sizes[-1]} ({len(sizes)})" for name, sizes in target.space.axes.items()}
+    if target.space.kept_layers:
+        ranges[LAYERS] = f"{len(target.space.kept_layers):,} choices"
+    axes = ", ".join(f"{name} {sizes}" for name, sizes in ranges.items())
     each = f"{resources.cpus} CPU" + (f", {resources.gpus:g} GPU" if resources.gpus else "")
     compared = ", ".join(f"{rung:,}" for rung in recipe.rungs)
     spread = {(): "", (1,): " with sizes by layer", (0, 1): ", and as many with sizes by layer"}

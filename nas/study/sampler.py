@@ -18,7 +18,7 @@ from optuna.trial import FrozenTrial, TrialState
 from nas.study.objectives import Point, places
 from search_spaces.architecture import Architecture
 from search_spaces.budget import Budget
-from search_spaces.space import SearchSpace
+from search_spaces.space import LAYERS, SearchSpace
 
 INTERRUPTED = "interrupted"  # the reason of a trial whose driver died; it is queued again and is no failure of its own
 STARTUP_TRIALS = 8  # before the sampler models the losses; the first candidates count
@@ -205,8 +205,14 @@ def band(budgets: Sequence[Budget], parameters: int) -> int:
 
 
 def distributions(space: SearchSpace) -> dict[str, BaseDistribution]:
-    """Optuna's distribution of each axis: an integer range for evenly spaced sizes, otherwise a choice."""
-    return {name: _distribution(sizes) for name, sizes in space.axes.items()}
+    """Optuna's distribution of each axis: an integer range for evenly spaced sizes, otherwise a choice.
+
+    Choices of layers are a range too, because the database holds the distribution with every trial.
+    """
+    found = {name: _distribution(sizes) for name, sizes in space.axes.items()}
+    if space.kept_layers:
+        found[LAYERS] = IntDistribution(space.kept_layers[0], space.kept_layers[-1])
+    return found
 
 
 def _distribution(sizes: tuple[int, ...]) -> BaseDistribution:

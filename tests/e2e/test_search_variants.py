@@ -20,8 +20,10 @@ def small(tiny_teacher_folder: Path, tmp_path_factory: pytest.TempPathFactory) -
 
 
 def test_several_budgets_share_a_study_and_each_has_its_winner(small: list[object], tmp_path: Path) -> None:
+    space = tmp_path / "space.yaml"
+    space.write_text("{stock_only: true, kept_layers: any, depth: [2, 3], hidden: [48], heads: [4], mlp: {min: 25%}}")
     flags = ["--budget", "60%,80%", "--trials", 2, "--finalists", 1, "--baselines", "no", "--output", tmp_path]
-    flags += ["--objectives", "loss,latency", "--max-latency-ms", 10_000, "--screened", 6, "--space", "stock"]
+    flags += ["--objectives", "loss,latency", "--max-latency-ms", 10_000, "--screened", 6, "--space", space]
     done = run(*small, *flags, "--json")
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
@@ -32,6 +34,8 @@ def test_several_budgets_share_a_study_and_each_has_its_winner(small: list[objec
         assert found["budget"]["minimum"] <= found["best"]["params"] <= found["budget"]["maximum"]
         assert found["best"]["path"] == str(tmp_path / result["study"] / label / "best")
         assert sum(found["trials"].values()) == 2
+        kept, depth = (found["best"]["architecture"].get(name) for name in ("kept_layers", "depth"))
+        assert depth == 3 if kept is None else depth == len(kept) == 2
         report = tmp_path / result["study"] / label / "report"
         assert {"results.md", "screening.csv", "front.png"} <= {file.name for file in report.iterdir()}
         assert all(0 < one["latency"] < 10_000 for one in found["front"])

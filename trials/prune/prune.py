@@ -29,9 +29,11 @@ def prune(
     """A student of ``architecture`` cut from ``teacher``. The two share no memory.
 
     Layers, hidden channels (one choice for the whole network), heads and MLP neurons with the highest ``scores`` stay;
-    the earlier of equal ones stays. Without ``streams``, all weights are slices of the teacher's. With ``streams``,
-    the principal components of the stream stay instead of its channels (`trials.prune.rotate`), and the output
-    projections are refitted (`trials.prune.refit`). An ``architecture`` equal to the teacher's is a plain copy.
+    the earlier of equal ones stays. Layers that ``architecture`` names stay whatever their scores are.
+
+    Without ``streams``, all weights are slices of the teacher's. With ``streams``, the principal components of the
+    stream stay instead of its channels (`trials.prune.rotate`), and the output projections are refitted
+    (`trials.prune.refit`). An ``architecture`` equal to the teacher's is a plain copy.
 
     Dtype and device are the teacher's. The student is in eval mode and its parameters require gradients.
 
@@ -101,7 +103,8 @@ def choose(
 
     ``group`` heads of the teacher share one key/value head. `_best_groups` chooses among them.
     """
-    layers = _top(scores.layers, architecture.depth)
+    named = np.array(architecture.kept_layers, np.int64)
+    layers = named if len(named) else _top(scores.layers, architecture.depth)
     sizes = zip(layers.tolist(), architecture.heads, architecture.kv_heads, strict=True)
     chosen = [_best_groups(scores.heads[layer].reshape(-1, group), kv, heads // kv) for layer, heads, kv in sizes]
     mlp = (_top(scores.mlp[layer], size) for layer, size in zip(layers.tolist(), architecture.mlp, strict=True))

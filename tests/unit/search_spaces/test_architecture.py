@@ -21,7 +21,8 @@ def architectures(draw: st.DrawFn) -> Architecture:
     same = sizes.map(lambda size: (size,) * depth)
     kv_heads, groups = draw(per_layer | same), draw(per_layer | same | st.just((1,) * depth))
     heads = tuple(kv * group for kv, group in zip(kv_heads, groups, strict=True))
-    return Architecture(depth, draw(sizes), heads, draw(per_layer | same), kv_heads)
+    named = st.sets(st.integers(0, 90), min_size=depth, max_size=depth).map(sorted).map(tuple)
+    return Architecture(depth, draw(sizes), heads, draw(per_layer | same), kv_heads, draw(named | st.just(())))
 
 
 @given(architectures())
@@ -43,6 +44,8 @@ def test_key_is_a_safe_file_name(one: Architecture) -> None:
 def test_uniform_key_is_readable() -> None:
     assert Architecture.uniform(12, 768, 12, 3072).key == "d12-h768-a12-m3072"
     assert Architecture(3, 64, (4, 4, 2), (256,) * 3).key == "d3-h64-a4x2.2-m256"
+    named = Architecture(6, 256, (8,) * 6, (1024,) * 6, kept_layers=(0, 1, 2, 3, 6, 7))
+    assert named.key == "d6-h256-a8-m1024-l0to3.6.7"
 
 
 @pytest.mark.parametrize(
@@ -58,6 +61,10 @@ def test_uniform_key_is_readable() -> None:
         {"depth": 1, "hidden": 8, "heads": 1, "mlp": [8.0]},
         {"depth": 1, "hidden": 8, "heads": 4, "mlp": 8, "kv_heads": 3},
         {"depth": 2, "hidden": 8, "heads": 4, "mlp": 8, "kv_heads": [2]},
+        {"depth": 2, "hidden": 8, "heads": 4, "mlp": 8, "kept_layers": [2]},
+        {"depth": 2, "hidden": 8, "heads": 4, "mlp": 8, "kept_layers": [2, 1]},
+        {"depth": 2, "hidden": 8, "heads": 4, "mlp": 8, "kept_layers": [-1, 1]},
+        {"depth": 2, "hidden": 8, "heads": 4, "mlp": 8, "kept_layers": [1, 1.5]},
     ],
 )
 def test_wrong_sizes_are_refused(wrong: dict[str, object]) -> None:

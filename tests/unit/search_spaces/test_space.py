@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
+from itertools import combinations
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ from search_spaces.budget import parse_budget
 from search_spaces.errors import InputError
 from search_spaces.files import PRESETS, load_space
 from search_spaces.shape import ModelShape
+from search_spaces.space import SearchSpace
 
 MEDIUM = ModelShape("gpt2", 24, 1024, 16, 64, 4096, 50257, 1024, tied=True)
 SMALL = ModelShape("gpt2", 8, 256, 8, 32, 1024, 4096, 256, tied=True)
@@ -93,6 +96,43 @@ def test_key_value_heads_are_an_axis_of_a_file(tmp_path: Path) -> None:
         load_space(str(file), SMOL)
 
 
+def named_layers(folder: Path, text: str) -> SearchSpace:
+    file = folder / "layers.yaml"
+    file.write_text(f"{text}\nhidden: [100%]\nheads: [50%, 100%]\nmlp: [100%]\n")
+    return load_space(str(file), SMALL)
+
+
+def test_kept_layers_are_an_axis_of_a_file(tmp_path: Path) -> None:
+    space = named_layers(tmp_path, "kept_layers: any\ndepth: [6, 7, 8]")
+    found = Counter((one.depth, one.kept_layers) for one in space)
+    wanted = [*combinations(range(8), 6), *combinations(range(8), 7)]
+    assert found == {(8, ()): 2, **{(len(layers), layers): 2 for layers in wanted}}
+    for one in space:
+        SMALL.check(one)
+        assert space.architecture(space.sizes(one)) == one
+    assert len({tuple(space.position(space.sizes(one))) for one in space}) == found.total()
+
+
+def test_kept_layers_are_named_one_by_one(tmp_path: Path) -> None:
+    space = named_layers(tmp_path, "kept_layers: [[7, 0, 3], [1, 2], [0, 1, 2, 3, 4, 5, 6, 7]]")
+    assert space.depth == (2, 3, 8)
+    assert {one.kept_layers for one in space} == {(0, 3, 7), (1, 2), ()}
+
+
+def test_too_many_choices_of_layers_are_refused_at_once(tmp_path: Path) -> None:
+    file = tmp_path / "space.yaml"
+    file.write_text("kept_layers: any\n")
+    with pytest.raises(InputError, match=r"'kept_layers': 614,429,672 choices of layers; at most 100,000.*'depth'"):
+        load_space(str(file), SMOL)
+
+
+def test_layers_that_the_teacher_lacks_are_refused() -> None:
+    with pytest.raises(InputError, match="layer 8 is none of the teacher's 8"):
+        SMALL.check(Architecture(1, 256, (8,), (1024,), kept_layers=(8,)))
+    with pytest.raises(InputError, match="leave kept_layers out"):
+        SMALL.check(replace(SMALL.full, kept_layers=tuple(range(8))))
+
+
 def test_every_preset_file_is_named() -> None:
     folder = Path(load_space.__code__.co_filename).parent / "presets"
     assert {file.stem for file in folder.glob("*.yaml")} == set(PRESETS)
@@ -139,6 +179,13 @@ def test_file_narrows_and_widens(tmp_path: Path) -> None:
         ("mlp: [120%]", "mlp"),
         ("hidden: [1.5]", "hidden"),
         ("stock_only: 3", "stock_only"),
+        ("kept_layers: some", "such as [[0, 1, 5], [0, 2, 5]]"),
+        ("kept_layers: [1, 2]", "such as [[0, 1, 5], [0, 2, 5]]"),
+        ("kept_layers: []", "at least one list of layers"),
+        ("kept_layers: [[]]", "[] must name some"),
+        ("kept_layers: [[0, 8]]", "layers 0 to 7"),
+        ("kept_layers: [[0, 0]]", "each once"),
+        ("{kept_layers: [[0]], depth: [1]}", "leave 'depth' out"),
         ("allocated: []", "'allocated'"),
         ("allocated: [1]", "'allocated'"),
         ("allocated: both", "'allocated'"),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
+import copy
+from dataclasses import replace
+from itertools import combinations, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -62,6 +64,16 @@ def test_heads_and_neurons_are_chosen_by_the_scores_of_their_own_layer() -> None
     assert kept.layers.tolist() == [0, 2]
     assert [heads.tolist() for heads in kept.heads] == [[0], [1]]
     assert [mlp.tolist() for mlp in kept.mlp] == [[2], [0, 2]]
+
+
+def test_layers_that_are_named_stay_whatever_their_scores(tiny_gpt2: GPT2LMHeadModel, scores: ImportanceScores) -> None:
+    tokens = torch.arange(60).view(4, 15)
+    for layers in combinations(range(3), 2):
+        named = replace(Architecture.uniform(2, 48, 4, 96), kept_layers=layers)
+        assert choose(scores, named).layers.tolist() == list(layers)
+        others = copy.deepcopy(tiny_gpt2)
+        others.transformer.h = torch.nn.ModuleList(others.transformer.h[layer] for layer in layers)
+        torch.testing.assert_close(prune(tiny_gpt2, scores, named)(tokens).logits, others(tokens).logits)
 
 
 def test_dead_parts_go_first_and_are_not_missed() -> None:
