@@ -112,7 +112,7 @@ def prepare_targets(recipe: Recipe, cache: str, device: str, place: int, shares:
     """Compute share number ``place`` of ``shares`` of the teacher's targets, which a `prepare` elsewhere will use."""
     teacher, store, length = _teacher(resolve_model(recipe.model), device), Cache(Path(cache)), recipe.sequence_length
     corpus = _corpus(teacher, recipe.corpus, recipe.text_tokens, recipe.validation_tokens, length, store)
-    compute_share(teacher, corpus, length, store, recipe.teacher_targets, place, shares)
+    compute_share(teacher, corpus, length, store, recipe.targets_for(recipe.tokens), place, shares)
 
 
 def teacher_windows(recipe: Recipe, cache: str, device: str) -> WindowLosses:
@@ -136,7 +136,7 @@ def shared(recipe: Recipe, cache: str, device: str, more: int = 0) -> Shared:
         recipe.validation,
         recipe.sequence_length,
         recipe.calibration_samples,
-        recipe.teacher_targets,
+        recipe.targets_for(recipe.tokens + more),
         Path(cache),
         device,
     )

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 from search_spaces.errors import InputError
 
@@ -24,7 +23,7 @@ class Recipe:
     """The settings of every trial of a study. Only results of the same recipe can be compared.
 
     - A full trial distils ``tokens`` tokens, ``batch_tokens`` in each optimizer step, in windows of
-      ``sequence_length`` tokens.
+      ``sequence_length`` tokens. With 0 tokens it measures the refitted student and trains nothing.
     - Validation loss is measured at the ``rungs`` (tokens, ascending; the last is ``tokens``), on at most
       ``validation_tokens`` tokens of the corpus' held-out text and of each further text in ``validation``, pairs (name,
       source). The mean over texts decides.
@@ -58,6 +57,10 @@ class Recipe:
         """Tokens of training text that trials and calibration need."""
         return max(self.tokens, self.calibration_samples * self.sequence_length)
 
+    def targets_for(self, tokens: int) -> Way | None:
+        """The `teacher_targets` of a training of ``tokens``. Without training nothing is stored."""
+        return self.teacher_targets if tokens else "online"
+
     def to_dict(self) -> dict[str, Any]:
         """JSON form. Fields of `LATER` are left out when empty, so that digests of older recipes stay the same."""
         value = {**asdict(self), "rungs": list(self.rungs), "validation": [list(one) for one in self.validation]}
@@ -71,16 +74,17 @@ class Recipe:
 
 
 def _problem(recipe: Recipe) -> str | None:
-    counts = ("tokens", "validation_tokens", "sequence_length", "batch_tokens", "calibration_samples")
+    counts = ("validation_tokens", "sequence_length", "batch_tokens", "calibration_samples")
     for name in counts:
         if getattr(recipe, name) < 1:
             return f"{name} {getattr(recipe, name)}: must be at least 1"
     if recipe.batch_tokens % recipe.sequence_length:
         return f"batch_tokens {recipe.batch_tokens}: must be a multiple of the sequence length {recipe.sequence_length}"
-    if not recipe.rungs or recipe.rungs[-1] != recipe.tokens:
+    if recipe.tokens < 0:
+        return f"tokens {recipe.tokens}: must be at least 0"
+    if (0, *recipe.rungs)[-1] != recipe.tokens:
         return f"rungs {list(recipe.rungs)}: the last one must be tokens, {recipe.tokens}"
-    gaps = np.diff((0, *recipe.rungs))
-    if gaps.min() < recipe.batch_tokens:
+    if any(after - before < recipe.batch_tokens for before, after in pairwise((0, *recipe.rungs))):
         return f"rungs {list(recipe.rungs)}: must ascend by at least one step of batch_tokens, {recipe.batch_tokens}"
     if not 0 <= recipe.text_share <= 1:
         return f"text_share {recipe.text_share}: must be from 0 to 1"

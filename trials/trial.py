@@ -68,7 +68,7 @@ class TrialResult:
 
     - ``val_loss`` and ``zero_shot_loss`` are validation losses after and before retraining.
     - ``losses`` holds the validation loss on each text, by name, if there are several. ``val_loss`` is their mean.
-    - ``kl`` is the mean training KL divergence from the teacher, over the steps of the last rung.
+    - ``kl`` is the mean training KL divergence from the teacher, over the steps of the last rung; None without any.
     - ``curve`` holds pairs (tokens, validation loss).
     - ``seconds`` and ``tokens_per_second`` cover distillation and its evaluations.
     - ``peak_memory_bytes`` is the allocator's peak on CUDA, and the peak of the whole process so far on a CPU.
@@ -81,7 +81,7 @@ class TrialResult:
     stock: bool
     val_loss: float
     zero_shot_loss: float
-    kl: float
+    kl: float | None
     tokens: int
     seconds: float
     tokens_per_second: float
@@ -177,7 +177,7 @@ def _result(spec: TrialSpec, shape: ModelShape, outcome: DistillResult) -> Trial
         stock=shape.is_stock(spec.architecture),
         val_loss=last["val_loss"],
         zero_shot_loss=curve[0][1],
-        kl=last["kl"],
+        kl=last.get("kl"),
         tokens=tokens,
         seconds=outcome.seconds,
         tokens_per_second=tokens / outcome.seconds,

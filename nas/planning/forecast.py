@@ -33,11 +33,10 @@ def trial_tokens(plan: Plan) -> int:
 
     As many trials as there will be finalists are never stopped.
     """
-    starts = (0, *plan.recipe.rungs[:-1])
     halving = plan.settings.scheduler == "asha"
-    stretches = zip(starts, plan.recipe.rungs, strict=True)
+    stretches = itertools.pairwise((0, *plan.recipe.rungs))
     fewest = min(plan.trials, plan.settings.finalists)
-    halved = (max(fewest, math.ceil(plan.trials / REDUCTION**place)) for place in range(len(starts)))
+    halved = (max(fewest, math.ceil(plan.trials / REDUCTION**place)) for place in itertools.count())
     going = halved if halving else itertools.repeat(plan.trials)
     return sum(trials * (end - start) for trials, (start, end) in zip(going, stretches, strict=False))
 
@@ -64,7 +63,6 @@ def summary(plan: Plan) -> list[tuple[str, str]]:
     by_layer = spread[target.space.allocated]
     bands = [f"{part.target.budget}: {len(part.target.feasible)} architectures{by_layer}" for part in plan.parts]
     trials = " + ".join(str(part.trials) for part in plan.parts)
-    steps = f"{recipe.batch_tokens:,} tokens each, in sequences of {recipe.sequence_length}"
     return [
         ("teacher", f"{plan.settings.model}: {teacher:,} parameters, {target.shape.family}"),
         ("space", axes),
@@ -74,15 +72,27 @@ def summary(plan: Plan) -> list[tuple[str, str]]:
         ("trials", f"{trials} from sampler {plan.settings.sampler}; {resources.workers} at a time, {each} each"),
         (
             "tokens",
-            f"{recipe.tokens:,} per trial from {_text(plan)}; {plan.settings.scheduler} compares at {compared}",
+            f"{recipe.tokens:,} per trial from {_text(plan)}; {plan.settings.scheduler} compares at {compared}"
+            if recipe.tokens
+            else f"none per trial: refitted students are compared; the text is {_text(plan)}",
         ),
         *_mixture(plan),
         *_final_stage(plan),
         *_tests(plan),
-        ("total", f"about {expected_tokens(plan):,} training tokens"),
-        ("steps", f"{steps}, learning rate {recipe.learning_rate:g}"),
+        *_training(plan),
         ("study", f"{plan.study} in {redacted(plan.storage)}"),
         ("output", str(plan.folder)),
+    ]
+
+
+def _training(plan: Plan) -> list[tuple[str, str]]:
+    recipe, tokens = plan.recipe, expected_tokens(plan)
+    if not tokens:
+        return []
+    steps = f"{recipe.batch_tokens:,} tokens each, in sequences of {recipe.sequence_length}"
+    return [
+        ("total", f"about {tokens:,} training tokens"),
+        ("steps", f"{steps}, learning rate {recipe.learning_rate:g}"),
     ]
 
 
@@ -142,4 +152,5 @@ def estimated_seconds(plan: Plan) -> float:
     whole_trial = estimate_seconds(plan.target.shape, candidate, plan.recipe, plan.resources.device)
     screening = estimate_screen_seconds(plan.target.shape, candidate, plan.recipe, plan.resources.device)
     at_a_time = plan.resources.workers if plan.resources.gpus else 1  # trials on a CPU share what is measured
-    return (screening * plan.screenings + whole_trial * expected_tokens(plan) / plan.recipe.tokens) / at_a_time
+    trials = expected_tokens(plan) / plan.recipe.tokens if plan.recipe.tokens else sum(one.trials for one in plan.parts)
+    return (screening * plan.screenings + whole_trial * trials) / at_a_time

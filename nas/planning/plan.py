@@ -183,6 +183,9 @@ def resolve_target(settings: SearchSettings) -> Target:
     parse_objectives(settings.objectives)
     if parse_tests(settings.test) and not settings.finalists:
         raise InputError("--test: needs a final stage, and --finalists 0 has none; give --finalists 1 or more")
+    if settings.tokens_per_trial == 0 and settings.finalists and not settings.final_tokens:
+        rule = "finalists train on as many tokens as a trial has"
+        raise InputError(f"--tokens-per-trial 0: {rule}; give --final-tokens, or --finalists 0")
     check_budgets(settings.budget)
     _check_output(settings.output)
     check_space(settings.space)
@@ -291,11 +294,11 @@ def _recipe(settings: SearchSettings, shape: ModelShape, defaults: Defaults) -> 
         most = f"the teacher has {shape.positions} positions; give at most that"
         raise InputError(f"--sequence-length {settings.sequence_length}: {most}")
     batch = math.ceil((settings.batch_tokens or defaults.batch) / sequence) * sequence
-    steps = rungs(settings.tokens_per_trial or defaults.tokens, batch)
+    steps = rungs(defaults.tokens if settings.tokens_per_trial is None else settings.tokens_per_trial, batch)
     return Recipe(
         model=_absolute(settings.model),
         corpus=render_mixture(_corpus(settings), _absolute),
-        tokens=steps[-1],
+        tokens=(0, *steps)[-1],
         rungs=steps,
         validation_tokens=settings.validation_tokens or defaults.validation,
         sequence_length=sequence,

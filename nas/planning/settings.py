@@ -82,7 +82,10 @@ class SearchSettings(BaseModel):
     )
     trials: int = Field(8, ge=1, description="trials of each budget, those that the study has already included")
     tokens_per_trial: Tokens | None = Field(
-        None, ge=1, description="training tokens of a full trial (32,768 on a CPU, 8,388,608 on a GPU)"
+        None,
+        ge=0,
+        description="training tokens of a full trial (32,768 on a CPU, 8,388,608 on a GPU); 0 trains nothing and "
+        "compares refitted students",
     )
     sequence_length: Tokens | None = Field(
         None, ge=8, description="tokens of a sequence (256 on a CPU, 1,024 on a GPU, at most the model's positions)"

@@ -80,8 +80,8 @@ def write_report(outcome: Outcome) -> list[Path]:
     for name, text in tables.items():
         (folder / name).write_text(text, "utf-8")
     winner = outcome.winner.record.architecture
-    plots = [
-        plot_losses(records, folder / "losses.png", loss, winner),
+    plots = [plot_losses(records, folder / "losses.png", loss, winner)] if outcome.plan.recipe.tokens else []
+    plots += [
         plot_pareto(records, folder / "pareto.png", loss, winner),
         plot_sizes(records, folder / "sizes.png", winner),
         plot_agreement(outcome.agreements, folder / "rank_agreement.png"),

@@ -125,7 +125,9 @@ def trial_task(spec: dict[str, Any]) -> Iterator[dict[str, Any]]:
             emit({**metrics, TOKENS: tokens, **where})
 
         result = run_trial(TrialSpec.from_dict(spec), report)
-        metrics = {name: float(value) for name, value in result.to_dict().items() if name in METRICS}
+        metrics = {
+            name: float(value) for name, value in result.to_dict().items() if name in METRICS and value is not None
+        }
         metrics.update({f"{OF_TEXT}{name}": loss for name, loss in result.losses.items()})
         emit({FINAL: True, LOSS: result.val_loss, **metrics, **where})
 

@@ -115,7 +115,7 @@ async def _result(spec: PreparationSpec, workers: Workers, on_step: Callable[[st
 def target_helpers(plan: Plan) -> int:
     """How many workers compute the teacher's targets beside the first one."""
     recipe, device = plan.recipe, plan.resources.device
-    parts = part_count(plan.target.shape, recipe.text_tokens, device, recipe.teacher_targets)
+    parts = part_count(plan.target.shape, recipe.text_tokens, device, recipe.targets_for(recipe.tokens))
     return max(0, min(plan.resources.workers, parts) - 1)
 
 

@@ -85,6 +85,19 @@ def test_result_is_of_the_student_that_is_left(spec: TrialSpec, architecture: Ar
     assert sorted(path.name for path in Path(spec.directory).iterdir()) == ["result.json", "student"]
 
 
+def test_without_training_the_student_is_as_it_was_cut(spec: TrialSpec, tmp_path: Path) -> None:
+    spec = replace(spec, recipe=replace(spec.recipe, tokens=0, rungs=()), cache=str(tmp_path / "empty"))
+    result, readings = run(spec)
+    common = shared(spec.recipe, spec.cache, "cpu")
+    unchanged = prune(common.teacher.model, common.scores, CUSTOM, common.streams).state_dict()
+    torch.testing.assert_close(load_student(spec).state_dict(), unchanged, rtol=0, atol=0)
+    assert result.curve == ((0, result.val_loss),) == tuple((tokens, one["val_loss"]) for tokens, one in readings)
+    assert (result.tokens, result.tokens_per_second, result.kl) == (0, 0, None)
+    assert result.zero_shot_loss == result.val_loss
+    assert not (tmp_path / "empty" / "targets").exists(), "nobody trains on them"
+    assert run(spec) == (result, readings)
+
+
 def test_finished_trial_is_not_run_again(spec: TrialSpec, monkeypatch: pytest.MonkeyPatch) -> None:
     result, readings = run(spec)
     monkeypatch.setattr(door, "distill", lambda *_: pytest.fail("trained again"))

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from nas.planning.forecast import expected_tokens, summary
+from nas.planning.forecast import estimated_seconds, expected_tokens, plan_lines, summary
 from nas.planning.machine import Machine
 from nas.planning.plan import Plan, make_plan, resolve_target, trial_bytes
 from nas.planning.settings import load_settings
@@ -120,6 +120,18 @@ def test_halving_is_planned(tiny_teacher_folder: Path) -> None:
     assert expected_tokens(plan) == 8 * 1024 + 4 * 1024 + 2 * 2048
     whole = make(tiny_teacher_folder, **trial, scheduler="none")
     assert expected_tokens(whole) == 8 * 4096
+
+
+def test_without_training_refitted_students_are_compared(tiny_teacher_folder: Path) -> None:
+    plan = make(tiny_teacher_folder, trials=8, tokens_per_trial=0, finalists=0)
+    assert (plan.recipe.tokens, plan.recipe.rungs, expected_tokens(plan)) == (0, (), 0)
+    assert plan_lines(plan)["tokens"].startswith("none per trial")
+    assert "total" not in plan_lines(plan)
+    assert estimated_seconds(plan) > 0
+    further = make(tiny_teacher_folder, trials=8, tokens_per_trial=0, batch_tokens=64, final_tokens=128)
+    assert expected_tokens(further) == (4 + 3) * 128
+    with pytest.raises(InputError, match=r"--tokens-per-trial 0: .*give --final-tokens, or --finalists 0"):
+        make(tiny_teacher_folder, tokens_per_trial=0)
 
 
 def test_the_final_stage_is_planned(tiny_teacher_folder: Path) -> None:
