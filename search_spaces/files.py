@@ -17,7 +17,8 @@ from search_spaces.shape import ModelShape
 from search_spaces.space import AXES, LAYERS, SearchSpace
 
 PRESETS = ("default", "depth", "width", "stock")
-MOST_CHOICES = 100_000  # of layers; every trial's record is compared with all of them
+MOST_CHOICES = 100_000  # of layers; the identity of a study lists them all
+MOST_LAYERS = 53  # of a teacher whose layers can be named; a database holds a choice as a float64, a bit for each layer
 MOST_ARCHITECTURES = 2_000_000  # in a space; listing them takes a minute and a gigabyte
 LONGEST_FILE = 100_000  # characters of a YAML file, which is read at about that many a second
 LONGEST_VALUE = 2_000  # characters of one value in it; Python itself reads numbers of at most 4,300 digits
@@ -149,6 +150,9 @@ def load_space(source: str, shape: ModelShape) -> SearchSpace:
 
 def _choices(name: str, given: SpaceFile, layers: int, depths: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
     """The axes depth and kept_layers of a space whose architectures name their layers."""
+    if layers > MOST_LAYERS:
+        rule = f"the teacher has {layers} layers; they can be named in one of at most {MOST_LAYERS}"
+        raise InputError(f"space {name}: key 'kept_layers': {rule}; leave the key out")
     if given.kept_layers == "any":
         number = sum(comb(layers, depth) for depth in depths)
         if number > MOST_CHOICES:

@@ -124,6 +124,8 @@ def test_too_many_choices_of_layers_are_refused_at_once(tmp_path: Path) -> None:
     file.write_text("kept_layers: any\n")
     with pytest.raises(InputError, match=r"'kept_layers': 614,429,672 choices of layers; at most 100,000.*'depth'"):
         load_space(str(file), SMOL)
+    with pytest.raises(InputError, match=r"'kept_layers': the teacher has 60 layers; .* at most 53"):
+        load_space(str(file), replace(SMOL, layers=60))
 
 
 def test_layers_that_the_teacher_lacks_are_refused() -> None:
