@@ -113,7 +113,9 @@ shares = st.integers(0, 130).map("{}%".format) | st.integers(0, 130) | st.text("
 ranges = st.fixed_dictionaries({"min": shares}, optional={"max": shares, "step": shares, "foo": junk})
 axes = ranges | st.lists(shares, max_size=4) | junk
 flags = st.booleans() | st.lists(st.booleans(), max_size=3) | junk
-keys = {name: flags if name in ("stock_only", "allocated") else axes for name in SpaceFile.model_fields}
+choices = st.just("any") | st.lists(st.lists(st.integers(-1, 9), max_size=4), max_size=4) | junk
+kinds = {"stock_only": flags, "allocated": flags, "kept_layers": choices}
+keys = {name: kinds.get(name, axes) for name in SpaceFile.model_fields}
 yaml_texts = st.text(st.sampled_from("a1%:-[]{}&*!|>#'\",\n \tx\0") | characters, max_size=60)
 
 

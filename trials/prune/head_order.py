@@ -5,6 +5,8 @@ Removes one head of a layer at a time and always takes the one that the other he
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -13,25 +15,19 @@ from transformers import PreTrainedModel
 
 from trials.families.base import Family, matrix_of
 from trials.prune.input_moments import input_moments
-from trials.prune.neuron_order import MOMENT_BYTES, TOKENS, scaled_problem
+from trials.prune.neuron_order import scaled_problem
 from trials.prune.refit import RIDGE
 
 
 def head_losses(model: PreTrainedModel, family: Family, windows: Tensor, head_dim: int) -> NDArray[np.float32]:
     """For each head, its layer's loss without it and without all heads removed before it; (L, A).
 
-    See `eliminated_blocks`. Second moments are measured in the intact teacher on the first windows of ``windows``
-    (n, T; token ids) up to `TOKENS` tokens, at least one window.
+    See `eliminated_blocks`, and `trials.prune.input_moments` for what is measured on ``windows`` (n, T; token ids).
     """
-    text = windows[: max(1, TOKENS // windows.shape[1])]
     outputs = [family.attention_output(layer) for layer in family.layers(model)]
-    at_once = max(1, MOMENT_BYTES // (4 * matrix_of(outputs[0]).shape[1] ** 2))
-    losses = []
-    for start in range(0, len(outputs), at_once):
-        some = outputs[start : start + at_once]
-        for second, output in zip(input_moments(model, family, text, some), some, strict=True):
-            losses.append(eliminated_blocks(second, matrix_of(output), head_dim).cpu().numpy())
-    return np.stack(losses)
+    seconds = input_moments(model, family, windows, outputs)
+    found = map(partial(eliminated_blocks, size=head_dim), seconds, map(matrix_of, outputs))
+    return np.stack([losses.cpu().numpy() for losses in found])
 
 
 @torch.no_grad()

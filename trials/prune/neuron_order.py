@@ -15,28 +15,18 @@ from trials.families.base import Family, matrix_of
 from trials.prune.input_moments import input_moments
 from trials.prune.refit import RIDGE
 
-# At most. Half as many tokens gave worse students of mini, but not of SmolLM2: docs/lab/heads-and-neurons.md.
-TOKENS = 65_536
-MOMENT_BYTES = 4 * 2**30  # second moments held at a time; one pass over the text covers as many layers as fit
 COMPACT = 8  # the matrices are shrunk to the remaining neurons at least this many times
 
 
 def elimination_losses(model: PreTrainedModel, family: Family, windows: Tensor) -> NDArray[np.float32]:
     """For each MLP neuron, its layer's loss without it and without all neurons removed before it; (L, M).
 
-    See `eliminated`. Second moments are measured in the intact teacher on the first windows of ``windows`` (n, T; token
-    ids) up to `TOKENS` tokens, at least one window.
+    See `eliminated`, and `trials.prune.input_moments` for what is measured on ``windows`` (n, T; token ids).
     """
-    text = windows[: max(1, TOKENS // windows.shape[1])]
     outputs = [family.mlp_output(layer) for layer in family.layers(model)]
-    weights = [matrix_of(one) for one in outputs]
-    at_once = max(1, MOMENT_BYTES // (4 * weights[0].shape[1] ** 2))
-    losses = []
-    for start in range(0, len(outputs), at_once):
-        some = slice(start, start + at_once)
-        seconds = input_moments(model, family, text, outputs[some])[::-1]
-        losses += [eliminated(seconds.pop(), weight).cpu().numpy() for weight in weights[some]]
-    return np.stack(losses)
+    seconds = input_moments(model, family, windows, outputs)
+    found = map(eliminated, seconds, map(matrix_of, outputs))
+    return np.stack([losses.cpu().numpy() for losses in found])
 
 
 @torch.no_grad()

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from trials.families.base import bias_of, matrix_of
 from trials.families.lookup import FAMILIES, family_of
-from trials.prune import input_moments, neuron_order
+from trials.prune import input_moments
 from trials.prune.neuron_order import eliminated, elimination_losses
 from trials.teacher.second_moments import second_moments
 
@@ -97,7 +97,7 @@ def test_a_layer_is_judged_by_what_its_projection_reads(
 ) -> None:
     """Moments are about the mean if there is a bias, as in `trials.prune.refit`, for any number of layers per pass."""
     monkeypatch.setattr(input_moments, "autocast", lambda _: nullcontext())
-    monkeypatch.setattr(neuron_order, "MOMENT_BYTES", at_once)
+    monkeypatch.setattr(input_moments, "MOMENT_BYTES", at_once)
     model = make_teacher(model_type)
     family = family_of(model.config)
     found = elimination_losses(model, family, TOKENS)
@@ -183,9 +183,9 @@ def test_a_covariance_that_rounding_left_without_a_factor_gives_an_order() -> No
 def test_no_more_text_is_read_than_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
     model = make_gpt2()
     family = family_of(model.config)
-    monkeypatch.setattr(neuron_order, "TOKENS", 70)
+    monkeypatch.setattr(input_moments, "TOKENS", 70)
     assert np.array_equal(elimination_losses(model, family, TOKENS), elimination_losses(model, family, TOKENS[:2]))
-    monkeypatch.setattr(neuron_order, "TOKENS", 1)
+    monkeypatch.setattr(input_moments, "TOKENS", 1)
     assert np.array_equal(elimination_losses(model, family, TOKENS), elimination_losses(model, family, TOKENS[:1]))
 
 
