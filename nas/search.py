@@ -101,18 +101,21 @@ def listeners(console: Console) -> tuple[Announcer, MlflowListener]:
     from nas.display.display import Display
     from nas.report.writer import ReportWriter
     from nas.stages.events import Announcer
+    from nas.tables.writer import TableWriter
     from nas.tracking.listener import MlflowListener
 
     announce, mlflow = Announcer(), MlflowListener(console)
-    announce.listeners += [Display(console), ReportWriter(announce), mlflow]
+    announce.listeners += [Display(console), ReportWriter(announce), TableWriter(announce), mlflow]
     return announce, mlflow
 
 
 def _print_result(outcomes: Sequence[Outcome], console: Console, mlflow: MlflowListener) -> None:
     from nas.report.terminal import print_result
+    from nas.tables.writer import print_table
     from nas.tracking.tracker import tracking_uri, ui_lines
 
     output = outcomes[0].plan.output
+    print_table(outcomes, console)
     print_result(outcomes, console, ui_lines(tracking_uri(output), mlflow.experiment_id))
 
 

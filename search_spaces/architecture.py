@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby, pairwise
+from typing import Any
 
+from search_spaces.compression import NOTHING, Compression
 from search_spaces.errors import InputError
 
 MAX_KEY_LENGTH = 64  # a key names a folder and labels table columns and plotted points
@@ -21,6 +23,7 @@ class Architecture:
     Each is shared by an equal group of the layer's heads (grouped-query attention, arXiv 2305.13245). Left out, every
     head has its own. The importance scores decide which channels, heads and neurons are kept. They also decide which
     layers are kept, unless ``kept_layers`` names them: numbers of the teacher's layers, ascending, the first is 0.
+    ``compression`` is what is done to the weights that stay.
 
     Raises InputError when a size is not a positive integer, the per-layer sizes or the kept layers do not match the
     depth, or heads is not a multiple of kv_heads.
@@ -32,6 +35,7 @@ class Architecture:
     mlp: tuple[int, ...]
     kv_heads: tuple[int, ...] = ()
     kept_layers: tuple[int, ...] = ()
+    compression: Compression = NOTHING
 
     def __post_init__(self) -> None:
         if not self.kv_heads:
@@ -51,28 +55,35 @@ class Architecture:
         return all(len(set(sizes)) == 1 for sizes in (self.heads, self.mlp, self.kv_heads))
 
     @property
+    def plain(self) -> Architecture:
+        """The same sizes, with nothing done to the weights."""
+        return replace(self, compression=NOTHING)
+
+    @property
     def key(self) -> str:
         """The canonical name, safe as a file name. Two architectures have the same key only if they are equal.
 
         Uniform: ``d12-h768-a12-m3072``. Nine heads on three key/value heads: ``d30-h576-a9k3-m1536``. Sizes that
         differ by layer are written as runs: ``d3-h64-a4x2.2-m256``. Named layers are the last part:
         ``d6-h256-a8-m1024-l0to3.6.7``. A name that would be too long holds the average sizes and a digest:
-        ``d24-h576-a7k3-m912-varied-0f3a51c2b6d4``.
+        ``d24-h576-a7k3-m912-varied-0f3a51c2b6d4``. The compression comes last: ``d8-h224-a7-m512-s50-nf4``.
         """
         shared = "" if self.kv_heads == self.heads else f"k{_runs(self.kv_heads)}"
         named = f"-l{_spans(self.kept_layers)}" if self.kept_layers else ""
         sizes = f"a{_runs(self.heads)}{shared}-m{_runs(self.mlp)}{named}"
-        key = f"d{self.depth}-h{self.hidden}-{sizes}"
+        done = f"-{self.compression.key}" if self.compression else ""
+        key = f"d{self.depth}-h{self.hidden}-{sizes}{done}"
         if len(key) <= MAX_KEY_LENGTH:
             return key
         heads, kv_heads, mlp = (round(sum(one) / self.depth) for one in (self.heads, self.kv_heads, self.mlp))
         average = f"a{heads}{f'k{kv_heads}' if shared else ''}-m{mlp}"
-        return f"d{self.depth}-h{self.hidden}-{average}-varied-{hashlib.sha256(sizes.encode()).hexdigest()[:12]}"
+        digest = hashlib.sha256(f"{sizes}{done}".encode()).hexdigest()[:12]
+        return f"d{self.depth}-h{self.hidden}-{average}-varied-{digest}"
 
-    def to_dict(self) -> dict[str, int | list[int]]:
+    def to_dict(self) -> dict[str, Any]:
         """JSON form. A size that all layers share is written once.
 
-        ``kv_heads`` is left out if it equals ``heads``, and ``kept_layers`` if it is empty.
+        ``kv_heads`` is left out if it equals ``heads``, and ``kept_layers`` and ``compression`` if they are empty.
         """
         shared = {} if self.kv_heads == self.heads else {"kv_heads": _collapsed(self.kv_heads)}
         named = {"kept_layers": list(self.kept_layers)} if self.kept_layers else {}
@@ -83,20 +94,25 @@ class Architecture:
             **shared,
             "mlp": _collapsed(self.mlp),
             **named,
+            **({"compression": self.compression.to_dict()} if self.compression else {}),
         }
 
     @classmethod
     def from_dict(cls, value: Mapping[str, object]) -> Architecture:
         """The inverse of `to_dict`. Raises InputError naming a key that is missing, unknown or of a wrong type."""
         names = {"depth", "hidden", "heads", "mlp"}
-        given = set(value) - {"kv_heads", "kept_layers"}
+        given = set(value) - {"kv_heads", "kept_layers", "compression"}
         if given != names:
             odd = sorted(names ^ given)
             raise InputError(f"architecture {dict(value)}: missing or unknown keys {odd}; give {sorted(names)}")
         depth, hidden = _integer(value, "depth"), _integer(value, "hidden")
         shared = _expanded(value, "kv_heads", depth) if "kv_heads" in value else ()
         named = _expanded(value, "kept_layers", depth) if "kept_layers" in value else ()
-        return cls(depth, hidden, _expanded(value, "heads", depth), _expanded(value, "mlp", depth), shared, named)
+        done = value.get("compression", {})
+        if not isinstance(done, Mapping):
+            raise InputError(f"architecture {dict(value)}: compression={done!r} is not a mapping")
+        sizes = _expanded(value, "heads", depth), _expanded(value, "mlp", depth)
+        return cls(depth, hidden, *sizes, shared, named, Compression.from_dict(done))
 
 
 def _problem(architecture: Architecture) -> str | None:

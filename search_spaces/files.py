@@ -103,6 +103,9 @@ class AxisRange(_Forbidding):
 class SpaceFile(_Forbidding):
     """The keys of a space file. An axis that is left out takes its values from the preset ``default``.
 
+    ``study`` holds settings of the search, by the names of the flags: ``{sampler: exhaustive, finalists: 0}``. The user
+    overrides them with flags, the environment or a file.
+
     ``kv_heads`` is for teachers with grouped-query attention only. ``allocated`` chooses between uniform layers and
     sizes by layer: [false] is uniform only, [true] is by layer only, [false, true] is both. ``kept_layers`` names the
     layers that stay: ``any`` is every choice of as many as ``depth`` says, and a list holds the choices one by one.
@@ -116,6 +119,7 @@ class SpaceFile(_Forbidding):
     stock_only: Annotated[bool, Field(strict=True)] = False
     allocated: Annotated[list[Annotated[bool, Field(strict=True)]], Field(min_length=1)] = [False]
     kept_layers: Literal["any"] | list[list[Layer]] | None = None
+    study: dict[str, Any] = {}
 
 
 def load_space(source: str, shape: ModelShape) -> SearchSpace:
@@ -177,6 +181,11 @@ def _choice(name: str, chosen: list[int], layers: int) -> tuple[int, ...]:
             f"0 to {layers - 1}, each once"
         )
     return tuple(sorted(chosen))
+
+
+def study_settings(source: str) -> dict[str, Any]:
+    """The settings of the search that the space ``source`` brings along. Raises InputError as `check_space` does."""
+    return dict(_parse(source).study)
 
 
 def check_space(source: str) -> None:

@@ -1,4 +1,4 @@
-"""The settings of a search: defaults < YAML file < environment < flags, validated once, then frozen."""
+"""The settings of a search: defaults < space < YAML file < environment < flags, validated once, then frozen."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ByteSize, Confi
 
 from search_spaces.budget import DEFAULT_TOLERANCE, UNITS
 from search_spaces.errors import InputError
-from search_spaces.files import PRESETS, read_yaml
+from search_spaces.files import PRESETS, read_yaml, study_settings
 
 PROGRAM = "python -m nas.search"
 ENVIRONMENT_PREFIX = "NAS_"
@@ -79,6 +79,9 @@ class SearchSettings(BaseModel):
     )
     scheduler: Literal["asha", "none"] = Field(
         "asha", description="asha stops weak trials early; none trains all trials to their end"
+    )
+    table: Literal["layers", "pruned-gpt", "sparsity", "stack"] | None = Field(
+        None, description="one more table at the end, that of a published study; the presets of these studies set it"
     )
     trials: int = Field(8, ge=1, description="trials of each budget, those that the study has already included")
     tokens_per_trial: Tokens | None = Field(
@@ -154,12 +157,13 @@ class SearchSettings(BaseModel):
 HELP_EPILOG = """\
 A value in brackets is the default; a value in parentheses is chosen when you give none.
 Every setting is also an environment variable (NAS_BUDGET, NAS_TOKENS_PER_TRIAL, ...) and a key in the file of
---config (budget: 260M). Flags win over the environment, the environment over the file.
+--config (budget: 260M). Flags win over the environment, the environment over the file, and the
+file over the settings of a space (key study).
 Exit codes: 0 done, 2 wrong input, 3 nothing feasible finished, 130 interrupted."""
 
 
 GROUPS = {
-    "what to search": ("budget", "model", "tolerance", "space", "max_memory", "max_latency_ms", "objectives"),
+    "what to search": ("budget", "model", "tolerance", "space", "max_memory", "max_latency_ms", "objectives", "table"),
     "text": ("corpus", "validation", "test", "test_tokens", "test_dtype"),
     "candidates": ("sampler", "screened", "scheduler", "trials", "finalists", "baselines", "seed"),
     "training": (
@@ -251,20 +255,33 @@ def load_settings(
 ) -> SearchSettings:
     """The settings. ``flags`` win over the environment, the environment over the YAML file ``config``.
 
+    Settings that the space brings along come last of all (`search_spaces.files.SpaceFile`).
+
     Raises InputError that names the setting, its source and the rule.
     """
     variables = dict(os.environ) if environment is None else environment
     from_file = _read_yaml(config) if config else {}
     from_environment = _from_environment(variables)
+    given = {**from_file, **from_environment, **flags}
+    from_space = _from_space(given.get("space", SearchSettings.model_fields["space"].default))
     sources = {
+        **dict.fromkeys(from_space, f"space {given.get('space')}: study: "),
         **dict.fromkeys(from_file, f"{config}: "),
         **{name: f"{_variable(name)}: " for name in from_environment},
         **dict.fromkeys(flags, ""),
     }
     try:
-        return SearchSettings.model_validate({**from_file, **from_environment, **flags})
+        return SearchSettings.model_validate({**from_space, **given})
     except ValidationError as error:
         raise InputError(_describe(error, sources)) from error
+
+
+def _from_space(space: Any) -> dict[str, Any]:
+    """The settings that the ``space`` brings along. Raises InputError when it cannot be read, or names itself."""
+    found = study_settings(space) if isinstance(space, str) else {}
+    if "space" in found:
+        raise InputError(f"space {space}: study: a space cannot name another space; leave 'space' out")
+    return {name: str(value) if name == "budget" else value for name, value in found.items()}
 
 
 def _from_environment(variables: Mapping[str, str]) -> dict[str, str]:

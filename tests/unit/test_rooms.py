@@ -17,8 +17,19 @@ MOST_FILES = 12  # in a folder, without its __init__.py
 # files of a top folder itself come last.
 ROOMS = {
     "search_spaces": (),
-    "trials": ("storage", "families", "text", "losses", "teacher", "prune", "distill", "evaluate", "export"),
-    "nas": ("study", "planning", "choosing", "running", "stages", "display", "report", "tracking"),
+    "trials": (
+        "storage",
+        "families",
+        "text",
+        "losses",
+        "teacher",
+        "prune",
+        "compress",
+        "distill",
+        "evaluate",
+        "export",
+    ),
+    "nas": ("study", "planning", "choosing", "running", "stages", "display", "report", "tables", "tracking"),
     "benchmarks": ("mini", "pruning", "peers", "distillation", "search", "service"),
 }
 ORDER = [room for top, inside in ROOMS.items() for room in (*(f"{top}/{one}" for one in inside), top)]

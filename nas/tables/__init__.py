@@ -1,0 +1,1 @@
+"""The tables of published studies, made from the trials of a search."""

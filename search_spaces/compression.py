@@ -1,0 +1,200 @@
+"""What is done to the weights of a candidate: sparsity, quantization and adapters, as pure values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal
+
+from search_spaces.errors import InputError
+
+MATRICES = ("attention", "mlp")  # the matrices of a layer, by the part that they belong to
+MOST_SPARSE = 0.95
+DIGITS = 4  # of a number that is not whole; more would not show in a key
+SCHEMES = ("none", "int8", "nf4", "torchao-int8", "torchao-int4")
+BITS = {"none": 16, "int8": 8, "nf4": 4, "torchao-int8": 8, "torchao-int4": 4}
+GROUPS = {"nf4": (64, 128, 256, 512, 1024, 2048, 4096), "torchao-int4": (32, 64, 128, 256)}  # the first is the default
+
+
+def _check_matrices(name: str, matrices: tuple[str, ...]) -> None:
+    """Raise InputError unless ``matrices`` names some of `MATRICES`, each once and in their order."""
+    legal = [one for one in MATRICES if one in matrices] if isinstance(matrices, tuple) else []
+    if not legal or list(matrices) != legal:
+        given = list(matrices) if isinstance(matrices, tuple) else matrices
+        raise InputError(f"{name}.matrices {given}: must be {' or '.join(MATRICES)}, or both in this order")
+
+
+def _check_type(name: str, value: object, types: tuple[type, ...]) -> None:
+    if not isinstance(value, types) or isinstance(value, bool):
+        raise InputError(f"{name} {value!r}: must be a {'whole ' if types == (int,) else ''}number")
+
+
+def _named(matrices: tuple[str, ...]) -> str:
+    return "" if matrices == MATRICES else "".join(matrices)
+
+
+@dataclass(frozen=True, order=True)
+class Sparsity:
+    """Which share of the weights of the layers' ``matrices`` is 0.
+
+    ``level`` is that share, 0 to 0.95. ``kind`` is "unstructured", or "2:4": two of four weights in a row along the
+    inputs are 0, which is a level of 0.5.
+
+    Raises InputError naming the field when a value is not legal.
+    """
+
+    level: float = 0.0
+    kind: Literal["unstructured", "2:4"] = "unstructured"
+    matrices: tuple[str, ...] = MATRICES
+
+    def __post_init__(self) -> None:
+        _check_type("sparsity.level", self.level, (int, float))
+        object.__setattr__(self, "level", round(float(self.level), DIGITS))
+        if not 0 <= self.level <= MOST_SPARSE:
+            raise InputError(f"sparsity.level {self.level}: must be from 0 to {MOST_SPARSE}")
+        if self.kind not in ("unstructured", "2:4"):
+            raise InputError(f"sparsity.kind {self.kind!r}: must be unstructured or 2:4")
+        if self.kind == "2:4" and self.level != 0.5:
+            raise InputError(f"sparsity.level {self.level}: 2:4 is a level of 0.5")
+        _check_matrices("sparsity", self.matrices)
+
+    @property
+    def key(self) -> str:
+        """``s50`` for half, ``s2of4`` for 2:4, ``s50mlp`` for half of the MLP alone; empty for none."""
+        if not self.level:
+            return ""
+        return f"s{'2of4' if self.kind == '2:4' else f'{100 * self.level:.6g}'}{_named(self.matrices)}"
+
+
+@dataclass(frozen=True, order=True)
+class Quantization:
+    """How the weights of the layers' ``matrices`` are stored. Embeddings, norms and biases stay bfloat16.
+
+    - "int8" is bitsandbytes' LLM.int8() (arXiv 2208.07339), one scale for each row.
+    - "nf4" is bitsandbytes' NormalFloat (QLoRA, arXiv 2305.14314), one scale for ``group`` weights. With ``double``,
+      the scales are quantized to 8 bits too.
+    - "torchao-int8" and "torchao-int4" are torchao's weight-only schemes, for `nn.Linear`. The second has one scale
+      for ``group`` weights.
+
+    ``group`` 0 stands for the scheme's default. Raises InputError naming the field when a value is not legal.
+    """
+
+    scheme: str = "none"
+    group: int = 0
+    double: bool = True
+    matrices: tuple[str, ...] = MATRICES
+
+    def __post_init__(self) -> None:
+        if self.scheme not in SCHEMES:
+            raise InputError(f"quantization.scheme {self.scheme!r}: must be one of {', '.join(SCHEMES)}")
+        _check_type("quantization.group", self.group, (int,))
+        legal = GROUPS.get(self.scheme, ())
+        if not self.group and legal:
+            object.__setattr__(self, "group", legal[0])
+        if self.group and self.group not in legal:
+            rule = f"must be one of {', '.join(map(str, legal))}" if legal else f"{self.scheme} has no groups"
+            raise InputError(f"quantization.group {self.group}: {rule}")
+        if self.scheme != "nf4":
+            object.__setattr__(self, "double", True)  # means nothing: one value, so that equal ones have one key
+        _check_matrices("quantization", self.matrices)
+
+    @property
+    def bits(self) -> int:
+        """Bits of a weight."""
+        return BITS[self.scheme]
+
+    @property
+    def key(self) -> str:
+        """``nf4``, ``int8``, ``nf4g128`` with another group, ``nf4single`` without double; empty for none."""
+        if self.scheme == "none":
+            return ""
+        group = f"g{self.group}" if self.group and self.group != GROUPS[self.scheme][0] else ""
+        return f"{self.scheme.replace('-', '')}{group}{'' if self.double else 'single'}{_named(self.matrices)}"
+
+
+@dataclass(frozen=True, order=True)
+class Adapters:
+    """Low-rank adapters beside the layers' ``matrices`` (LoRA, arXiv 2106.09685): W + alpha / rank * B A.
+
+    With ``rank`` 0 there are none. ``sparsity`` is the share of the adapters' own weights that is 0, 0 to 0.95.
+
+    Raises InputError naming the field when a value is not legal.
+    """
+
+    rank: int = 0
+    alpha: float = 16.0
+    sparsity: float = 0.0
+    matrices: tuple[str, ...] = MATRICES
+
+    def __post_init__(self) -> None:
+        _check_type("adapters.rank", self.rank, (int,))
+        _check_type("adapters.alpha", self.alpha, (int, float))
+        _check_type("adapters.sparsity", self.sparsity, (int, float))
+        for name in ("alpha", "sparsity"):
+            object.__setattr__(self, name, round(float(getattr(self, name)), DIGITS))
+        if self.rank < 0:
+            raise InputError(f"adapters.rank {self.rank}: must be at least 1; leave adapters out for none")
+        if not 0 < self.alpha <= 4096:
+            raise InputError(f"adapters.alpha {self.alpha}: must be above 0 and at most 4096")
+        if not 0 <= self.sparsity <= MOST_SPARSE:
+            raise InputError(f"adapters.sparsity {self.sparsity}: must be from 0 to {MOST_SPARSE}")
+        _check_matrices("adapters", self.matrices)
+
+    @property
+    def key(self) -> str:
+        """``r8`` for rank 8, ``r8s80`` with 80 % of the adapters' weights at 0; empty for none."""
+        if not self.rank:
+            return ""
+        alpha = "" if self.alpha == Adapters.alpha else f"x{self.alpha:.8g}"
+        sparse = f"s{100 * self.sparsity:.6g}" if self.sparsity else ""
+        return f"r{self.rank}{alpha}{sparse}{_named(self.matrices)}"
+
+
+@dataclass(frozen=True, order=True)
+class Compression:
+    """What is done to the weights of a candidate. The default is nothing."""
+
+    sparsity: Sparsity = Sparsity()
+    quantization: Quantization = Quantization()
+    adapters: Adapters = Adapters()
+
+    @property
+    def key(self) -> str:
+        """The canonical name, such as ``s50-nf4``; empty for nothing. Two values have the same key only if equal."""
+        return "-".join(one.key for one in (self.sparsity, self.quantization, self.adapters) if one.key)
+
+    def __bool__(self) -> bool:
+        """Whether anything is done."""
+        return bool(self.key)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON form; what is not done is left out."""
+        parts = {one.name: getattr(self, one.name) for one in fields(self)}
+        return {name: {**asdict(part), "matrices": list(part.matrices)} for name, part in parts.items() if part.key}
+
+    @classmethod
+    def from_dict(cls, value: Mapping[str, Any]) -> Compression:
+        """The inverse of `to_dict`. Raises InputError naming a field that is unknown or has an illegal value."""
+        if unknown := sorted(set(value) - set(PARTS)):
+            raise InputError(f"compression: unknown field {unknown[0]!r}; known are {', '.join(PARTS)}")
+        parts: dict[str, Any] = {name: _part(name, given) for name, given in value.items()}
+        if "adapters" in parts and not parts["adapters"].rank:
+            raise InputError("adapters.rank 0: must be at least 1; leave adapters out for none")
+        return cls(**parts)
+
+
+NOTHING = Compression()
+PARTS: dict[str, Any] = {"sparsity": Sparsity, "quantization": Quantization, "adapters": Adapters}
+
+
+def _part(name: str, given: object) -> Any:
+    """The part called ``name`` from its JSON form."""
+    known = [one.name for one in fields(PARTS[name])]
+    if not isinstance(given, Mapping):
+        raise InputError(f"{name} {given!r}: must be a mapping with some of {', '.join(known)}")
+    if unknown := sorted(map(str, set(given) - set(known))):
+        raise InputError(f"{name}: unknown field {unknown[0]!r}; known are {', '.join(known)}")
+    values = dict(given)
+    if isinstance(values.get("matrices"), list):
+        values["matrices"] = tuple(values["matrices"])
+    return PARTS[name](**values)

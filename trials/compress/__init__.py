@@ -1,0 +1,1 @@
+"""What is done to the weights of a student: sparsity, quantization and adapters."""
