@@ -1,4 +1,4 @@
-"""Budgets as a user writes them ("260M", "70%"), and the band of parameter counts that each allows."""
+"""Budgets as a user writes them ("260M", "70%", "90MB", "40%B"), and the band of sizes that each allows."""
 
 from __future__ import annotations
 
@@ -15,20 +15,25 @@ from search_spaces.errors import InputError
 DEFAULT_TOLERANCE = 0.05
 UNITS = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "G": 10**9}
 LONGEST = 40  # characters of a budget
-MOST = 10**15  # parameters, before the unit
-PATTERN = re.compile(r"(?P<number>\d[\d_]*(\.\d+)?)\s*(?P<unit>[KMBG%]?)", re.IGNORECASE)
+MOST = 10**15  # parameters or bytes, before the unit
+PATTERN = re.compile(r"(?P<number>\d[\d_]*(\.\d+)?)\s*(?P<unit>[KMG%]B|[KMBG%]?)", re.IGNORECASE)
+PARAMETERS, BYTES = "parameters", "bytes"
 
 
 @dataclass(frozen=True)
 class Budget:
-    """A closed band of parameter counts, ``[minimum, maximum]``. ``text`` is what the user wrote."""
+    """A closed band of sizes, ``[minimum, maximum]``. ``text`` is what the user wrote.
+
+    ``unit`` is "parameters", or "bytes" of the exported weights (`search_spaces.stored_size`).
+    """
 
     minimum: int
     maximum: int
     text: str
+    unit: str = PARAMETERS
 
-    def __contains__(self, parameters: int) -> bool:
-        return self.minimum <= parameters <= self.maximum
+    def __contains__(self, size: int) -> bool:
+        return self.minimum <= size <= self.maximum
 
     @property
     def label(self) -> str:
@@ -36,7 +41,18 @@ class Budget:
         return re.sub(r"[_\s]", "", self.text).replace("%", "pct")
 
     def __str__(self) -> str:
-        return f"{self.text} = {self.minimum:,} to {self.maximum:,} parameters"
+        return f"{self.text} = {self.minimum:,} to {self.maximum:,} {self.unit}"
+
+
+def unit_of(text: str) -> str:
+    """The unit of comma-separated budgets: "bytes" for 90MB, 1.2GB or 40%B, otherwise "parameters".
+
+    Raises InputError for a wrong budget, and when the budgets have different units.
+    """
+    units = [BYTES if len(_parsed(one)[1]) == 2 else PARAMETERS for one in text.split(",")]
+    if len(set(units)) > 1:
+        raise InputError(f"budget {_short(text)}: some are in parameters and some in bytes; give all in one unit")
+    return units[0]
 
 
 def parse_budgets(text: str, teacher: int, counts: Sequence[int], tolerance: float) -> tuple[Budget, ...]:
@@ -57,15 +73,16 @@ def parse_budgets(text: str, teacher: int, counts: Sequence[int], tolerance: flo
 
 def check_budgets(text: str) -> None:
     """Check the syntax of comma-separated budgets, without a teacher. Raises InputError for the first wrong one."""
-    for one in text.split(","):
-        _parsed(one)
+    unit_of(text)
 
 
 def parse_budget(text: str, teacher: int, counts: Sequence[int], tolerance: float = DEFAULT_TOLERANCE) -> Budget:
     """The band ``[(1 - tolerance) * budget, budget]`` of the budget ``text``.
 
-    ``text`` is a number of parameters with an optional unit (``260M``, ``0.26B``, ``260_000_000``) or a share of
-    the ``teacher``'s parameters (``70%``). ``counts`` are the parameter counts of the search space, ascending.
+    ``text`` is a number of parameters with an optional unit (``260M``, ``0.26B``, ``260_000_000``), a share of the
+    teacher's parameters (``70%``), a number of bytes (``90MB``, ``1.2GB``; 1 MB is 10**6 bytes) or a share of the
+    teacher's bytes in bfloat16 (``40%B``). ``teacher`` is its size in that unit. ``counts`` are the sizes in the search
+    space in that unit, ascending.
 
     Raises InputError when no architecture lies in the band. The message gives the range of the space and the nearest
     feasible budget.
@@ -73,13 +90,13 @@ def parse_budget(text: str, teacher: int, counts: Sequence[int], tolerance: floa
     if not 0 <= tolerance < 1:
         raise InputError(f"tolerance {tolerance}: must be at least 0 and below 1; the default is {DEFAULT_TOLERANCE}")
     span = f"the architectures of this space have {counts[0]:,} to {counts[-1]:,}"
-    maximum = _parameters(text, teacher)
-    budget = Budget(ceil(maximum * (1 - Decimal(str(tolerance)))), int(maximum), text.strip())
+    maximum, unit = _size(text, teacher), unit_of(text)
+    budget = Budget(ceil(maximum * (1 - Decimal(str(tolerance)))), int(maximum), text.strip(), unit)
     if bisect_left(counts, budget.minimum) < bisect_right(counts, budget.maximum):
         return budget
     nearest = nearest_feasible(budget.maximum, counts, tolerance)
     raise InputError(
-        f"budget {_short(text)}: no architecture has {budget.minimum:,} to {budget.maximum:,} parameters; {span}; "
+        f"budget {_short(text)}: no architecture has {budget.minimum:,} to {budget.maximum:,} {unit}; {span}; "
         f"the nearest feasible budget is {nearest} ({100 * nearest / teacher:.1f}% of the teacher)"
     )
 
@@ -99,11 +116,11 @@ def _parsed(text: str) -> tuple[Decimal, str]:
     number = Decimal(match["number"].replace("_", "")) if match else Decimal(0)
     if match is None or not 0 < number <= MOST:
         raise InputError(
-            f"budget {_short(text)}: not a positive number of parameters; write 260M, 0.26B, 260_000_000, or a share "
-            "of the teacher's parameters such as 70%"
+            f"budget {_short(text)}: not a positive number; write 260M, 0.26B or 260_000_000 parameters, a share of the "
+            "teacher's such as 70%, or bytes such as 90MB, 1.2GB or 40%B"
         )
     unit = match["unit"].upper()
-    if unit != "%" and number * UNITS[unit] < 1:
+    if unit in UNITS and number * UNITS[unit] < 1:
         share = f"{(number * 100).normalize():f}%"
         raise InputError(
             f"budget {_short(text)}: less than one parameter; a share of the teacher is written as {share}"
@@ -115,6 +132,6 @@ def _short(text: str) -> str:
     return repr(text if len(text) <= 80 else f"{text[:77]}...")
 
 
-def _parameters(text: str, teacher: int) -> Decimal:
+def _size(text: str, teacher: int) -> Decimal:
     number, unit = _parsed(text)
-    return number * teacher / 100 if unit == "%" else number * UNITS[unit]
+    return number * teacher / 100 if unit.startswith("%") else number * UNITS[unit.removesuffix("B") or unit]

@@ -11,9 +11,8 @@ from search_spaces.errors import InputError
 MATRICES = ("attention", "mlp")  # the matrices of a layer, by the part that they belong to
 MOST_SPARSE = 0.95
 DIGITS = 4  # of a number that is not whole; more would not show in a key
-SCHEMES = ("none", "int8", "nf4", "torchao-int8", "torchao-int4")
-BITS = {"none": 16, "int8": 8, "nf4": 4, "torchao-int8": 8, "torchao-int4": 4}
-GROUPS = {"nf4": (64, 128, 256, 512, 1024, 2048, 4096), "torchao-int4": (32, 64, 128, 256)}  # the first is the default
+BITS = {"none": 16, "int8": 8, "nf4": 4}  # of a weight, by scheme
+GROUPS = {"nf4": (64, 128, 256, 512, 1024, 2048, 4096)}  # weights that share a scale; the first is the default
 
 
 def _check_matrices(name: str, matrices: tuple[str, ...]) -> None:
@@ -73,8 +72,6 @@ class Quantization:
     - "int8" is bitsandbytes' LLM.int8() (arXiv 2208.07339), one scale for each row.
     - "nf4" is bitsandbytes' NormalFloat (QLoRA, arXiv 2305.14314), one scale for ``group`` weights. With ``double``,
       the scales are quantized to 8 bits too.
-    - "torchao-int8" and "torchao-int4" are torchao's weight-only schemes, for `nn.Linear`. The second has one scale
-      for ``group`` weights.
 
     ``group`` 0 stands for the scheme's default. Raises InputError naming the field when a value is not legal.
     """
@@ -85,8 +82,8 @@ class Quantization:
     matrices: tuple[str, ...] = MATRICES
 
     def __post_init__(self) -> None:
-        if self.scheme not in SCHEMES:
-            raise InputError(f"quantization.scheme {self.scheme!r}: must be one of {', '.join(SCHEMES)}")
+        if self.scheme not in BITS:
+            raise InputError(f"quantization.scheme {self.scheme!r}: must be one of {', '.join(BITS)}")
         _check_type("quantization.group", self.group, (int,))
         legal = GROUPS.get(self.scheme, ())
         if not self.group and legal:
@@ -109,7 +106,7 @@ class Quantization:
         if self.scheme == "none":
             return ""
         group = f"g{self.group}" if self.group and self.group != GROUPS[self.scheme][0] else ""
-        return f"{self.scheme.replace('-', '')}{group}{'' if self.double else 'single'}{_named(self.matrices)}"
+        return f"{self.scheme}{group}{'' if self.double else 'single'}{_named(self.matrices)}"
 
 
 @dataclass(frozen=True, order=True)

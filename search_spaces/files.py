@@ -5,18 +5,19 @@ from __future__ import annotations
 from dataclasses import replace
 from importlib.resources import files
 from itertools import combinations
-from math import ceil, comb
+from math import ceil, comb, prod
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
+from search_spaces.compression_axes import check_two_of_four, compression_axes
 from search_spaces.errors import InputError
 from search_spaces.shape import ModelShape
-from search_spaces.space import AXES, LAYERS, SearchSpace
+from search_spaces.space import AXES, COMPRESSIONS, LAYERS, SearchSpace
 
-PRESETS = ("default", "depth", "width", "stock")
+PRESETS = ("default", "depth", "width", "stock", "mixed")
 MOST_CHOICES = 100_000  # of layers; the identity of a study lists them all
 MOST_LAYERS = 53  # of a teacher whose layers can be named; a database holds a choice as a float64, a bit for each layer
 MOST_ARCHITECTURES = 2_000_000  # in a space; listing them takes a minute and a gigabyte
@@ -109,6 +110,8 @@ class SpaceFile(_Forbidding):
     ``kv_heads`` is for teachers with grouped-query attention only. ``allocated`` chooses between uniform layers and
     sizes by layer: [false] is uniform only, [true] is by layer only, [false, true] is both. ``kept_layers`` names the
     layers that stay: ``any`` is every choice of as many as ``depth`` says, and a list holds the choices one by one.
+    ``sparsity``, ``quantization`` and ``adapters`` say what may be done to the weights
+    (`search_spaces.compression_axes`).
     """
 
     depth: AxisRange | list[Size] | None = None
@@ -119,6 +122,9 @@ class SpaceFile(_Forbidding):
     stock_only: Annotated[bool, Field(strict=True)] = False
     allocated: Annotated[list[Annotated[bool, Field(strict=True)]], Field(min_length=1)] = [False]
     kept_layers: Literal["any"] | list[list[Layer]] | None = None
+    sparsity: list[Any] | None = None
+    quantization: list[Any] | None = None
+    adapters: list[Any] | None = None
     study: dict[str, Any] = {}
 
 
@@ -148,6 +154,7 @@ def load_space(source: str, shape: ModelShape) -> SearchSpace:
         )
     if given.kept_layers is not None:
         axes |= _choices(source, given, shape.layers, axes["depth"])
+    axes |= compression_axes(source, vars(given))
     space = SearchSpace(shape, stock_only=given.stock_only, allocated=spread, neuron_values=None, **axes)
     return _checked(source, _paired(source, space))
 
@@ -190,7 +197,7 @@ def study_settings(source: str) -> dict[str, Any]:
 
 def check_space(source: str) -> None:
     """Check that the space ``source`` can be read, without a teacher. Raises InputError."""
-    _parse(source)
+    compression_axes(source, vars(_parse(source)))
 
 
 def _paired(name: str, space: SearchSpace) -> SearchSpace:
@@ -209,8 +216,9 @@ def _checked(name: str, space: SearchSpace) -> SearchSpace:
             f"space {name}: no number of heads is a multiple of a number of kv_heads, at most {shape.group} times it; "
             f"the teacher has {shape.heads} heads on {shape.kv_heads} key/value heads"
         )
-    choices = len(space.kept_layers) or len(space.depth)
+    choices = (len(space.kept_layers) or len(space.depth)) * prod(len(getattr(space, one)) or 1 for one in COMPRESSIONS)
     _check_number(name, choices * len(space.hidden) * len(space.head_pairs) * len(space.mlp))
+    check_two_of_four(name, space)
     if not space.counts:
         rules = {"square": "hidden == head_dim * heads", "divisible": "hidden to be a multiple of heads"}
         rule = rules.get(shape.stock, "one size for all layers")

@@ -6,14 +6,18 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import product
+from typing import Any
 
 from search_spaces.allocation import NeuronValues, allocated
 from search_spaces.architecture import Architecture
-from search_spaces.budget import Budget
+from search_spaces.budget import PARAMETERS, Budget
+from search_spaces.compression import NOTHING, Adapters, Compression, Quantization, Sparsity
 from search_spaces.shape import ModelShape
+from search_spaces.stored_size import fits, size_in
 
 AXES = ("depth", "hidden", "heads", "kv_heads", "mlp")
 ALLOCATED, LAYERS = "allocated", "kept_layers"
+COMPRESSIONS = ("sparsity", "quantization", "adapters")
 
 
 @dataclass(frozen=True)
@@ -32,6 +36,9 @@ class SearchSpace:
     ``kept_layers`` are choices of layers, each a number whose bit i says whether the teacher's layer i stays. If the
     axis is there, an architecture names its layers: every choice of as many layers as its depth. An architecture of
     all layers names none, and its choice is 0. Without the axis, the importance scores choose.
+
+    ``sparsity``, ``quantization`` and ``adapters`` are what may be done to the weights. On these axes, a size is the
+    place of a value.
     """
 
     shape: ModelShape
@@ -44,11 +51,22 @@ class SearchSpace:
     allocated: tuple[int, ...] = field(default=(), kw_only=True)
     neuron_values: NeuronValues | None = field(default=None, kw_only=True, repr=False)
     kept_layers: tuple[int, ...] = field(default=(), kw_only=True, repr=False)
+    sparsity: tuple[Sparsity, ...] = field(default=(), kw_only=True)
+    quantization: tuple[Quantization, ...] = field(default=(), kw_only=True)
+    adapters: tuple[Adapters, ...] = field(default=(), kw_only=True)
 
     @property
     def axes(self) -> dict[str, tuple[int, ...]]:
         """The sizes of each axis, by name."""
-        return {name: getattr(self, name) for name in (*AXES, ALLOCATED, LAYERS) if getattr(self, name)}
+        sizes = {name: getattr(self, name) for name in (*AXES, ALLOCATED, LAYERS) if getattr(self, name)}
+        places = {name: tuple(range(len(getattr(self, name)))) for name in COMPRESSIONS if getattr(self, name)}
+        return sizes | places
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON form of the axes. Values that are no sizes are under ``compression``, in the order of their places."""
+        axes: dict[str, Any] = {axis: list(sizes) for axis, sizes in self.axes.items()}
+        names = {name: [one.key or "none" for one in getattr(self, name)] for name in COMPRESSIONS if name in axes}
+        return axes | ({"compression": names} if names else {})
 
     @property
     def head_pairs(self) -> tuple[tuple[int, int], ...]:
@@ -64,13 +82,18 @@ class SearchSpace:
         values |= {"depth": architecture.depth, "hidden": architecture.hidden}
         values[ALLOCATED] = self.allocated[0] if len(self.allocated) == 1 else int(not architecture.is_uniform)
         values[LAYERS] = sum(1 << layer for layer in architecture.kept_layers)
+        for axis in COMPRESSIONS:
+            if found := getattr(self, axis):
+                values[axis] = found.index(getattr(architecture.compression, axis))
         return {axis: values[axis] for axis in self.axes}
 
     def architecture(self, sizes: Mapping[str, int]) -> Architecture:
         """The inverse of `sizes`. Raises ValueError when it needs neuron values that are not known yet."""
         values = {axis: int(size) for axis, size in sizes.items()}
         spread, choice = values.pop(ALLOCATED, 0), values.pop(LAYERS, 0)
-        uniform = replace(Architecture.uniform(**values), kept_layers=_layers(choice))
+        done: dict[str, Any] = {axis: getattr(self, axis)[values.pop(axis)] for axis in COMPRESSIONS if axis in values}
+        uniform = Architecture.uniform(**values)
+        uniform = replace(uniform, kept_layers=_layers(choice), compression=Compression(**done))
         if not spread:
             return uniform
         if self.neuron_values is None:
@@ -91,12 +114,19 @@ class SearchSpace:
             yield from self._varied(uniform)
 
     def _varied(self, uniform: Architecture) -> Iterator[Architecture]:
-        """The architectures of the space with the parameters of ``uniform``: with its layers named, and spread."""
-        if not self.kept_layers:
-            yield from self._spread(uniform)
-            return
-        for choice in self._choices[uniform.depth]:
-            yield from self._spread(replace(uniform, kept_layers=_layers(choice)))
+        """The architectures of the space with the sizes of ``uniform``: layers named, weights compressed, and spread."""
+        choices = self._choices[uniform.depth] if self.kept_layers else [0]
+        for choice, done in product(choices, self._compressions):
+            changed = choice or done
+            yield from self._spread(
+                replace(uniform, kept_layers=_layers(choice), compression=done) if changed else uniform
+            )
+
+    @cached_property
+    def _compressions(self) -> tuple[Compression, ...]:
+        """Everything that may be done to the weights."""
+        values = [getattr(self, axis) or (getattr(NOTHING, axis),) for axis in COMPRESSIONS]
+        return tuple(Compression(*one) for one in product(*values))
 
     @cached_property
     def _choices(self) -> dict[int, list[int]]:
@@ -123,14 +153,22 @@ class SearchSpace:
 
     def feasible(self, budget: Budget) -> Iterator[Architecture]:
         """Yields the architectures inside the band, in grid order."""
-        for one in self._uniform():
-            if self.shape.parameters(one) in budget:
-                yield from self._varied(one)
+        for uniform in self._uniform():
+            if budget.unit != PARAMETERS:
+                yield from (one for one in self._varied(uniform) if fits(budget, self.shape, one))
+            elif fits(budget, self.shape, uniform):
+                yield from self._varied(uniform)
 
     @cached_property
     def counts(self) -> tuple[int, ...]:
         """The distinct parameter counts in the whole space, ascending."""
-        return tuple(sorted({self.shape.parameters(one) for one in self._uniform()}))
+        return self.counts_in(PARAMETERS)
+
+    def counts_in(self, unit: str) -> tuple[int, ...]:
+        """The distinct sizes in the whole space in the ``unit`` of a budget, ascending."""
+        done = self._compressions if unit != PARAMETERS else (NOTHING,)
+        every = (replace(one, compression=each) for one in self._uniform() for each in done)
+        return tuple(sorted({size_in(unit, self.shape, one) for one in every}))
 
 
 def _layers(choice: int) -> tuple[int, ...]:

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel
 
+from trials.compress.compress import round_weights
 from trials.distill.results import WEIGHTS
 from trials.evaluate.evaluation import default_length, headline, read
 from trials.evaluate.likelihood import Measurement
@@ -78,7 +79,9 @@ def evaluate_on_tests(spec: EvaluationSpec) -> list[Reading]:
 def _load(spec: EvaluationSpec, teacher: Path) -> PreTrainedModel:
     if spec.weights is None:
         return load_weights(teacher, torch.float32)
-    return load_student(spec.trial, Path(spec.weights))
+    student = load_student(spec.trial, Path(spec.weights))
+    round_weights(student, spec.trial.architecture.compression)
+    return student
 
 
 @lru_cache(maxsize=1)

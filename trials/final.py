@@ -14,6 +14,7 @@ import torch
 
 from search_spaces.architecture import Architecture
 from search_spaces.errors import InputError
+from trials.compress.compress import compressor
 from trials.distill.checkpoint import discard_checkpoints
 from trials.distill.distill import DistillResult, DistillSettings, Report, distill
 from trials.distill.results import RESULT, STUDENT, read_result, save_student, write_result
@@ -23,6 +24,7 @@ from trials.losses.window_losses import WindowLosses, text_losses
 from trials.preparation import Shared, shared
 from trials.storage.cache import digest
 from trials.storage.durable import MANIFEST, file_sha256
+from trials.text.corpus import windows
 from trials.trial import TrialResult, TrialSpec, load_student, peak_memory, run_trial
 
 # Share of the trials' peak learning rate. At the full rate, the best students of mini only returned to their starting
@@ -153,7 +155,9 @@ def _train(spec: FinalSpec, trial: TrialResult, common: Shared, identity: str, r
     if spec.trial.device == "cuda":
         torch.cuda.reset_peak_memory_stats()
     student = load_student(spec.trial).to(spec.trial.device)
-    if compiles(spec.trial.device)[0] and trial.architecture.is_uniform:
+    calibration = windows(common.corpus.train, recipe.sequence_length)
+    compressing = compressor(student, trial.architecture.compression, calibration, trained=True)
+    if compiles(spec.trial.device)[0] and trial.architecture.is_uniform and compressing is None:
         # Compiling takes seconds. That does not pay off in trials, which are shorter and have many shapes.
         compile_layers(common.targets.family, student)
     settings = DistillSettings(
@@ -168,7 +172,9 @@ def _train(spec: FinalSpec, trial: TrialResult, common: Shared, identity: str, r
         first_windows=common.first,
         text_share=recipe.text_share,
     )
-    outcome = distill(student, common.targets, common.corpus, settings, directory, report)
+    outcome = distill(student, common.targets, common.corpus, settings, directory, report, compressing)
+    if compressing:
+        compressing.leave(exact=False)
     save_student(student, directory / STUDENT)
     result = _result(spec, trial, outcome)
     write_result(directory, identity, outcome.rungs, result.to_dict())

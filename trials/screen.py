@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import numpy as np
 import torch
 
+from trials.compress.compress import compressor
 from trials.evaluate.efficiency import Workload, generation_milliseconds
 from trials.families.lookup import family_of
 from trials.losses.window_losses import window_losses
@@ -18,6 +21,8 @@ from trials.trial import TrialSpec
 def screen(spec: TrialSpec, calibration: int = SCREEN_CALIBRATION, validation: int = SCREEN_VALIDATION) -> float:
     """The validation loss of the pruned and refitted student of ``spec`` without retraining, in nats per token.
 
+    Its weights are compressed at once, whatever the schedule of their sparsity is.
+
     A trial measures the same at 0 tokens, on more text. Here the refit uses the first ``calibration`` tokens, and the
     loss is the mean over validation texts of their first ``validation`` tokens; at least one window each. Nothing is
     written to disk.
@@ -27,9 +32,11 @@ def screen(spec: TrialSpec, calibration: int = SCREEN_CALIBRATION, validation: i
     length = recipe.sequence_length
     streams = common.streams.first(max(1, calibration // length))
     student = prune(common.teacher.model, common.scores, spec.architecture, streams).float()
+    done = compressor(student, spec.architecture.compression, windows(common.corpus.train, length))
     family, count = family_of(common.teacher.model.config), max(1, validation // length)
-    texts = (windows(text, length)[:count] for text in common.corpus.texts.values())
-    return float(np.mean([window_losses(student, family, text).mean() for text in texts]))
+    texts = [windows(text, length)[:count] for text in common.corpus.texts.values()]
+    with done.measured(1, 1) if done else nullcontext():
+        return float(np.mean([window_losses(student, family, text).mean() for text in texts]))
 
 
 def latency(spec: TrialSpec) -> float:

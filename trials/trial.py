@@ -16,6 +16,7 @@ from transformers import GenerationConfig, PreTrainedModel
 
 from search_spaces.architecture import Architecture
 from search_spaces.shape import ModelShape
+from trials.compress.compress import compressor
 from trials.distill.checkpoint import discard_checkpoints
 from trials.distill.distill import DistillResult, DistillSettings, NonFiniteLoss, Report, distill
 from trials.distill.results import SETTINGS, STUDENT, WEIGHTS, read_result, save_student, write_result
@@ -26,6 +27,7 @@ from trials.recipe import VERSION, Recipe
 from trials.storage.cache import digest
 from trials.storage.durable import damage
 from trials.teacher.source import read_config, resolve_model
+from trials.text.corpus import windows
 
 __all__ = [
     "NonFiniteLoss",
@@ -129,7 +131,8 @@ def run_trial(spec: TrialSpec, report: Report) -> TrialResult:
 def load_student(spec: TrialSpec) -> PreTrainedModel:
     """The student of the finished trial ``spec``, in float32 on the CPU, in eval mode.
 
-    Raises FileNotFoundError when it is missing or damaged.
+    A quantized student has the weights from which its codes are made. `trials.compress.compress.round_weights` rounds
+    them. Raises FileNotFoundError when the student is missing or damaged.
     """
     return load_weights(spec, Path(spec.directory) / STUDENT)
 
@@ -160,7 +163,11 @@ def _train(spec: TrialSpec, common: Shared, identity: str, report: Report) -> Tr
         identity,
         text_share=recipe.text_share,
     )
-    outcome = distill(student, common.targets, common.corpus, settings, directory, report)
+    calibration = windows(common.corpus.train, recipe.sequence_length)
+    compressing = compressor(student, spec.architecture.compression, calibration)
+    outcome = distill(student, common.targets, common.corpus, settings, directory, report, compressing)
+    if compressing:
+        compressing.leave(exact=False)
     save_student(student, directory / STUDENT)
     result = _result(spec, common.teacher.shape, outcome)
     write_result(directory, identity, outcome.rungs, result.to_dict())

@@ -14,6 +14,8 @@ from typing import TypeVar
 from nas.study.objectives import LOSS, PARAMETERS, places, point_of
 from nas.study.records import FinalRecord, TrialRecord
 from search_spaces.budget import Budget
+from search_spaces.shape import ModelShape
+from search_spaces.stored_size import fits
 
 STATES = ("COMPLETE", "PRUNED", "FAIL", "RUNNING")
 FINALIST, STOCK = "finalist", "stock finalist"
@@ -23,9 +25,9 @@ COMPETING = (FINALIST, STOCK)  # roles of finals that can win; all others are ba
 Record = TypeVar("Record", TrialRecord, FinalRecord)
 
 
-def inside(budget: Budget, records: Iterable[Record]) -> list[Record]:
-    """The ``records`` with a parameter count inside the band of ``budget``."""
-    return [one for one in records if one.parameters in budget]
+def inside(budget: Budget, shape: ModelShape, records: Iterable[Record]) -> list[Record]:
+    """The ``records`` whose architecture lies in the band of ``budget``; ``shape`` is the teacher's."""
+    return [one for one in records if fits(budget, shape, one.architecture)]
 
 
 def ranking(records: Iterable[TrialRecord]) -> list[TrialRecord]:

@@ -17,11 +17,12 @@ from nas.planning.settings import SearchSettings
 from nas.study.objectives import LATENCY_MS, parse_objectives
 from search_spaces.allocation import NeuronValues
 from search_spaces.architecture import Architecture
-from search_spaces.budget import Budget, check_budgets, parse_budgets
+from search_spaces.budget import Budget, check_budgets, parse_budgets, unit_of
 from search_spaces.errors import InputError
 from search_spaces.files import check_space, load_space
 from search_spaces.shape import ModelShape
 from search_spaces.space import SearchSpace
+from search_spaces.stored_size import fits, size_in
 from trials.recipe import VERSION, Recipe
 from trials.storage.cache import digest
 from trials.teacher.source import read_shape, resolve_model
@@ -66,7 +67,7 @@ class Target:
 
     def inside(self, budget: Budget) -> Target:
         """The same target for one of its budgets."""
-        own = tuple(one for one in self.feasible if self.shape.parameters(one) in budget)
+        own = tuple(one for one in self.feasible if fits(budget, self.shape, one))
         return replace(self, budgets=(budget,), feasible=own)
 
     @property
@@ -192,7 +193,9 @@ def resolve_target(settings: SearchSettings) -> Target:
     folder = resolve_model(settings.model)
     shape = read_shape(folder)
     space = load_space(settings.space, shape)
-    budgets = parse_budgets(settings.budget, shape.parameters(shape.full), space.counts, settings.tolerance)
+    unit = unit_of(settings.budget)
+    counts, teacher = space.counts_in(unit), size_in(unit, shape, shape.full)
+    budgets = parse_budgets(settings.budget, teacher, counts, settings.tolerance)
     return Target(folder, shape, space, budgets, _inside(settings, space, budgets))
 
 
@@ -259,7 +262,7 @@ def identity(settings: SearchSettings, target: Target, recipe: Recipe) -> dict[s
     bands: dict[str, Any] = {"budgets": [[one.minimum, one.maximum] for one in target.budgets]}
     if len(target.budgets) == 1:
         bands = {"minimum": target.budget.minimum, "maximum": target.budget.maximum}
-    space = {axis: list(sizes) for axis, sizes in target.space.axes.items()}
+    space = target.space.to_dict()
     stock = {"stock_only": target.space.stock_only, "scheduler": settings.scheduler}
     further = {"max_memory": settings.max_memory, "max_latency_ms": settings.max_latency_ms}
     limits = {name: value for name, value in further.items() if value is not None}

@@ -40,8 +40,8 @@ def conclude(finished: Finished, workers: Workers, announce: Listener) -> list[O
 
 
 def _outcome(part: Plan, finished: Finished, workers: Workers, announce: Listener) -> Outcome:
-    records = inside(part.target.budget, finished.records)
-    finals = inside(part.target.budget, finished.finals)
+    records = inside(part.target.budget, part.target.shape, finished.records)
+    finals = inside(part.target.budget, part.target.shape, finished.finals)
     if best(records) is None:
         reasons = "; ".join(sorted({one.reason or one.state for one in records})) or "no trial ran"
         raise NothingFeasibleError(f"none of {len(records)} trials is complete: {reasons}")

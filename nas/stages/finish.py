@@ -40,7 +40,7 @@ def finish(tried: Tried, workers: Workers, announce: Listener) -> Finished:
     plan, study = tried.plan, tried.study
     if not plan.settings.finalists:
         return Finished(**vars(tried), finals=())
-    trials = [(part, inside(part.target.budget, tried.records)) for part in plan.parts]
+    trials = [(part, inside(part.target.budget, part.target.shape, tried.records)) for part in plan.parts]
     finals = [recalled(plan, study, one) for part, own in trials if best(own) for one in finalists(part, own)]
     if done := sum(one.ended is not None for one in finals):
         announce(Progressed(f"study {plan.study}: {done} of {len(finals)} finals are done already"))

@@ -14,6 +14,7 @@ from nas.running.workers import Workers
 from nas.stages.events import Listener, Progressed, StepEnded, TrialChanged, TrialsStarted
 from nas.stages.screen import Screened
 from nas.study.records import TrialRecord
+from search_spaces.stored_size import fits
 
 KEPT_STUDENTS = 3  # the weights of the best complete trials stay on disk; others are deleted as the search proceeds
 
@@ -76,7 +77,8 @@ class KeptStudents:
         if record.state == "RUNNING":
             self._deleted.discard(self.plan.trial_folder(record.architecture))
             return
-        part = next(one for one in self.plan.parts if record.parameters in one.target.budget)
+        shape = self.plan.target.shape
+        part = next(one for one in self.plan.parts if fits(one.target.budget, shape, record.architecture))
         known = [*self._best[part.part], record]
         ranked, stock = weighed(known, self.plan.objectives), best_stock(known)
         kept = [*ranked[: max(KEPT_STUDENTS, self.plan.settings.finalists)], *([stock] if stock else [])]

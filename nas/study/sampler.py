@@ -18,7 +18,9 @@ from optuna.trial import FrozenTrial, TrialState
 from nas.study.objectives import Point, places
 from search_spaces.architecture import Architecture
 from search_spaces.budget import Budget
+from search_spaces.shape import ModelShape
 from search_spaces.space import LAYERS, SearchSpace
+from search_spaces.stored_size import fits
 
 INTERRUPTED = "interrupted"  # the reason of a trial whose driver died; it is queued again and is no failure of its own
 STARTUP_TRIALS = 8  # before the sampler models the losses; the first candidates count
@@ -68,7 +70,7 @@ class FeasibleSampler(BaseSampler):
         self.space = space
         self.screened: Mapping[str, float | None] = {}  # by key
         self.costs: Callable[[Architecture], Point] = lambda _: ()
-        self.bands = np.array([band(budgets, space.shape.parameters(one)) for one in feasible])
+        self.bands = np.array([band(budgets, space.shape, one) for one in feasible])
         sizes = [space.sizes(one) for one in feasible]
         self.positions = np.array([space.position(one) for one in sizes])
         self._indices = {tuple(one.values()): index for index, one in enumerate(sizes)}
@@ -199,9 +201,9 @@ def _ordinal(trials: Sequence[FrozenTrial], trial: FrozenTrial) -> int:
     return sum(one.user_attrs.get("reason") != INTERRUPTED for one in trials[: trial.number])
 
 
-def band(budgets: Sequence[Budget], parameters: int) -> int:
-    """The index in ``budgets`` of the budget whose band contains ``parameters``; 0 if none does."""
-    return next((place for place, one in enumerate(budgets) if parameters in one), 0)
+def band(budgets: Sequence[Budget], shape: ModelShape, architecture: Architecture) -> int:
+    """The index in ``budgets`` of the budget whose band ``architecture`` lies in; 0 if in none."""
+    return next((place for place, one in enumerate(budgets) if fits(one, shape, architecture)), 0)
 
 
 def distributions(space: SearchSpace) -> dict[str, BaseDistribution]:

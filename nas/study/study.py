@@ -238,7 +238,7 @@ class SearchStudy:
         return self.sampler.architecture(self._asked[number].params)
 
     def _band(self, architecture: Architecture) -> int:
-        return band(self.budgets, self.space.shape.parameters(architecture))
+        return band(self.budgets, self.space.shape, architecture)
 
     def is_stock(self, number: int) -> bool:
         """Whether the architecture of trial ``number`` loads with a plain ``from_pretrained``."""

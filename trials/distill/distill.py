@@ -6,6 +6,7 @@ import logging
 import math
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from trials.compress.compress import Compressor
 from trials.distill.checkpoint import CheckpointWriter, Rung, load_checkpoint
 from trials.families.base import Family, fused_gelu
 from trials.losses.kl import chunked_cross_entropy, gradient_chunk_tokens
@@ -101,6 +103,7 @@ def distill(
     settings: DistillSettings,
     directory: Path,
     report: Report,
+    compressor: Compressor | None = None,
 ) -> DistillResult:
     """Train ``student`` (float32, in place) to predict the teacher's next-token distributions, ``targets``.
 
@@ -114,11 +117,14 @@ def distill(
     checkpoint, its rungs are reported again and training continues from it. On a CPU with the same number of threads,
     the result is then bit for bit that of an uninterrupted run.
 
+    With a ``compressor``, the forward passes see compressed weights, and so do the validation losses. It stays on the
+    student.
+
     Raises NonFiniteLoss when a loss or gradient becomes infinite or NaN, and OSError when a checkpoint cannot be
     written.
     """
     with CheckpointWriter(directory) as checkpoints:
-        return _Distillation(student, targets, corpus, settings, directory, checkpoints, report).finish()
+        return _Distillation(student, targets, corpus, settings, directory, checkpoints, report, compressor).finish()
 
 
 def learning_rate(step: int, settings: DistillSettings) -> float:
@@ -161,9 +167,10 @@ class _Distillation:
         directory: Path,
         checkpoints: CheckpointWriter,
         report: Report,
+        compressor: Compressor | None,
     ) -> None:
         self.student, self.targets, self.settings = student, targets, settings
-        self.checkpoints, self.report = checkpoints, report
+        self.checkpoints, self.report, self.compressor = checkpoints, report, compressor
         self.train = windows(corpus.train, settings.sequence_length)
         self.validation = {name: windows(one, settings.sequence_length) for name, one in corpus.texts.items()}
         self.order = BatchOrder(len(self.train), settings.batch_windows, settings.seed, settings.first_windows)
@@ -216,10 +223,14 @@ class _Distillation:
         """One optimizer step; returns the mean KL of its tokens in nats."""
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(step, self.settings)
+        if self.compressor:
+            self.compressor.before_step(step, self.settings.steps)
         with fused_gelu(self.student, self.targets.teacher.model):
             kl = self._gradients(step)
         norm = torch.nn.utils.clip_grad_norm_(self.student.parameters(), MAX_GRADIENT_NORM)
         self.optimizer.step()
+        if self.compressor:
+            self.compressor.after_step(self.optimizer)
         found = torch.stack([kl, norm.double()]).tolist()  # the only synchronisation with a GPU in a step
         if not all(map(math.isfinite, found)):
             raise NonFiniteLoss(f"step {step + 1}: training KL {found[0]}, gradient norm {found[1]}")
@@ -294,6 +305,11 @@ class _Distillation:
             self.report(rung.tokens, dict(rung.metrics))
 
     def _measured(self) -> WindowLosses:
+        step, steps = self.progress.step, self.settings.steps
+        with self.compressor.measured(step, steps) if self.compressor else nullcontext():
+            return self._window_losses()
+
+    def _window_losses(self) -> WindowLosses:
         return {name: window_losses(self.student, self.family, one) for name, one in self.validation.items()}
 
     def _save(self) -> None:

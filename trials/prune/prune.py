@@ -33,13 +33,13 @@ def prune(
 
     Without ``streams``, all weights are slices of the teacher's. With ``streams``, the principal components of the
     stream stay instead of its channels (`trials.prune.rotate`), and the output projections are refitted
-    (`trials.prune.refit`). An ``architecture`` equal to the teacher's is a plain copy.
+    (`trials.prune.refit`). An ``architecture`` equal to the teacher's is a plain copy. Weights are not compressed here.
 
     Dtype and device are the teacher's. The student is in eval mode and its parameters require gradients.
 
     Raises InputError when ``architecture`` exceeds the teacher.
     """
-    family = family_of(teacher.config)
+    family, architecture = family_of(teacher.config), architecture.plain
     shape = shape_of(teacher.config)
     shape.check(architecture)
     if streams is None or architecture == shape.full:
