@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
@@ -10,6 +10,8 @@ from search_spaces.errors import InputError
 
 MATRICES = ("attention", "mlp")  # the matrices of a layer, by the part that they belong to
 MOST_SPARSE = 0.95
+METHODS = ("magnitude", "wanda", "sparsegpt", "pdp")  # that choose which weights are 0
+LEAST_TAU = 1e-8
 DIGITS = 4  # of a number that is not whole; more would not show in a key
 BITS = {"none": 16, "int8": 8, "nf4": 4}  # of a weight, by scheme
 GROUPS = {"nf4": (64, 128, 256, 512, 1024, 2048, 4096)}  # weights that share a scale; the first is the default
@@ -34,35 +36,97 @@ def _named(matrices: tuple[str, ...]) -> str:
 
 @dataclass(frozen=True, order=True)
 class Sparsity:
-    """Which share of the weights of the layers' ``matrices`` is 0.
+    """Which share of the weights of the layers' ``matrices`` is 0, and how they are chosen.
 
     ``level`` is that share, 0 to 0.95. ``kind`` is "unstructured", or "2:4": two of four weights in a row along the
-    inputs are 0, which is a level of 0.5.
+    inputs are 0, which is a level of 0.5. ``method`` chooses the weights:
 
+    - "magnitude" takes the smallest ones of each matrix.
+    - "wanda" takes the smallest products of weight and input norm for each output (arXiv 2306.11695).
+    - "sparsegpt" removes weights one column after the other and updates the others (arXiv 2301.00774).
+    - "pdp" trains through soft masks (arXiv 2305.11203), and takes the smallest weights at the end.
+
+    With "magnitude" and "wanda" the level rises from 0 at the share ``start`` of the training steps to its full value
+    at the share ``end``, by the cubic schedule of arXiv 1710.01878. With 0 and 0 all weights go before training.
+
+    With "pdp" the level rises in the first ``warmup`` of the steps. ``tau`` is the temperature of the soft mask,
+    ``beta`` the sharpness of its second part (0 for none), and ``mask_aware`` scales gradients and moments by the mask.
+
+    A field that means nothing for the method, or without a level, gets its default, so that equal values have one key.
     Raises InputError naming the field when a value is not legal.
     """
 
     level: float = 0.0
     kind: Literal["unstructured", "2:4"] = "unstructured"
     matrices: tuple[str, ...] = MATRICES
+    method: str = "magnitude"
+    start: float = 0.0
+    end: float = 0.0
+    tau: float = 1e-4
+    warmup: float = 0.5
+    beta: float = 0.0
+    mask_aware: bool = False
 
     def __post_init__(self) -> None:
-        _check_type("sparsity.level", self.level, (int, float))
-        object.__setattr__(self, "level", round(float(self.level), DIGITS))
-        if not 0 <= self.level <= MOST_SPARSE:
-            raise InputError(f"sparsity.level {self.level}: must be from 0 to {MOST_SPARSE}")
-        if self.kind not in ("unstructured", "2:4"):
-            raise InputError(f"sparsity.kind {self.kind!r}: must be unstructured or 2:4")
-        if self.kind == "2:4" and self.level != 0.5:
-            raise InputError(f"sparsity.level {self.level}: 2:4 is a level of 0.5")
+        for name in ("level", "start", "end", "warmup", "beta", "tau"):
+            given = getattr(self, name)
+            _check_type(f"sparsity.{name}", given, (int, float))
+            object.__setattr__(self, name, float(f"{given:.4g}") if name == "tau" else round(float(given), DIGITS))
+        for name, problem in self._problems():
+            raise InputError(f"sparsity.{name} {getattr(self, name)!r}: {problem}")
         _check_matrices("sparsity", self.matrices)
+        for name in self._unused():
+            object.__setattr__(self, name, getattr(Sparsity, name))
+
+    def _problems(self) -> Iterator[tuple[str, str]]:
+        """Each field with an illegal value, and its rule."""
+        if not 0 <= self.level <= MOST_SPARSE:
+            yield "level", f"must be from 0 to {MOST_SPARSE}"
+        if self.kind not in ("unstructured", "2:4"):
+            yield "kind", "must be unstructured or 2:4"
+        if self.kind == "2:4" and self.level != 0.5:
+            yield "level", "2:4 is a level of 0.5"
+        if self.method not in METHODS:
+            yield "method", f"must be one of {', '.join(METHODS)}"
+        for name in ("end", "warmup"):
+            if not 0 <= getattr(self, name) <= 1:
+                yield name, "must be from 0 to 1, a share of the steps"
+        if not 0 <= self.start <= self.end:
+            yield "start", f"must be from 0 to sparsity.end, which is {self.end}"
+        if not LEAST_TAU <= self.tau <= 1:
+            yield "tau", f"must be from {LEAST_TAU} to 1"
+        if not 0 <= self.beta <= 100:
+            yield "beta", "must be from 0 to 100"
+        if not isinstance(self.mask_aware, bool):
+            yield "mask_aware", "must be true or false"
+
+    def _unused(self) -> list[str]:
+        """The fields that mean nothing here."""
+        if not self.level:
+            return [one.name for one in fields(self)]
+        ramp, soft = ["start", "end"], ["tau", "warmup", "beta", "mask_aware"]
+        return {"pdp": ramp, "sparsegpt": ramp + soft}.get(self.method, soft)
 
     @property
     def key(self) -> str:
-        """``s50`` for half, ``s2of4`` for 2:4, ``s50mlp`` for half of the MLP alone; empty for none."""
+        """``s50`` for half, ``s2of4`` for 2:4, ``s50mlp`` for half of the MLP alone; empty for none.
+
+        The method and its fields come behind, if they are not the defaults: ``s50wanda``, ``s50b10e60`` for a level
+        that rises from 10 % to 60 % of the steps, ``s50pdpt0.001w30x5aware`` with all fields of "pdp".
+        """
         if not self.level:
             return ""
-        return f"s{'2of4' if self.kind == '2:4' else f'{100 * self.level:.6g}'}{_named(self.matrices)}"
+        size = "2of4" if self.kind == "2:4" else f"{100 * self.level:.6g}"
+        method = "" if self.method == "magnitude" else self.method
+        ramp = f"b{100 * self.start:.6g}e{100 * self.end:.6g}" if self.end else ""
+        return f"s{size}{_named(self.matrices)}{method}{ramp}{self._soft}"
+
+    @property
+    def _soft(self) -> str:
+        tau = "" if self.tau == Sparsity.tau else "t" + f"{self.tau:.12f}".rstrip("0").rstrip(".")
+        warmup = "" if self.warmup == Sparsity.warmup else f"w{100 * self.warmup:.6g}"
+        beta = f"x{self.beta:.8g}" if self.beta else ""
+        return f"{tau}{warmup}{beta}{'aware' if self.mask_aware else ''}"
 
 
 @dataclass(frozen=True, order=True)
@@ -147,13 +211,21 @@ class Adapters:
         return f"r{self.rank}{alpha}{sparse}{_named(self.matrices)}"
 
 
+PARTS: dict[str, Any] = {"sparsity": Sparsity, "quantization": Quantization, "adapters": Adapters}
+
+
 @dataclass(frozen=True, order=True)
 class Compression:
-    """What is done to the weights of a candidate. The default is nothing."""
+    """What is done to the weights of a candidate. The default is nothing. A part that does nothing is its default."""
 
     sparsity: Sparsity = Sparsity()
     quantization: Quantization = Quantization()
     adapters: Adapters = Adapters()
+
+    def __post_init__(self) -> None:
+        for name, part in PARTS.items():
+            if not getattr(self, name).key:
+                object.__setattr__(self, name, part())
 
     @property
     def key(self) -> str:
@@ -181,7 +253,6 @@ class Compression:
 
 
 NOTHING = Compression()
-PARTS: dict[str, Any] = {"sparsity": Sparsity, "quantization": Quantization, "adapters": Adapters}
 
 
 def _part(name: str, given: object) -> Any:
