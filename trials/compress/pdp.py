@@ -40,11 +40,11 @@ def squared_cut(magnitudes: Tensor, level: float, kind: str) -> Tensor:
         return torch.full((), -torch.inf, device=magnitudes.device)
     if kind == "2:4":
         highest = magnitudes.reshape(-1, 4).topk(3).values
-        middle: Tensor = level * (highest[:, 1] + highest[:, 2])  # times level / 0.5, over 2
-        return middle.square().repeat_interleave(4).reshape(magnitudes.shape)
+        middle = 2 * level * highest[:, 1:].mean(dim=1)
+        cuts: Tensor = middle.square().repeat_interleave(4).reshape(magnitudes.shape)
+        return cuts
     lowest = magnitudes.flatten().topk(gone + 1, largest=False, sorted=False).values
-    threshold: Tensor = lowest.topk(2).values.mean()
-    return threshold.square()
+    return lowest.topk(2).values.mean().square()
 
 
 def rounded(weight: Tensor, bits: int, inputs: int) -> Tensor:
@@ -53,7 +53,7 @@ def rounded(weight: Tensor, bits: int, inputs: int) -> Tensor:
     The gradient is that of ``weight`` (straight-through).
     """
     plain = weight.detach()
-    step = plain.abs().amax(dim=inputs, keepdim=True).clamp(min=1e-12) / (2 ** (bits - 1) - 1)
+    step = plain.abs().amax(dim=inputs, keepdim=True).clamp(min=1e-12) / ((1 << (bits - 1)) - 1)
     return weight + ((plain / step).round() * step - plain)
 
 

@@ -33,10 +33,11 @@ def stays(scores: Tensor, gone: int, kind: str, by_row: bool = False) -> Tensor:
         groups = scores.reshape(-1, 4)
         scores = groups.scatter(1, groups.topk(2).indices, torch.inf).reshape(scores.shape)
     rows = scores if by_row else scores.reshape(1, -1)
-    ends = torch.arange(len(rows) + 1, device=rows.device) * gone // len(rows)
-    counts, most = ends.diff(), -(-gone // len(rows))
-    lowest = rows.topk(most, largest=False, sorted=by_row).indices
-    stay = torch.arange(most, device=rows.device) >= counts[:, None]
+    each, more = divmod(gone, len(rows))
+    counts = torch.full((len(rows), 1), each, device=rows.device)
+    counts[:more] += 1  # the same rows for every ``gone``, so that no row gets weights back when it rises
+    lowest = rows.topk(each + (more > 0), largest=False, sorted=by_row).indices
+    stay = torch.arange(lowest.shape[1], device=rows.device) >= counts
     return torch.ones_like(rows, dtype=torch.bool).scatter(1, lowest, stay).reshape(scores.shape)
 
 
