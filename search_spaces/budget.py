@@ -116,8 +116,8 @@ def _parsed(text: str) -> tuple[Decimal, str]:
     number = Decimal(match["number"].replace("_", "")) if match else Decimal(0)
     if match is None or not 0 < number <= MOST:
         raise InputError(
-            f"budget {_short(text)}: not a positive number; write 260M, 0.26B or 260_000_000 parameters, a share of the "
-            "teacher's such as 70%, or bytes such as 90MB, 1.2GB or 40%B"
+            f"budget {_short(text)}: not a positive number; write 260M, 0.26B or 260_000_000 parameters, a share of "
+            "the teacher's such as 70%, or bytes such as 90MB, 1.2GB or 40%B"
         )
     unit = match["unit"].upper()
     if unit in UNITS and number * UNITS[unit] < 1:

@@ -139,7 +139,7 @@ def load_space(source: str, shape: ModelShape) -> SearchSpace:
         raise InputError(
             f"space {source}: key 'kv_heads': every head of this teacher has its own key/value head; leave the key out"
         )
-    axes = {
+    axes: dict[str, Any] = {
         axis: _sizes(
             source, axis, getattr(default if getattr(given, axis) is None else given, axis), getattr(shape, limit)
         )

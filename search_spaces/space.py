@@ -114,7 +114,7 @@ class SearchSpace:
             yield from self._varied(uniform)
 
     def _varied(self, uniform: Architecture) -> Iterator[Architecture]:
-        """The architectures of the space with the sizes of ``uniform``: layers named, weights compressed, and spread."""
+        """The architectures of the space with the sizes of ``uniform``: layers named, compressed, and spread."""
         choices = self._choices[uniform.depth] if self.kept_layers else [0]
         for choice, done in product(choices, self._compressions):
             changed = choice or done

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from math import ceil
 
 from search_spaces.architecture import Architecture
 from search_spaces.budget import Budget
-from search_spaces.compression import Compression
+from search_spaces.compression import Compression, Sparsity
 from search_spaces.shape import ModelShape
 
 DENSE = 2  # bytes of a bfloat16 number
@@ -67,6 +67,17 @@ def stored_bytes(shape: ModelShape, architecture: Architecture) -> int:
             compressed += count * one.weights
     rest = shape.parameters(architecture) - compressed
     return DENSE * rest + total + HEADER * _tensors(shape, architecture)
+
+
+def memory_bytes(shape: ModelShape, architecture: Architecture) -> int:
+    """Bytes of the weights in memory and of a key/value cache of all positions in bfloat16.
+
+    Zeros take up memory like other weights, because no kernel of ours leaves them out.
+    """
+    if architecture.compression.quantization.scheme == "none":
+        return shape.memory_bytes(architecture)
+    dense = replace(architecture, compression=replace(architecture.compression, sparsity=Sparsity()))
+    return stored_bytes(shape, dense) + shape.positions * shape.kv_cache_bytes(architecture)
 
 
 def size_in(unit: str, shape: ModelShape, architecture: Architecture) -> int:

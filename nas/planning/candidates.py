@@ -8,6 +8,7 @@ from random import Random
 
 from search_spaces.architecture import Architecture
 from search_spaces.shape import ModelShape
+from search_spaces.stored_size import stored_bytes
 
 Score = Callable[[ModelShape, Architecture], tuple[float, ...]]
 
@@ -35,8 +36,10 @@ def baselines(shape: ModelShape, feasible: Sequence[Architecture], seed: int) ->
     """The architectures that a winner is compared with, by name: depth only, width only, and one drawn by ``seed``.
 
     They are pruned by the same scores as any candidate. If the band has no pure architecture of a kind, the nearest one
-    is taken, and its name says so.
+    is taken, and its name says so. Where weights are compressed too, they are `one_way_only` and the drawn one.
     """
+    if any(one.compression for one in feasible):
+        return one_way_only(shape, feasible) | {"random": Random(seed).choice(feasible)}
     plainest = _plainest(feasible)
     depth, width = (min(plainest, key=partial(_order, shape, IDEAS[name])) for name in ("depth-only", "width-only"))
     pure_depth = all(share == 1 for share in _shares(shape, depth)[1:])
@@ -48,12 +51,34 @@ def baselines(shape: ModelShape, feasible: Sequence[Architecture], seed: int) ->
     }
 
 
+def one_way_only(shape: ModelShape, feasible: Sequence[Architecture]) -> dict[str, Architecture]:
+    """The largest architecture of the band that was made smaller in one way only, by the name of the way.
+
+    A way that no architecture of the band takes alone is left out.
+    """
+    found: dict[str, Architecture] = {}
+    for one in sorted(feasible, key=lambda one: (-stored_bytes(shape, one), one.key)):
+        ways = [name for name, taken in _ways(shape, one).items() if taken]
+        if len(ways) == 1:
+            found.setdefault(f"{ways[0]} only", one)
+    return found
+
+
+def _ways(shape: ModelShape, one: Architecture) -> dict[str, bool]:
+    done = one.compression
+    quantized = done.quantization.scheme != "none"
+    return {"structure": one.plain != shape.full, "sparsity": bool(done.sparsity.level), "quantization": quantized}
+
+
 def _order(shape: ModelShape, score: Score, one: Architecture) -> tuple[float | str, ...]:
     return *score(shape, one), -shape.parameters(one), one.key
 
 
 def _plainest(feasible: Sequence[Architecture]) -> list[Architecture]:
-    """One architecture for each combination of total sizes: the first with equal layers, or else the first."""
+    """One architecture for each combination of total sizes: the first with equal layers, or else the first.
+
+    The first has the least done to its weights, because spaces list their values in that order.
+    """
     found: dict[tuple[int, ...], Architecture] = {}
     for one in feasible:
         known = found.setdefault(_totals(one), one)

@@ -9,7 +9,7 @@ from collections import defaultdict
 from nas.planning.plan import Plan
 from nas.planning.redact import redacted
 from nas.planning.rungs import REDUCTION
-from search_spaces.space import LAYERS
+from search_spaces.space import COMPRESSIONS, LAYERS
 from trials.recipe import SCREEN_CALIBRATION
 from trials.text.mixture import parse_mixture, shares
 
@@ -56,6 +56,9 @@ def summary(plan: Plan) -> list[tuple[str, str]]:
     ranges = {name: f"{sizes[0]}..{sizes[-1]} ({len(sizes)})" for name, sizes in target.space.axes.items()}
     if target.space.kept_layers:
         ranges[LAYERS] = f"{len(target.space.kept_layers):,} choices"
+    for axis in COMPRESSIONS:
+        if found := getattr(target.space, axis):
+            ranges[axis] = "/".join(one.key or "none" for one in found)
     axes = ", ".join(f"{name} {sizes}" for name, sizes in ranges.items())
     each = f"{resources.cpus} CPU" + (f", {resources.gpus:g} GPU" if resources.gpus else "")
     compared = ", ".join(f"{rung:,}" for rung in recipe.rungs)

@@ -22,7 +22,7 @@ from search_spaces.errors import InputError
 from search_spaces.files import check_space, load_space
 from search_spaces.shape import ModelShape
 from search_spaces.space import SearchSpace
-from search_spaces.stored_size import fits, size_in
+from search_spaces.stored_size import fits, memory_bytes, size_in
 from trials.recipe import VERSION, Recipe
 from trials.storage.cache import digest
 from trials.teacher.source import read_shape, resolve_model
@@ -230,9 +230,9 @@ def _small_enough(
 ) -> list[Architecture]:
     """The architectures of a band that meet ``--max-memory``. Raises InputError when none does."""
     band, most = list(space.feasible(budget)), settings.max_memory
-    found = [one for one in band if most is None or shape.memory_bytes(one) <= most]
+    found = [one for one in band if most is None or memory_bytes(shape, one) <= most]
     if not found and most is not None:
-        least = min(map(shape.memory_bytes, band))
+        least = min(memory_bytes(shape, one) for one in band)
         raise InputError(
             f"--max-memory {most:,}: every architecture of budget {budget.text} takes at least {least:,} bytes "
             f"(bfloat16 weights, cache of {shape.positions:,} tokens); give at least that, or a smaller --budget"

@@ -47,8 +47,9 @@ class SearchSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     budget: str = Field(
-        description="parameters of the student: 260M, 0.26B, 260_000_000, or 70%% of the teacher; give several, "
-        "separated by commas, to search for all of them in one study"
+        description="parameters of the student: 260M, 0.26B, 260_000_000, or 70%% of the teacher; or bytes of its "
+        "exported weights: 90MB, 1.2GB, or 40%%B of the teacher's; give several, separated by commas, to search for "
+        "all of them in one study"
     )
     model: str = Field(
         "openai-community/gpt2-medium", description="the teacher: a hub name, a folder, a .gguf file, or mini"
@@ -69,7 +70,9 @@ class SearchSettings(BaseModel):
         gt=0,
         description="the most milliseconds for a generated token, measured where trials run, with one sequence",
     )
-    objectives: str = Field("loss", description="loss, or loss with any of params, memory, latency for a Pareto front")
+    objectives: str = Field(
+        "loss", description="loss, or loss with any of params, bytes, memory, latency for a Pareto front"
+    )
     space: str = Field("default", description=f"the search space: {', '.join(PRESETS)}, or a YAML file")
     sampler: Literal["screen", "tpe", "gp", "nsga2", "random", "exhaustive"] = Field(
         "screen", description="what proposes candidates; screen measures all before retraining and takes the best first"

@@ -29,7 +29,12 @@ def _document(outcome: Outcome) -> dict[str, Any]:
     return {
         "study": plan.study,
         "model": plan.settings.model,
-        "budget": {"text": plan.settings.budget, "minimum": budget.minimum, "maximum": budget.maximum},
+        "budget": {
+            "text": plan.settings.budget,
+            "unit": budget.unit,
+            "minimum": budget.minimum,
+            "maximum": budget.maximum,
+        },
         "teacher": {
             "params": outcome.teacher_parameters,
             "val_loss": preparation.teacher_loss,

@@ -12,21 +12,29 @@ from rich.text import Text
 
 from nas.choosing.selection import front, ranking
 from nas.report.plots import BLUE, GREY, ORANGE, blank, grid, legend, save
-from nas.study.objectives import LATENCY_MS, LOSS, MEMORY_BYTES, PARAMETERS, point_of
+from nas.study.objectives import LATENCY_MS, LOSS, MEMORY_BYTES, PARAMETERS, STORED_BYTES, point_of
 from nas.study.records import TrialRecord
 from search_spaces.architecture import Architecture
 
 LABELS = {
     LOSS: "validation loss (nats per token)",
     PARAMETERS: "parameters (millions)",
-    MEMORY_BYTES: "weights and cache in bfloat16 (MB)",
+    STORED_BYTES: "exported weights (MB)",
+    MEMORY_BYTES: "weights and cache in memory (MB)",
     LATENCY_MS: "latency per generated token (ms)",
 }
-HEADINGS = {LOSS: "val loss", PARAMETERS: "parameters", MEMORY_BYTES: "MB", LATENCY_MS: "ms a token"}
-SCALE = {LOSS: 1.0, PARAMETERS: 1e6, MEMORY_BYTES: 1e6, LATENCY_MS: 1.0}
+HEADINGS = {
+    LOSS: "val loss",
+    PARAMETERS: "parameters",
+    STORED_BYTES: "file MB",
+    MEMORY_BYTES: "MB",
+    LATENCY_MS: "ms a token",
+}
+SCALE = {LOSS: 1.0, PARAMETERS: 1e6, STORED_BYTES: 1e6, MEMORY_BYTES: 1e6, LATENCY_MS: 1.0}
 FIGURES: dict[str, Callable[[float], str]] = {
     LOSS: "{:.4f}".format,
     PARAMETERS: "{:,.0f}".format,
+    STORED_BYTES: lambda value: f"{value / 1e6:,.1f}",
     MEMORY_BYTES: lambda value: f"{value / 1e6:,.1f}",
     LATENCY_MS: "{:.2f}".format,
 }

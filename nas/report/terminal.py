@@ -16,6 +16,8 @@ from nas.report.generality_report import generality_table
 from nas.report.overview import overview_table
 from nas.report.screening_report import reordering
 from nas.report.trial_report import terminal_table
+from search_spaces.budget import BYTES
+from search_spaces.stored_size import stored_bytes
 
 # Columns that a narrow terminal does without, the least needed first.
 LESS_NEEDED = {
@@ -79,7 +81,7 @@ def _print_agreement(outcome: Outcome, console: Console) -> None:
 def _print_winner(outcome: Outcome, console: Console) -> None:
     winner, say = outcome.winner, partial(console.print, soft_wrap=True)
     share = winner.record.parameters / outcome.teacher_parameters
-    sizes = f"{winner.record.parameters:,} parameters, {share:.1%} of the teacher"
+    sizes = f"{winner.record.parameters:,} parameters, {share:.1%} of the teacher{_bytes(outcome)}"
     losses = f"validation loss {winner.val_loss:.4f}, the teacher's {outcome.preparation.teacher_loss:.4f}"
     say(f"[bold]best[/bold]        {winner.key}: {sizes}; {losses}")
     say(f"            {sizes_beside_teacher(outcome)}")
@@ -95,6 +97,15 @@ def _print_winner(outcome: Outcome, console: Console) -> None:
         say(f"            {outcome.stock_path}")
     trust = "" if winner.record.stock else ", trust_remote_code=True"
     say(f'load it:    AutoModelForCausalLM.from_pretrained("{outcome.winner_path}"{trust})')
+
+
+def _bytes(outcome: Outcome) -> str:
+    """The bytes of the winner's exported weights beside the teacher's, where they are what was searched for."""
+    shape, own, budget = outcome.plan.target.shape, outcome.winner.record.architecture, outcome.plan.target.budget
+    if not own.compression and budget.unit != BYTES:
+        return ""
+    size, teacher = stored_bytes(shape, own), stored_bytes(shape, shape.full)
+    return f", {size / 1e6:,.2f} MB of weights, {size / teacher:.1%} of the teacher's in bfloat16"
 
 
 def sizes_beside_teacher(outcome: Outcome) -> str:

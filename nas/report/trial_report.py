@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from nas.choosing.selection import best_stock, last_reading, listing, perplexity, ranking
-from nas.study.records import TrialRecord, text_losses
+from nas.study.records import STORED, TrialRecord, text_losses
 from trials.text.validation import OF_TEXT
 
 WIDTH = 110  # maximum width of the terminal table, in characters
@@ -26,7 +26,8 @@ class Row:
     Losses are on validation text, in nats per token. ``zero_shot_loss`` is the loss before retraining. ``val_loss`` is
     the last loss, after ``tokens``; a trial that was stopped early has fewer tokens. ``losses`` holds the loss on each
     validation text if there are several, and each text has a column. ``share`` is the share of the teacher's
-    parameters. ``heads``, ``kv_heads`` and ``mlp`` list all layers if the layers differ. ``seconds`` is wall time.
+    parameters, and ``stored_bytes`` are those of the exported weights. ``heads``, ``kv_heads`` and ``mlp`` list all
+    layers if the layers differ. ``seconds`` is wall time.
     """
 
     rank: int | None
@@ -39,6 +40,7 @@ class Row:
     mlp: str
     parameters: int
     share: float
+    stored_bytes: int | None
     zero_shot_loss: float | None
     val_loss: float | None
     perplexity: float | None
@@ -71,7 +73,8 @@ def terminal_table(
     """
     table = Table(title=title, header_style="bold", box=None, pad_edge=False, collapse_padding=True)
     table.title_justify = table.caption_justify = "left"
-    for column in COLUMNS:
+    columns = COLUMNS if any(one.architecture.compression for one in records) else PLAIN_COLUMNS
+    for column in columns:
         table.add_column(
             column.heading, justify=column.justify, no_wrap=True, overflow="ellipsis", max_width=column.width
         )
@@ -82,7 +85,7 @@ def terminal_table(
         result = _result(row, best_stock=is_stock) if final_roles is None else _final_result(row, final_roles)
         style = "bold green" if result.startswith(("best,", "winner")) or result == "best" else ""
         style = style if row.rank else "dim"
-        cells = [column.cell(row) for column in COLUMNS[:-1]]
+        cells = [column.cell(row) for column in columns[:-1]]
         table.add_row(*(Text(cell) for cell in [*cells, result]), style=style)
     failures = [f"trial {row.trial} failed: {row.reason}" for row in lines if row.state == STATES["FAIL"]]
     table.caption = Text("\n".join(failures)) if failures else None
@@ -139,9 +142,10 @@ class Column:
 COLUMNS = (
     Column("rank", "right", 4, lambda row: str(row.rank or "")),
     Column("trial", "right", 5, lambda row: str(row.trial)),
-    Column("architecture", "left", 21, lambda row: row.architecture),
+    Column("architecture", "left", 30, lambda row: row.architecture),
     Column("parameters", "right", 13, lambda row: f"{row.parameters:,}"),
     Column("share", "right", 6, lambda row: f"{row.share:.1%}"),
+    Column("MB", "right", 8, lambda row: "" if row.stored_bytes is None else f"{row.stored_bytes / 1e6:,.2f}"),
     Column("zero-shot", "right", 9, lambda row: _number(row.zero_shot_loss, 3)),
     Column("val loss", "right", 8, lambda row: _number(row.val_loss, 4)),
     Column("ppl", "right", 7, lambda row: _number(row.perplexity, 2)),
@@ -149,6 +153,7 @@ COLUMNS = (
     Column("time", "right", 8, lambda row: _clock(row.seconds)),
     Column("result", "left", 13, lambda row: row.state),
 )
+PLAIN_COLUMNS = tuple(one for one in COLUMNS if one.heading != "MB")  # where weights are only bfloat16 numbers
 
 
 def compact(number: float) -> str:
@@ -176,6 +181,7 @@ def _row(record: TrialRecord, rank: int | None, teacher_parameters: int) -> Row:
         mlp=_sizes(architecture.mlp),
         parameters=record.parameters,
         share=record.parameters / teacher_parameters,
+        stored_bytes=int(record.metrics[STORED]) if STORED in record.metrics else None,
         zero_shot_loss=record.curve[0][1] if record.curve and record.curve[0][0] == 0 else None,
         val_loss=loss,
         perplexity=None if loss is None else perplexity(loss),
@@ -230,7 +236,7 @@ def _rule(name: str) -> str:
 def _markdown(name: str, value: object) -> str:
     if value is None:
         return ""
-    if name in ("parameters", "tokens"):
+    if name in ("parameters", "tokens", "stored_bytes"):
         return f"{value:,}"
     if name == "share":
         return f"{value:.1%}"

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
+
 from nas.choosing.outcome import Chosen
 from nas.planning.plan import Plan
 from nas.planning.specs import trial_spec
 from nas.study.study import SearchStudy
+from search_spaces.budget import BYTES
 from search_spaces.errors import InputError
 from trials.export.export import ModelCard, export_student, verify_manifest
 from trials.preparation import Preparation
@@ -29,7 +32,9 @@ def export_chosen(plan: Plan, preparation: Preparation, study: SearchStudy, chos
         student = load_weights(trial_spec(plan, chosen.record.architecture), chosen.weights)
     except FileNotFoundError as error:
         raise InputError(f"{error}; restore the folder, or search again with a new --study") from error
-    exported = export_student(student, load_tokenizer(plan.target.folder), folder, _card(plan, preparation, chosen))
+    dtype = torch.bfloat16 if plan.target.budget.unit == BYTES else None  # a budget in bytes counts bfloat16 numbers
+    card = _card(plan, preparation, chosen)
+    exported = export_student(student, load_tokenizer(plan.target.folder), folder, card, dtype)
     study.remember(label, content)
     return exported
 

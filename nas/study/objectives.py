@@ -6,11 +6,11 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-from nas.study.records import LATENCY, MEMORY, TrialRecord
+from nas.study.records import LATENCY, MEMORY, STORED, TrialRecord
 from search_spaces.errors import InputError
 
-LOSS, PARAMETERS, MEMORY_BYTES, LATENCY_MS = "loss", "params", "memory", "latency"
-OBJECTIVES = (LOSS, PARAMETERS, MEMORY_BYTES, LATENCY_MS)
+LOSS, PARAMETERS, STORED_BYTES, MEMORY_BYTES, LATENCY_MS = "loss", "params", "bytes", "memory", "latency"
+OBJECTIVES = (LOSS, PARAMETERS, STORED_BYTES, MEMORY_BYTES, LATENCY_MS)
 
 Point = tuple[float, ...]
 """The values of the objectives, the loss first. `costs` returns a point without the loss."""
@@ -59,6 +59,6 @@ def costs(objectives: Sequence[str], values: Mapping[str, float]) -> Point:
 def point_of(record: TrialRecord, objectives: Sequence[str]) -> Point:
     """The objectives of a COMPLETE trial. A value that was not measured counts as infinite."""
     assert record.val_loss is not None, "only a COMPLETE trial has a point"
-    measured = {MEMORY_BYTES: MEMORY, LATENCY_MS: LATENCY}
+    measured = {STORED_BYTES: STORED, MEMORY_BYTES: MEMORY, LATENCY_MS: LATENCY}
     values = {name: record.metrics.get(metric, float("inf")) for name, metric in measured.items()}
     return record.val_loss, *costs(objectives, {PARAMETERS: float(record.parameters), **values})

@@ -10,9 +10,9 @@ from search_spaces.architecture import Architecture
 from trials.text.validation import OF_TEXT
 
 # Metrics that depend on the architecture alone and are known before its trial: the loss in the screening in nats per
-# token (`trials.screen.screen`), the milliseconds per generated token (`trials.screen.latency`), and the bytes of
-# weights and cache (`ModelShape.memory_bytes`).
-SCREEN_LOSS, LATENCY, MEMORY = "screen_loss", "latency_ms", "memory_bytes"
+# token (`trials.screen.screen`), the milliseconds per generated token (`trials.screen.latency`), the bytes of weights
+# and cache in memory, and the bytes of the exported weights (`search_spaces.stored_size`).
+SCREEN_LOSS, LATENCY, MEMORY, STORED = "screen_loss", "latency_ms", "memory_bytes", "stored_bytes"
 
 
 @dataclass(frozen=True)

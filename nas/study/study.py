@@ -21,8 +21,8 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
 from nas.study.database import opening
-from nas.study.objectives import LATENCY_MS, LOSS, MEMORY_BYTES, PARAMETERS, Point, costs
-from nas.study.records import LATENCY, MEMORY, SCREEN_LOSS, TrialRecord
+from nas.study.objectives import LATENCY_MS, LOSS, MEMORY_BYTES, PARAMETERS, STORED_BYTES, Point, costs
+from nas.study.records import LATENCY, MEMORY, SCREEN_LOSS, STORED, TrialRecord
 from nas.study.sampler import INTERRUPTED, FeasibleSampler, band, distributions
 from nas.study.standings import Standings
 from search_spaces.architecture import Architecture
@@ -30,6 +30,7 @@ from search_spaces.budget import Budget
 from search_spaces.errors import InputError, one_line
 from search_spaces.shape import ModelShape
 from search_spaces.space import SearchSpace
+from search_spaces.stored_size import memory_bytes, stored_bytes
 
 # Quantities that are measured before the first trial: losses before retraining, and milliseconds per generated token.
 SCREENED, TIMED = "screened", "timed"
@@ -152,7 +153,8 @@ class SearchStudy:
         shape, latency = self.space.shape, self._measured[TIMED].get(architecture.key)
         values = {
             PARAMETERS: float(shape.parameters(architecture)),
-            MEMORY_BYTES: float(shape.memory_bytes(architecture)),
+            STORED_BYTES: float(stored_bytes(shape, architecture)),
+            MEMORY_BYTES: float(memory_bytes(shape, architecture)),
             LATENCY_MS: math.inf if latency is None else latency,
         }
         return costs(self.objectives, values)
@@ -312,8 +314,9 @@ class SearchStudy:
         """The metrics of ``architecture`` that do not depend on its trial."""
         quantities = {SCREEN_LOSS: SCREENED, LATENCY: TIMED}
         found = {metric: self._measured[quantity].get(architecture.key) for metric, quantity in quantities.items()}
-        memory = {MEMORY: float(self.space.shape.memory_bytes(architecture))}
-        return memory | {metric: value for metric, value in found.items() if value is not None}
+        shape = self.space.shape
+        found |= {MEMORY: float(memory_bytes(shape, architecture)), STORED: float(stored_bytes(shape, architecture))}
+        return {metric: value for metric, value in found.items() if value is not None}
 
     def finished(self) -> int:
         """How many trials have ended: complete, stopped early or failed."""

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from search_spaces.compression import Compression, Quantization
 from trials.compress.matrices import Matrix, layer_matrices
 from trials.compress.quantize import rounded
-from trials.compress.sparsify import Sparsifier, held, sparsify
+from trials.compress.sparsify import Sparsifier, bake, held, sparsify
 
 CALIBRATION = 16_384  # tokens of training text for the scores of sparsity
 REFRESH_STEPS = 8  # optimizer steps that train with the same rounding errors; a weight hardly moves in them
@@ -88,9 +88,7 @@ class Compressor:
         for matrix in self.rounded:
             if not exact:
                 _parametrizations(matrix)[-1].error.zero_()
-        for matrix in layer_matrices(self.student):
-            if parametrize.is_parametrized(matrix.module, "weight"):
-                parametrize.remove_parametrizations(matrix.module, "weight", leave_parametrized=True)
+        bake(self.student)
 
     def _refresh(self) -> None:
         for matrix in self.rounded:
@@ -116,9 +114,9 @@ def compressor(
     sparsifier = None
     if compression.sparsity.level:
         count = max(1, CALIBRATION // windows.shape[1])
-        sparsifier = (
-            held(student, compression.sparsity) if trained else sparsify(student, compression.sparsity, windows[:count])
-        )
+        bits = None if compression.quantization.scheme == "none" else compression.quantization.bits
+        how = compression.sparsity
+        sparsifier = held(student, how) if trained else sparsify(student, how, windows[:count], bits)
     return Compressor(student, sparsifier, compression.quantization)
 
 

@@ -54,7 +54,8 @@ def rounded(weight: Tensor, bits: int, inputs: int) -> Tensor:
     """
     plain = weight.detach()
     step = plain.abs().amax(dim=inputs, keepdim=True).clamp(min=1e-12) / ((1 << (bits - 1)) - 1)
-    return weight + ((plain / step).round() * step - plain)
+    grid: Tensor = torch.mul((plain / step).round(), step)
+    return torch.add(weight, grid - plain)
 
 
 class SoftMask(Mask):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping
 from types import ModuleType
 from typing import Any
 
@@ -12,7 +12,7 @@ from transformers import BitsAndBytesConfig, PreTrainedModel
 
 from search_spaces.compression import BITS, Quantization
 from search_spaces.errors import InputError
-from trials.compress.matrices import Matrix, layer_matrices
+from trials.compress.matrices import layer_matrices
 
 DTYPE = torch.bfloat16  # of the weights that are quantized, and of those that are left as they are
 
@@ -28,8 +28,7 @@ def rounded(weight: Tensor, quantization: Quantization) -> Tensor:
 
     Raises InputError when bitsandbytes is not installed.
     """
-    tensors = _encoded(weight.detach(), quantization)
-    return _decoded(tensors, quantization).to(weight.dtype)
+    return decoded(encoded(weight.detach(), quantization), quantization).to(weight.dtype)
 
 
 def quantized_state(student: PreTrainedModel, quantization: Quantization) -> dict[str, Tensor]:
@@ -40,7 +39,7 @@ def quantized_state(student: PreTrainedModel, quantization: Quantization) -> dic
     state = {name: tensor.to(DTYPE) for name, tensor in _once(student)}
     for matrix in layer_matrices(student, quantization.matrices):
         del state[f"{matrix.name}.weight"]
-        state |= _named(matrix, _encoded(matrix.weight.detach(), quantization), quantization)
+        state |= to_tensors(matrix.name, encoded(matrix.weight.detach(), quantization))
     return state
 
 
@@ -68,8 +67,11 @@ def _once(student: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
     return ((name, parameter.detach()) for name, parameter in student.named_parameters())
 
 
-def _encoded(weight: Tensor, quantization: Quantization) -> tuple[Tensor, Any]:
-    """The codes of ``weight`` (outputs, inputs), and its scales or bitsandbytes' state."""
+def encoded(weight: Tensor, quantization: Quantization) -> tuple[Tensor, Any]:
+    """The codes of ``weight`` (outputs, inputs), and its scales (outputs,) or bitsandbytes' state.
+
+    Raises InputError when bitsandbytes is not installed.
+    """
     functional = _functional()
     if quantization.scheme == "int8":
         codes, scales, _ = functional.int8_vectorwise_quant(weight.to(torch.float16))
@@ -83,22 +85,32 @@ def _encoded(weight: Tensor, quantization: Quantization) -> tuple[Tensor, Any]:
     return codes, state
 
 
-def _decoded(tensors: tuple[Tensor, Any], quantization: Quantization) -> Tensor:
+def decoded(tensors: tuple[Tensor, Any], quantization: Quantization) -> Tensor:
+    """The weight (outputs, inputs) that the codes and scales of `encoded` stand for."""
     codes, scales = tensors
     if quantization.scheme == "int8":
-        return codes.float() * (scales.float() / 127)[:, None]
-    decoded: Tensor = _functional().dequantize_4bit(codes, scales)
-    return decoded
+        return torch.mul(codes.float(), (scales.float() / 127)[:, None])
+    weight: Tensor = _functional().dequantize_4bit(codes, scales)
+    return weight
 
 
-def _named(matrix: Matrix, tensors: tuple[Tensor, Any], quantization: Quantization) -> dict[str, Tensor]:
-    """The tensors of one matrix by their names in a checkpoint that transformers reads."""
-    codes, scales = tensors
-    if quantization.scheme == "int8":
+def to_tensors(name: str, found: tuple[Tensor, Any]) -> dict[str, Tensor]:
+    """What `encoded` gives for the matrix ``name``, under the names in a checkpoint that transformers reads."""
+    codes, scales = found
+    if isinstance(scales, Tensor):
         layout = torch.tensor(0, dtype=torch.uint8)  # bitsandbytes' number for rows one after the other
-        return {f"{matrix.name}.weight": codes, f"{matrix.name}.SCB": scales, f"{matrix.name}.weight_format": layout}
-    further = scales.as_dict(packed=True).items()
-    return {f"{matrix.name}.weight": codes, **{f"{matrix.name}.weight.{name}": one for name, one in further}}
+        return {f"{name}.weight": codes, f"{name}.SCB": scales, f"{name}.weight_format": layout}
+    return {f"{name}.weight": codes, **{f"{name}.weight.{one}": part for one, part in scales.as_dict(True).items()}}
+
+
+def from_tensors(name: str, tensors: Mapping[str, Tensor], quantization: Quantization) -> tuple[Tensor, Any]:
+    """The inverse of `to_tensors`."""
+    codes = tensors[f"{name}.weight"]
+    if quantization.scheme == "int8":
+        return codes, tensors[f"{name}.SCB"]
+    start = f"{name}.weight."
+    parts = {one.removeprefix(start): part for one, part in tensors.items() if one.startswith(start)}
+    return codes, _functional().QuantState.from_dict(parts, codes.device)
 
 
 def _functional() -> ModuleType:
@@ -112,10 +124,3 @@ def _functional() -> ModuleType:
         ) from error
     module: ModuleType = functional
     return module
-
-
-def rounding_errors(matrices: Iterable[Matrix], quantization: Quantization) -> Iterator[tuple[Matrix, Tensor]]:
-    """Each matrix with the error of its quantization, (outputs, inputs): `rounded` minus the weight."""
-    for one in matrices:
-        weight = one.weight.detach()
-        yield one, rounded(weight, quantization) - weight

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from search_spaces.compression import Sparsity
 from trials.compress.matrices import Matrix
 from trials.families.base import Family
-from trials.families.lookup import family_of
+from trials.families.lookup import family_of_student
 from trials.losses.precision import autocast
 from trials.prune.input_moments import BATCH_TOKENS, TOKENS
 from trials.teacher.second_moments import second_moments
@@ -157,7 +157,7 @@ def layer_inputs(
     ``windows`` (n, T) up to `TOKENS` tokens. All inputs of one layer are measured before its matrices are yielded. The
     next layer then reads what the layer gives with the matrices that the caller has changed.
     """
-    family, tokens = family_of(model.config), windows[: max(1, TOKENS // windows.shape[1])]
+    family, tokens = family_of_student(model.config), windows[: max(1, TOKENS // windows.shape[1])]
     size = max(1, BATCH_TOKENS // tokens.shape[1])
     batches = [_traced(model, family, one.to(model.device)) for one in torch.split(tokens, size)]
     for place, layer in enumerate(family.layers(model)):

@@ -17,6 +17,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from search_spaces.errors import InputError
+from trials.export.compressed import TOLERANCES, as_exported, write_compressed
 from trials.export.model_card import ModelCard
 from trials.storage.durable import MANIFEST, damage, write_sealed
 from trials.teacher.teacher import PROBE
@@ -25,7 +26,6 @@ __all__ = ["ExportError", "FreshLoad", "ModelCard", "check_fresh_load", "export_
 
 FRESH_LOAD = Path(__file__).with_name("fresh_load.py")
 TIMEOUT = 900.0  # seconds; loading gpt2-medium takes about ten
-TOLERANCE = 1e-5  # times the largest logit or 1; the two processes are expected to agree exactly
 PROBE_SHAPE = (2, 48)  # windows, tokens
 TOKENIZERS = ("AutoTokenizer", "PreTrainedTokenizerFast")  # the first that gives the right tokens is named in the card
 
@@ -49,9 +49,17 @@ class ExportError(RuntimeError):
 
 
 def export_student(
-    student: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, directory: Path, card: ModelCard
+    student: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    directory: Path,
+    card: ModelCard,
+    dtype: torch.dtype | None = None,
 ) -> Path:
     """Write ``student`` to ``directory`` and return its absolute path.
+
+    The weights are compressed as the card's architecture says: quantized ones are written as transformers reads them,
+    sparse ones a second time in a packed file. ``student`` holds them before they are rounded. A compressed student is
+    written in bfloat16, any other in ``dtype``; None keeps its own.
 
     The folder holds safetensors weights, configuration, generation configuration, tokenizer, model card, manifest
     and, for a custom class, one modelling file. It is loaded in a fresh process before it is put in place. It replaces
@@ -67,12 +75,16 @@ def export_student(
     if student.generation_config is not None:
         student.generation_config.use_cache = True
 
+    compression = card.architecture.compression
+    shown = as_exported(student, compression, dtype)
+
     def write(folder: Path) -> None:
-        student.save_pretrained(folder)
+        shown.save_pretrained(folder)
+        write_compressed(student, compression, folder)
         tokenizer.save_pretrained(folder)
-        loaded = check_fresh_load(folder, student, tokenizer)
-        dtype = str(student.dtype).removeprefix("torch.")
-        text = card.render(directory.name, _carried_module(folder), loaded.difference, dtype, loaded.tokenizer)
+        loaded = check_fresh_load(folder, shown, tokenizer, TOLERANCES[compression.quantization.scheme])
+        numbers = str(shown.dtype).removeprefix("torch.")
+        text = card.render(directory.name, _carried_module(folder), loaded.difference, numbers, loaded.tokenizer)
         (folder / "README.md").write_text(text, "utf-8")
         log.info("export %s: reloaded in a fresh process, logits differ by at most %.1e", directory, loaded.difference)
 
@@ -88,11 +100,15 @@ def verify_manifest(directory: Path) -> None:
 
 
 @torch.inference_mode()
-def check_fresh_load(folder: Path, student: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> FreshLoad:
+def check_fresh_load(
+    folder: Path, student: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tolerance: float = TOLERANCES["none"]
+) -> FreshLoad:
     """Compare ``student`` and ``tokenizer`` with what others load from the checkpoint in ``folder``.
 
     The checkpoint is loaded by another Python process: isolated, offline, in another folder, and without access to this
-    project. Raises ExportError when it does not load, or when its logits or its tokenizer differ.
+    project. ``tolerance`` is the largest difference between logits, as a share of the largest logit or of 1.
+
+    Raises ExportError when it does not load, or when its logits or its tokenizer differ.
     """
     tokens = _probe(student)
     answer = _load_elsewhere(folder, tokens)
@@ -105,7 +121,7 @@ def check_fresh_load(folder: Path, student: PreTrainedModel, tokenizer: PreTrain
         shapes = f"{tuple(answer['logits'].shape)}, not {tuple(expected.shape)}"
         raise ExportError(f"export {folder.name}: reloaded logits have the shape {shapes}")
     difference = float((answer["logits"].float() - expected.float()).abs().max())
-    allowed = TOLERANCE * max(1.0, float(expected.abs().max()))
+    allowed = tolerance * max(1.0, float(expected.abs().max()))
     if not difference <= allowed:  # written so that nan is refused too
         raise ExportError(
             f"export {folder.name}: reloaded logits differ by up to {difference:.3g}, the limit is {allowed:.3g}"

@@ -35,11 +35,19 @@ tokenizer = {tokenizer}.from_pretrained("./{name}"{tokenizer_trust})
 
 - Architecture: `{architecture}`
 - Distilled on {distilled}; text: {corpus}{compared}{general}
-- Number format of the weights: {dtype}
+- Number format of the weights: {dtype}{compressed}
 - Made by `{command}`
 - Loaded again in a fresh process, without the project that made it; largest difference between logits: {difference:.1e}
 - `manifest.json` holds the size and the sha256 of every file. No test set was used to choose this model.
 """
+QUANTIZED = (
+    "; the {matrices} matrices of the layers are {scheme} (bitsandbytes, which `from_pretrained` needs; they are "
+    "multiplied in half precision)"
+)
+SPARSE = (
+    "\n- {level:.3g} % of the weights in the {matrices} matrices are 0. `packed.safetensors` holds them without the "
+    "zeros; no server reads it, so `model.safetensors` holds the zeros too"
+)
 STOCK = "It is of a class that transformers ships and needs no code of its own."
 HALF = "; `dtype=torch.bfloat16` in `from_pretrained` loads them in half of the memory"
 CUSTOM = (
@@ -101,7 +109,17 @@ class ModelCard:
             loading=CUSTOM.format(module=module) if module else STOCK,
             difference=difference,
             dtype=dtype + (HALF if dtype == "float32" else ""),
+            compressed=self._compressed(),
         )
+
+    def _compressed(self) -> str:
+        """What was done to the weights, for a reader who wants to load them."""
+        how, sparsity = self.architecture.compression.quantization, self.architecture.compression.sparsity
+        names = " and ".join(how.matrices)
+        text = "" if how.scheme == "none" else QUANTIZED.format(matrices=names, scheme=how.scheme)
+        if sparsity.level:
+            text += SPARSE.format(level=100 * sparsity.level, matrices=" and ".join(sparsity.matrices))
+        return text
 
     def _final(self) -> str:
         return f" in its trial and {self.final_tokens:,} more as a finalist" if self.final_tokens else ""

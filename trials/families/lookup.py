@@ -10,6 +10,7 @@ from trials.families.gpt_neox import GPTNeoX
 from trials.families.llama import LLAMA, MISTRAL, QWEN2, QWEN3
 from trials.families.shapes import shape_of
 
+OWN = "pruned_"  # begins the model types of the families' own classes
 FAMILIES: dict[str, Family] = {
     "gpt2": GPT2(),
     "llama": LLAMA,
@@ -23,3 +24,8 @@ FAMILIES: dict[str, Family] = {
 def family_of(config: PretrainedConfig) -> Family:
     """The family of a teacher with ``config``. Raises InputError as `trials.families.shapes.shape_of` does."""
     return FAMILIES[shape_of(config).family]
+
+
+def family_of_student(config: PretrainedConfig) -> Family:
+    """The family of a student with ``config``, whose class may be the family's own."""
+    return FAMILIES[config.model_type.removeprefix(OWN)]

@@ -227,7 +227,7 @@ def test_searcher_and_scheduler_tell_each_ending() -> None:
         "nan": "FAIL",
     }
     assert by_name["good"].curve == ((0, 9.0), (16, 4.0), (64, 3.0))
-    costs = {"flops_per_token", "kv_cache_bytes_per_token", "memory_bytes"}
+    costs = {"flops_per_token", "kv_cache_bytes_per_token", "memory_bytes", "stored_bytes"}
     measured = {name: value for name, value in by_name["good"].metrics.items() if name not in costs}
     assert measured == {"tokens": 64.0, "seconds": 1.0}  # and nothing of what Tune adds
     assert by_name["good"].metrics.keys() >= costs
