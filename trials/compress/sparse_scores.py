@@ -19,7 +19,7 @@ from trials.losses.precision import autocast
 from trials.prune.input_moments import BATCH_TOKENS, TOKENS
 from trials.teacher.second_moments import second_moments
 
-BLOCK = 128  # columns between two updates of all later ones; a multiple of 4
+BLOCK = 16  # columns that share one choice of the mask; a multiple of 4. The paper has 128: docs/lab/sparsity.md
 DAMPING = 0.01  # as a share of the mean of the Hessian's diagonal
 
 
