@@ -109,7 +109,7 @@ class SoftMask(Mask):
     def after_step(self, weight: Tensor, state: dict[str, Any]) -> None:
         """Scale the moments in the optimizer's ``state`` of the stored ``weight``, if that is asked for."""
         if self.hard:
-            self.zero(weight)
+            super().after_step(weight, state)
         if self.sparsity.mask_aware:
             mask = self.mask if self.hard else self.soft(weight)
             for one in state.values():

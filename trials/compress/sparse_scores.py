@@ -19,7 +19,7 @@ from trials.losses.precision import autocast
 from trials.prune.input_moments import BATCH_TOKENS, TOKENS
 from trials.teacher.second_moments import second_moments
 
-BLOCK = 128  # columns between two updates of all later ones; a multiple of 4
+BLOCK = 16  # columns that share one choice of the mask; a multiple of 4. The paper has 128: docs/lab/sparsity.md
 DAMPING = 0.01  # as a share of the mean of the Hessian's diagonal
 
 
@@ -82,17 +82,12 @@ class Mask(nn.Module):
         self.gone.fill_(gone)
 
     def update(self, weight: Tensor, level: float) -> None:
-        """Move to ``level`` for the stored ``weight``. What was 0 before has the lowest score, so it stays 0."""
+        """Move to ``level`` for the stored ``weight``. What earlier steps set to 0 has the lowest score and stays 0."""
         self.choose(weight, round(level * weight.numel()))
-        self.zero(weight)
-
-    def zero(self, weight: Tensor) -> None:
-        """Set the masked elements of the stored ``weight`` to 0."""
-        weight.masked_fill_(~self.mask, 0)
 
     def after_step(self, weight: Tensor, state: dict[str, Any]) -> None:
-        """Undo what an optimizer with momentum or weight decay did to masked elements of the stored ``weight``."""
-        self.zero(weight)
+        """Set masked elements of the stored ``weight`` to 0, whatever momentum and weight decay did to them."""
+        weight.masked_fill_(~self.mask, 0)
 
 
 @torch.no_grad()

@@ -83,7 +83,6 @@ class Sparsifier:
             gone = round(self.sparsity.level * weight.numel())
             if isinstance(mask, SoftMask) or gone != int(mask.gone):
                 mask.choose(weight, gone)
-            mask.zero(weight)
             if isinstance(mask, SoftMask):
                 mask.hard = True
         self.hardened = True

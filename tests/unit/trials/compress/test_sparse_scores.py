@@ -53,7 +53,7 @@ def test_at_most_two_of_four_go(seed: int, rows: int, fours: int, level: float, 
 
 
 @pytest.mark.parametrize("seed", range(5))
-@pytest.mark.parametrize("block", [16, 128])
+@pytest.mark.parametrize("block", [4, 16, 32])
 @pytest.mark.parametrize(("kind", "level"), [("unstructured", 0.5), ("unstructured", 0.8), ("2:4", 0.5)])
 def test_sparse_gpt_loses_no_more_of_the_output_than_wanda(
     kind: str, level: float, block: int, seed: int, monkeypatch: pytest.MonkeyPatch
