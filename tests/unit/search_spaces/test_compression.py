@@ -10,11 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from search_spaces.compression import (
+    BITS,
     GROUPS,
     MATRICES,
     METHODS,
     MOST_SPARSE,
-    SCHEMES,
     Adapters,
     Compression,
     Quantization,
@@ -47,7 +47,7 @@ def sparsities(draw: st.DrawFn) -> Sparsity:
 
 @st.composite
 def quantizations(draw: st.DrawFn) -> Quantization:
-    scheme = draw(st.sampled_from(SCHEMES))
+    scheme = draw(st.sampled_from(list(BITS)))
     group = draw(st.sampled_from([0, *GROUPS.get(scheme, ())]))
     return Quantization(scheme, group, draw(st.booleans()), draw(matrices))
 
