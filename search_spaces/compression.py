@@ -51,6 +51,7 @@ class Sparsity:
 
     With "pdp" the level rises in the first ``warmup`` of the steps. ``tau`` is the temperature of the soft mask,
     ``beta`` the sharpness of its second part (0 for none), and ``mask_aware`` scales gradients and moments by the mask.
+    ``rate`` multiplies the learning rate of the recipe.
 
     A field that means nothing for the method, or without a level, gets its default, so that equal values have one key.
     Raises InputError naming the field when a value is not legal.
@@ -66,9 +67,10 @@ class Sparsity:
     warmup: float = 0.5
     beta: float = 0.0
     mask_aware: bool = False
+    rate: float = 1.0
 
     def __post_init__(self) -> None:
-        for name in ("level", "start", "end", "warmup", "beta", "tau"):
+        for name in ("level", "start", "end", "warmup", "beta", "rate", "tau"):
             given = getattr(self, name)
             _check_type(f"sparsity.{name}", given, (int, float))
             object.__setattr__(self, name, float(f"{given:.4g}") if name == "tau" else round(float(given), DIGITS))
@@ -97,6 +99,8 @@ class Sparsity:
             yield "tau", f"must be from {LEAST_TAU} to 1"
         if not 0 <= self.beta <= 100:
             yield "beta", "must be from 0 to 100"
+        if not 0.01 <= self.rate <= 100:
+            yield "rate", "must be from 0.01 to 100"
         if not isinstance(self.mask_aware, bool):
             yield "mask_aware", "must be true or false"
 
@@ -104,7 +108,7 @@ class Sparsity:
         """The fields that mean nothing here."""
         if not self.level:
             return [one.name for one in fields(self)]
-        ramp, soft = ["start", "end"], ["tau", "warmup", "beta", "mask_aware"]
+        ramp, soft = ["start", "end"], ["tau", "warmup", "beta", "mask_aware", "rate"]
         return {"pdp": ramp, "sparsegpt": ramp + soft}.get(self.method, soft)
 
     @property
@@ -126,7 +130,8 @@ class Sparsity:
         tau = "" if self.tau == Sparsity.tau else "t" + f"{self.tau:.12f}".rstrip("0").rstrip(".")
         warmup = "" if self.warmup == Sparsity.warmup else f"w{100 * self.warmup:.6g}"
         beta = f"x{self.beta:.8g}" if self.beta else ""
-        return f"{tau}{warmup}{beta}{'aware' if self.mask_aware else ''}"
+        rate = "" if self.rate == 1 else f"r{self.rate:.8g}"
+        return f"{tau}{warmup}{beta}{'aware' if self.mask_aware else ''}{rate}"
 
 
 @dataclass(frozen=True, order=True)

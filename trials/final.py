@@ -165,7 +165,7 @@ def _train(spec: FinalSpec, trial: TrialResult, common: Shared, identity: str, r
         spec.rungs,
         recipe.sequence_length,
         recipe.batch_tokens,
-        PEAK_SHARE * recipe.learning_rate,
+        PEAK_SHARE * recipe.learning_rate * trial.architecture.compression.sparsity.rate,
         recipe.seed,
         identity,
         steps_before=math.ceil(trial.tokens / recipe.batch_tokens),

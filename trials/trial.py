@@ -158,7 +158,7 @@ def _train(spec: TrialSpec, common: Shared, identity: str, report: Report) -> Tr
         recipe.rungs,
         recipe.sequence_length,
         recipe.batch_tokens,
-        recipe.learning_rate,
+        recipe.learning_rate * spec.architecture.compression.sparsity.rate,
         recipe.seed,
         identity,
         text_share=recipe.text_share,

@@ -42,6 +42,7 @@ def sparsities(draw: st.DrawFn) -> Sparsity:
         warmup=draw(shares),
         beta=draw(st.floats(0, 100) | st.sampled_from([0.0, 5.0])),
         mask_aware=draw(st.booleans()),
+        rate=draw(st.floats(0.01, 100) | st.just(1.0)),
     )
 
 

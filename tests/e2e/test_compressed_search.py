@@ -1,0 +1,65 @@
+"""A search for a budget in bytes, over sizes, sparsity and bits together."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import torch
+from command import run, small_settings
+from transformers import AutoModelForCausalLM
+
+from search_spaces.architecture import Architecture
+from trials.export.packed import unpack
+
+SPACE = """
+hidden: [48]
+heads: [50%, 100%]
+mlp: [50%, 100%]
+sparsity: [0, {level: 0.5, method: sparsegpt}]
+quantization: [none, int8, nf4]
+study: {budget: 62%B, tolerance: 0.2, trials: 3, screened: 8, objectives: "loss,bytes"}
+"""
+
+
+def test_sizes_sparsity_and_bits_share_a_budget_in_bytes(tiny_teacher_folder: Path, tmp_path: Path) -> None:
+    space = tmp_path / "space.yaml"
+    space.write_text(SPACE)
+    flags = ["--space", space, "--finalists", 1, "--output", tmp_path / "out"]
+    given = [
+        one for one in small_settings(tiny_teacher_folder, tmp_path) if one not in ("--tolerance", 0.1, "--trials", 4)
+    ]
+    done = run(*given, *flags, "--json")
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert result["budget"]["unit"] == "bytes"
+    assert sum(result["trials"].values()) == 3
+    folder = tmp_path / "out" / result["study"]
+    rows = list(csv.DictReader((folder / "report" / "results.csv").read_text().splitlines()))
+    assert all(result["budget"]["minimum"] <= int(row["stored_bytes"]) <= result["budget"]["maximum"] for row in rows)
+    best = Architecture.from_dict(result["best"]["architecture"])
+    assert best.compression, "every plain student of this space is above the budget"
+    card = (folder / "best" / "README.md").read_text()
+    assert json.dumps(best.compression.to_dict()) in card
+    trust = {} if result["best"]["stock"] else {"trust_remote_code": True}
+    model = AutoModelForCausalLM.from_pretrained(folder / "best", **trust)
+    assert torch.isfinite(model(torch.arange(20)[None]).logits).all()
+    if best.compression.sparsity.level:
+        assert unpack(folder / "best" / "packed.safetensors")
+    for word in (
+        "quantization none/int8/nf4",
+        "structure only" if " structure only" in done.stderr else "random",
+        "MB",
+    ):
+        assert word in done.stderr
+    assert all("bytes" in one for one in result["front"])
+
+
+def test_a_wrong_recipe_ends_with_the_name_of_the_field(tmp_path: Path) -> None:
+    space = tmp_path / "space.yaml"
+    space.write_text("sparsity: [1.2]")
+    done = run("--budget", "60%", "--model", "mini", "--space", space, "--output", tmp_path / "out")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == f"error: space {space}: sparsity.level 1.2: must be from 0 to 0.95\n"
+    assert not (tmp_path / "out").exists()
