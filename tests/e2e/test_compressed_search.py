@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 import torch
-from command import run, small_settings
+from command import TRIALS, run, small_settings
 from transformers import AutoModelForCausalLM
 
 from search_spaces.architecture import Architecture
