@@ -10,7 +10,9 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from search_spaces.compression import MATRICES
-from trials.families.lookup import family_of
+from trials.families.lookup import FAMILIES
+
+CUSTOM = "pruned_"  # in front of the type of a family's custom class
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,7 +44,8 @@ def layer_matrices(model: PreTrainedModel, parts: Iterable[str] = MATRICES) -> l
 
     Embeddings and the output projection are not in a layer, so they are not among them.
     """
-    family, wanted, names = family_of(model.config), set(parts), {id(one): name for name, one in model.named_modules()}
+    family = FAMILIES[model.config.model_type.removeprefix(CUSTOM)]
+    wanted, names = set(parts), {id(one): name for name, one in model.named_modules()}
     found = []
     for layer in family.layers(model):
         neurons = {id(module) for _, readers in list(family.readers(layer))[1:] for module in readers}
