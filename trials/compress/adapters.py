@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -14,13 +13,8 @@ from transformers.pytorch_utils import Conv1D
 
 from search_spaces.compression import Adapters
 from search_spaces.errors import InputError
+from trials.compress.extras import check_installed
 from trials.compress.matrices import layer_matrices
-
-
-def check_peft() -> None:
-    """Raise InputError unless peft is installed."""
-    if importlib.util.find_spec("peft") is None:
-        raise InputError("adapters: the package peft is not installed; install llm-nas[lora]")
 
 
 def with_adapters(student: PreTrainedModel, adapters: Adapters, seed: int = 0) -> PreTrainedModel:
@@ -36,7 +30,7 @@ def with_adapters(student: PreTrainedModel, adapters: Adapters, seed: int = 0) -
         raise InputError("adapters.rank 0: must be at least 1; leave adapters out for none")
     if list(_adapted(student)):
         raise ValueError("the student has adapters already; merge them first")
-    check_peft()
+    check_installed("peft", "adapters")
     from peft import LoraConfig, inject_adapter_in_model  # takes seconds to import
 
     matrices = layer_matrices(student, adapters.matrices)
