@@ -19,7 +19,6 @@ from torch import Tensor
 from search_spaces.adapter_count import adapter_parameters
 from search_spaces.architecture import Architecture
 from search_spaces.errors import InputError
-from trials import stack
 from trials.compress.matrices import layer_matrices
 from trials.compress.nf4 import allow_repacking, with_nf4
 from trials.distill.distill import text_loss
@@ -28,7 +27,7 @@ from trials.families.lookup import FAMILIES
 from trials.families.shapes import shape_of
 from trials.losses.window_losses import window_losses
 from trials.recipe import Recipe
-from trials.stack import ADAPTERS, StageSpec, architecture_of, measure, run_stage, train
+from trials.stack import ADAPTERS, StageSpec, architecture_of, measure, train
 from trials.text.corpus import windows
 from trials.trial import TrialSpec, load_student
 
@@ -129,18 +128,6 @@ def test_nothing_is_padding(tiny_teacher_folder: Path, home: Path) -> None:
 
 def losses(logits: Tensor, tokens: Tensor) -> Tensor:
     return F.cross_entropy(logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten(), reduction="none")
-
-
-def test_both_processes_and_the_second_call_that_needs_none(
-    tiny_teacher_folder: Path, home: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    spec = spec_of("distil+flash", tiny_teacher_folder, home)
-    costs = run_stage(spec)
-    assert (costs.stages, costs.architecture) == (spec.stages, STUDENT.key)
-    monkeypatch.setattr(stack, "_in_process", lambda step, folder: pytest.fail(f"{step} ran again"))
-    assert run_stage(spec) == costs
-    with pytest.raises(pytest.fail.Exception, match="train ran again"):
-        run_stage(replace(spec, trial=replace(spec.trial, device="cuda")))
 
 
 def test_a_training_too_short_to_time_is_refused(tiny_teacher_folder: Path, home: Path) -> None:
