@@ -34,20 +34,11 @@ from trials.compress.nf4 import allow_repacking, with_nf4
 from trials.distill.distill import DistillSettings, distill
 from trials.distill.results import STUDENT, save_student
 from trials.evaluate.efficiency import Workload
-from trials.evaluate.stage_costs import (
-    AddedMemory,
-    InferenceCosts,
-    StageCosts,
-    Stages,
-    StepClock,
-    TrainingCosts,
-    inference_costs,
-    training_costs,
-)
+from trials.evaluate.stage_costs import AddedMemory, StepClock, inference_costs, training_costs
+from trials.evaluate.stages import InferenceCosts, StageCosts, Stages, TrainingCosts
 from trials.families.lookup import family_of
 from trials.preparation import Shared, shared
 from trials.prune.prune import prune
-from trials.recipe import Recipe
 from trials.storage.cache import digest
 from trials.storage.durable import write_file
 from trials.teacher.source import read_config, resolve_model
@@ -61,6 +52,7 @@ ADAPTER_WEIGHTS, TEXTS = "adapters.safetensors", "validation.safetensors"
 ADAPTERS = Adapters(rank=8, sparsity=0.8)
 ADAPTER_RATE = 10  # times the rate of the recipe: docs/lab/stack.md
 BATCH, REPEATS = 8, 10  # sequences of a batch; repetitions of what is timed
+ATTENTION = {True: "sdpa", False: "eager"}  # by the stage "flash"
 FEWEST = 3  # batches of a training, so that their times have a deviation
 
 
@@ -83,8 +75,7 @@ class StageSpec:
     @property
     def identity(self) -> str:
         """A digest of everything that the result depends on, but for the machine."""
-        what = {"trial": self.trial.to_dict(), "stages": asdict(self.stages), "adapters": asdict(self.adapters)}
-        return digest(VERSION, json.dumps(what, sort_keys=True))
+        return digest(VERSION, json.dumps(self.to_dict(), sort_keys=True))
 
     def to_dict(self) -> dict[str, Any]:
         """JSON form."""
@@ -125,7 +116,7 @@ def train(spec: StageSpec) -> TrainingCosts:
         model = with_nf4(model)
     if spec.stages.lora:
         model = with_adapters(model, spec.adapters, given.recipe.seed)
-    _set_attention(model, spec.stages)
+    model.set_attn_implementation(ATTENTION[spec.stages.flash])
     clock, memory = StepClock(given.device), AddedMemory(model)
     with memory.watched():
         for part, settings in enumerate(_parts(spec, common)):
@@ -153,8 +144,9 @@ def measure(spec: StageSpec) -> InferenceCosts:
             model = with_adapters(model, spec.adapters)
             load_adapters(model, load_file(spec.folder / ADAPTER_WEIGHTS))
         allow_repacking(model)
-    _set_attention(model, spec.stages)
-    return inference_costs(model, family_of(config), load_texts(spec.folder / TEXTS), _workload(given.recipe))
+    model.set_attn_implementation(ATTENTION[spec.stages.flash])
+    workload = replace(Workload.within(given.recipe.sequence_length, BATCH), prompts=REPEATS)
+    return inference_costs(model, family_of(config), load_texts(spec.folder / TEXTS), workload)
 
 
 class TextOnly(Targets):
@@ -207,10 +199,6 @@ def _parts(spec: StageSpec, common: Shared) -> list[DistillSettings]:
     ]
 
 
-def _set_attention(model: PreTrainedModel, stages: Stages) -> None:
-    model.set_attn_implementation("sdpa" if stages.flash else "eager")
-
-
 def _trained(model: PreTrainedModel) -> int:
     if adapters := adapter_state(model):
         return sum(int(one.count_nonzero()) for one in adapters.values())
@@ -223,10 +211,6 @@ def _save(spec: StageSpec, model: PreTrainedModel) -> None:
         save_file(adapter_state(model), spec.folder / ADAPTER_WEIGHTS)
     else:
         save_student(merged(model), spec.folder / STUDENT)
-
-
-def _workload(recipe: Recipe) -> Workload:
-    return replace(Workload.within(recipe.sequence_length, BATCH), prompts=REPEATS)
 
 
 def _read(path: Path) -> dict[str, Any] | None:

@@ -12,7 +12,7 @@ from nas.choosing.outcome import Outcome
 from nas.planning.plan import Plan
 from nas.tables.study_table import Cell, Column, StudyTable
 from search_spaces.architecture import Architecture
-from trials.evaluate.stage_costs import InferenceCosts, StageCosts, Stages
+from trials.evaluate.stages import InferenceCosts, StageCosts, Stages
 from trials.stack import StageSpec, run_stage
 from trials.trial import TrialSpec
 

@@ -10,7 +10,7 @@ from conftest import make_gpt2
 from small_search import write_text
 
 from trials import stack
-from trials.evaluate.stage_costs import Stages
+from trials.evaluate.stages import Stages
 from trials.families.shapes import shape_of
 from trials.recipe import Recipe
 from trials.stack import StageSpec, run_stage

@@ -1,4 +1,4 @@
-"""What the stages of a compression cost: time and memory of training, memory, speed and loss of the result."""
+"""Measures what a stage of a compression costs: time and memory of training, memory, speed and loss of the result."""
 
 from __future__ import annotations
 
@@ -8,8 +8,6 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
-from typing import Any
 
 import numpy as np
 import psutil
@@ -19,115 +17,10 @@ from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_post_hook
 from transformers import GenerationConfig, PreTrainedModel
 
-from search_spaces.errors import InputError
 from trials.evaluate.efficiency import Workload, resident_bytes
+from trials.evaluate.stages import InferenceCosts, TrainingCosts
 from trials.families.base import Family
 from trials.losses.window_losses import mean_loss, window_losses
-
-
-@dataclass(frozen=True)
-class Stages:
-    """The stages of a compression, each on or off.
-
-    - ``distil``: the model is a smaller student of the teacher. Off, it is the teacher itself, trained on text alone.
-    - ``lora``: only adapters train (LoRA, arXiv 2106.09685).
-    - ``pruned``: the smallest weights of the adapters are 0 in the second half of the training.
-    - ``nf4``: the layers' matrices are 4-bit NormalFloat with double quantization (QLoRA, arXiv 2305.14314).
-    - ``flash``: attention is one fused kernel, PyTorch's `scaled_dot_product_attention`. Off, it is matrix products
-      and a softmax.
-
-    Raises InputError for ``pruned`` without ``lora``.
-    """
-
-    distil: bool = False
-    lora: bool = False
-    pruned: bool = False
-    nf4: bool = False
-    flash: bool = False
-
-    def __post_init__(self) -> None:
-        if self.pruned and not self.lora:
-            raise InputError("stages pruned: there are no adapters to prune without lora; add lora")
-
-    @property
-    def key(self) -> str:
-        """The stages that are on, such as ``distil+lora``; ``none`` for none."""
-        return "+".join(one.name for one in fields(self) if getattr(self, one.name)) or "none"
-
-    @classmethod
-    def from_key(cls, key: str) -> Stages:
-        """The inverse of `key`. Raises InputError for an unknown stage."""
-        names, known = [] if key == "none" else key.split("+"), [one.name for one in fields(cls)]
-        if unknown := [name for name in names if name not in known]:
-            raise InputError(f"stages {key!r}: unknown stage {unknown[0]!r}; known are {', '.join(known)}, or none")
-        return cls(**dict.fromkeys(names, True))
-
-
-@dataclass(frozen=True)
-class TrainingCosts:
-    """The costs of a training of ``steps`` batches.
-
-    ``seconds`` and ``seconds_sd`` are mean and standard deviation of a batch. ``bytes`` is the memory of the model, its
-    gradients, the optimizer and activations at the peak. ``trained`` counts the weights that
-    train and are not held at 0.
-    """
-
-    steps: int
-    seconds: float
-    seconds_sd: float
-    bytes: int
-    trained: int
-
-
-@dataclass(frozen=True)
-class InferenceCosts:
-    """The costs of a trained model.
-
-    - ``weights`` counts its weights, those of adapters too; ``weight_bytes`` are the bytes of all its tensors.
-    - ``bytes`` is the memory of the model and its activations at the peak.
-    - ``tokens_per_second`` is the throughput of a forward pass over ``batch`` sequences of ``prompt`` tokens.
-    - ``forward_ms`` is one such pass with one sequence, ``generation_ms`` a greedy generation of ``generated`` tokens
-      after it, with a cache; each a mean, with its standard deviation.
-    - ``loss`` is the validation loss in nats per token.
-    """
-
-    weights: int
-    weight_bytes: int
-    bytes: int
-    batch: int
-    prompt: int
-    generated: int
-    tokens_per_second: float
-    forward_ms: float
-    forward_ms_sd: float
-    generation_ms: float
-    generation_ms_sd: float
-    loss: float
-
-    @property
-    def perplexity(self) -> float:
-        """The exponential of the loss."""
-        return math.exp(self.loss)
-
-
-@dataclass(frozen=True)
-class StageCosts:
-    """The costs of ``stages`` on the architecture called ``architecture``."""
-
-    stages: Stages
-    architecture: str
-    training: TrainingCosts
-    inference: InferenceCosts
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON form."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, value: Mapping[str, Any]) -> StageCosts:
-        """The inverse of `to_dict`."""
-        training, inference = TrainingCosts(**value["training"]), InferenceCosts(**value["inference"])
-        return cls(Stages(**value["stages"]), value["architecture"], training, inference)
 
 
 class StepClock:

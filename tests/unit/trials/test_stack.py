@@ -22,7 +22,8 @@ from search_spaces.errors import InputError
 from trials.compress.matrices import layer_matrices
 from trials.compress.nf4 import allow_repacking, with_nf4
 from trials.distill.distill import text_loss
-from trials.evaluate.stage_costs import AddedMemory, StageCosts, Stages, StepClock, tensor_bytes
+from trials.evaluate.stage_costs import AddedMemory, StepClock, tensor_bytes
+from trials.evaluate.stages import StageCosts, Stages
 from trials.families.lookup import FAMILIES
 from trials.families.shapes import shape_of
 from trials.losses.window_losses import window_losses

@@ -22,7 +22,7 @@ from nas.tables.study_table import csv_text, markdown
 from nas.tables.writer import MAKERS
 from search_spaces.architecture import Architecture
 from search_spaces.errors import InputError
-from trials.evaluate.stage_costs import InferenceCosts, StageCosts, Stages, TrainingCosts
+from trials.evaluate.stages import InferenceCosts, StageCosts, Stages, TrainingCosts
 from trials.stack import StageSpec
 
 STUDENT = Architecture.uniform(2, 48, 2, 96)
