@@ -23,6 +23,7 @@ from search_spaces.files import check_space, load_space
 from search_spaces.shape import ModelShape
 from search_spaces.space import SearchSpace
 from search_spaces.stored_size import fits, memory_bytes, size_in
+from trials.compress.extras import EXTRAS, check_installed
 from trials.recipe import VERSION, Recipe
 from trials.storage.cache import digest
 from trials.teacher.source import read_shape, resolve_model
@@ -187,6 +188,9 @@ def resolve_target(settings: SearchSettings) -> Target:
     if settings.tokens_per_trial == 0 and settings.finalists and not settings.final_tokens:
         rule = "finalists train on as many tokens as a trial has"
         raise InputError(f"--tokens-per-trial 0: {rule}; give --final-tokens, or --finalists 0")
+    if settings.table == "stack":
+        for package in EXTRAS:
+            check_installed(package, "--table stack")
     check_budgets(settings.budget)
     _check_output(settings.output)
     check_space(settings.space)

@@ -11,12 +11,13 @@ from nas.choosing.outcome import Outcome
 from nas.display.console import fitted
 from nas.stages.events import Event, FilesWritten, Listener, SearchConcluded
 from nas.tables.sparsity import SPARSITY, sparsity_table
+from nas.tables.stack import STACK, stack
 from nas.tables.study_table import StudyTable, csv_text, markdown, terminal
 
 Maker = Callable[[Sequence[Outcome]], StudyTable]
 Plotter = Callable[[Sequence[Outcome], Path], Sequence[Path]]
 
-MAKERS: dict[str, Maker] = {SPARSITY: sparsity_table}  # by the value of --table
+MAKERS: dict[str, Maker] = {SPARSITY: sparsity_table, STACK: stack}  # by the value of --table
 PLOTTERS: dict[str, Plotter] = {}  # draws the figures of a study in a folder; a study may have none
 REPORT = "report"
 

@@ -27,9 +27,8 @@ def test_sizes_sparsity_and_bits_share_a_budget_in_bytes(tiny_teacher_folder: Pa
     space = tmp_path / "space.yaml"
     space.write_text(SPACE)
     flags = ["--space", space, "--finalists", 1, "--output", tmp_path / "out"]
-    given = [
-        one for one in small_settings(tiny_teacher_folder, tmp_path) if one not in ("--tolerance", 0.1, "--trials", 4)
-    ]
+    ours = ("--tolerance", 0.1, "--trials", TRIALS)
+    given = [one for one in small_settings(tiny_teacher_folder, tmp_path) if one not in ours]
     done = run(*given, *flags, "--json")
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
@@ -47,11 +46,7 @@ def test_sizes_sparsity_and_bits_share_a_budget_in_bytes(tiny_teacher_folder: Pa
     assert torch.isfinite(model(torch.arange(20)[None]).logits).all()
     if best.compression.sparsity.level:
         assert unpack(folder / "best" / "packed.safetensors")
-    for word in (
-        "quantization none/int8/nf4",
-        "structure only" if " structure only" in done.stderr else "random",
-        "MB",
-    ):
+    for word in ("quantization none/int8/nf4", "random", "file MB", "MB of weights"):
         assert word in done.stderr
     assert all("bytes" in one for one in result["front"])
 

@@ -42,11 +42,8 @@ def layer_matrices(model: PreTrainedModel, parts: Iterable[str] = MATRICES) -> l
 
     Embeddings and the output projection are not in a layer, so they are not among them.
     """
-    family, wanted, names = (
-        family_of_student(model.config),
-        set(parts),
-        {id(one): name for name, one in model.named_modules()},
-    )
+    family = family_of_student(model.config)
+    wanted, names = set(parts), {id(one): name for name, one in model.named_modules()}
     found = []
     for layer in family.layers(model):
         neurons = {id(module) for _, readers in list(family.readers(layer))[1:] for module in readers}

@@ -206,13 +206,13 @@ def _peak_memory(model: PreTrainedModel, tokens: Tensor) -> int:
         torch.cuda.reset_peak_memory_stats(model.device)
         _read(model, tokens)
         return int(torch.cuda.max_memory_allocated(model.device))
-    with _resident() as samples:
+    with resident_bytes() as samples:
         _read(model, tokens)
     return max(samples)
 
 
 @contextmanager
-def _resident() -> Iterator[list[int]]:
+def resident_bytes() -> Iterator[list[int]]:
     """Resident bytes of this process, sampled by a thread until the block ends and once at its end."""
     samples: list[int] = []
     process, ended = psutil.Process(), threading.Event()

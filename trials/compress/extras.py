@@ -1,0 +1,15 @@
+"""Packages that only some compressions need."""
+
+from __future__ import annotations
+
+import importlib.util
+
+from search_spaces.errors import InputError
+
+EXTRAS = {"peft": "lora", "bitsandbytes": "quant"}  # the extra of pyproject.toml that brings a package
+
+
+def check_installed(package: str, needed_for: str) -> None:
+    """Raise InputError, which names the extra, unless ``package`` is installed."""
+    if importlib.util.find_spec(package) is None:
+        raise InputError(f"{needed_for}: the package {package} is not installed; install llm-nas[{EXTRAS[package]}]")
