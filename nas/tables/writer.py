@@ -10,12 +10,13 @@ from rich.console import Console
 from nas.choosing.outcome import Outcome
 from nas.display.console import fitted
 from nas.stages.events import Event, FilesWritten, Listener, SearchConcluded
+from nas.tables.pruned_gpt import pruned_gpt_table
 from nas.tables.study_table import StudyTable, csv_text, markdown, terminal
 
 Maker = Callable[[Sequence[Outcome]], StudyTable]
 Plotter = Callable[[Sequence[Outcome], Path], Sequence[Path]]
 
-MAKERS: dict[str, Maker] = {}  # by the value of --table
+MAKERS: dict[str, Maker] = {"pruned-gpt": pruned_gpt_table}  # by the value of --table
 PLOTTERS: dict[str, Plotter] = {}  # draws the figures of a study in a folder; a study may have none
 REPORT = "report"
 

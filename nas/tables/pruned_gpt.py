@@ -1,0 +1,165 @@
+"""The table of the study pruned-gpt: Minitron's strategies for gpt2-medium, as published, beside those of a search."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from nas.choosing.comparison import TEACHER, WINNER, ComparisonRow
+from nas.choosing.outcome import Outcome
+from nas.display.readings_table import figure
+from nas.report.final_report import on_test_notes
+from nas.study.records import FinalRecord, TrialRecord
+from nas.tables.study_table import Cell, Column, StudyTable
+from search_spaces.architecture import Architecture
+from search_spaces.shape import ModelShape
+from trials.evaluate.reading import TOKEN_PERPLEXITY
+
+KD_TOKENS = 256  # the original sums its distillation loss over a sequence of so many tokens
+METRICS = {"wikitext-2": TOKEN_PERPLEXITY, "lambada": "last-word perplexity", "ptb": TOKEN_PERPLEXITY}  # by task
+GPT2_MEDIUM = Architecture.uniform(24, 1024, 16, 4096)
+GPT2_VOCABULARY, GPT2_POSITIONS = 50_257, 1_024
+BEFORE, AFTER = "before", "after"
+
+
+@dataclass(frozen=True)
+class Published:
+    """A student of github.com/rammalahmad/pruned_GPT, an implementation of Minitron (arXiv 2407.14679).
+
+    ``before`` is its perplexity on WikiText-2 before retraining (saved_metrics/eval_metrics.json). ``after`` holds
+    those on WikiText-2, LAMBADA and PTB after it, and ``kd`` is the KD validation loss (README.md).
+    """
+
+    architecture: Architecture
+    before: float
+    after: tuple[float, float | None, float | None]
+    kd: float | None
+
+
+PUBLISHED = (
+    Published(Architecture.uniform(24, 1024, 10, 3072), 2694.69, (42.50, None, None), None),
+    Published(Architecture.uniform(20, 1024, 12, 3584), 85.16, (34.35, 50.38, 52.53), 10.34),
+    Published(Architecture.uniform(16, 1024, 16, 4096), 43.56, (32.29, 51.05, 54.47), 11.03),
+    Published(Architecture.uniform(24, 1024, 12, 2560), 4044.11, (39.47, 58.66, 57.32), 16.25),
+)
+TEACHER_WIKITEXT = 21.97  # of gpt2-medium, by the original's evaluator (depth_pruning.ipynb)
+ABOUT_PUBLISHED = (
+    "published: github.com/rammalahmad/pruned_GPT with openai-community/gpt2-medium; it ranks layers on WikiText-2's "
+    "test split; its student of 266.7M parameters is retrained on text alone",
+    "of the published figures, only WikiText-2 is read as ours is: LAMBADA is the perplexity of all words, PTB is read "
+    "at a stride that is not stated, and KD val loss is on other text and counts padding",
+)
+ABOUT_LOSSES = (
+    f"KD val loss: KL(teacher || student) on validation text after retraining, in nats for {KD_TOKENS} tokens, the "
+    "length of the original's sequences; no padding is read",
+    "val loss: cross-entropy on validation text, in nats a token",
+)
+
+
+def _whole(value: Cell) -> str:
+    return "" if value is None else f"{value:,}"
+
+
+def _perplexity(value: Cell) -> str:
+    return "" if value is None else figure(float(value), "")
+
+
+def _loss(value: Cell) -> str:
+    return "" if value is None else f"{value:.4f}"
+
+
+COLUMNS = (
+    Column("model", is_number=False),
+    Column("strategy", is_number=False),
+    Column("retraining", is_number=False),
+    Column("parameters", _whole),
+    Column("layers"),
+    Column("width", _whole),
+    Column("heads"),
+    Column("MLP", _whole),
+    Column("WikiText-2", _perplexity),
+    Column("LAMBADA", _perplexity),
+    Column("PTB", _perplexity),
+    Column("KD val loss", _perplexity),
+    Column("val loss", _loss, needed=False),
+)
+Row = tuple[Cell, ...]
+
+
+def pruned_gpt_table(outcomes: Sequence[Outcome]) -> StudyTable:
+    """The table for the ``outcomes`` of a search, one for each budget.
+
+    The published rows come first, if the teacher has the sizes of gpt2-medium. Then come the teacher and, for each
+    budget, the winner and the baselines, before and after retraining. What is not known stays empty.
+    """
+    shape = outcomes[0].plan.target.shape
+    published = _is_gpt2_medium(shape)
+    rows = [*(_published(shape) if published else ()), _teacher(outcomes[0])]
+    rows += [row for outcome in outcomes for row in _measured(outcome)]
+    comparison = outcomes[0].comparison
+    on_test = on_test_notes(comparison) if comparison else []
+    notes = (*(ABOUT_PUBLISHED if published else ()), *on_test, *ABOUT_LOSSES)
+    return StudyTable("pruned-gpt", "pruned-gpt: depth, width, and both", COLUMNS, tuple(rows), notes)
+
+
+def strategy(shape: ModelShape, one: Architecture) -> str:
+    """The original's name for what was cut from a teacher of ``shape``: depth, width, or depth + width."""
+    if one.depth == shape.layers:
+        return "width"
+    pure = one.hidden == shape.hidden and min(one.heads) == shape.heads and min(one.mlp) == shape.mlp
+    return "depth" if pure else "depth + width"
+
+
+def _is_gpt2_medium(shape: ModelShape) -> bool:
+    vocabulary = shape.family == "gpt2" and (shape.vocab, shape.positions) == (GPT2_VOCABULARY, GPT2_POSITIONS)
+    return vocabulary and shape.full == GPT2_MEDIUM
+
+
+def _published(shape: ModelShape) -> Iterator[Row]:
+    yield ("gpt2-medium, published", "", "", *_sizes(shape, GPT2_MEDIUM), TEACHER_WIKITEXT, None, None, None, None)
+    for one in PUBLISHED:
+        name, sizes = strategy(shape, one.architecture), _sizes(shape, one.architecture)
+        yield ("published", name, BEFORE, *sizes, one.before, None, None, None, None)
+        yield ("published", name, AFTER, *sizes, *one.after, one.kd, None)
+
+
+def _teacher(outcome: Outcome) -> Row:
+    shape, rows = outcome.plan.target.shape, outcome.comparison.rows if outcome.comparison else ()
+    row = next((one for one in rows if TEACHER in one.roles), None)
+    return (TEACHER, "", "", *_sizes(shape, shape.full), *_perplexities(row), None, outcome.preparation.teacher_loss)
+
+
+def _measured(outcome: Outcome) -> Iterator[Row]:
+    """The rows of the winner and of the baselines of one budget; without a final stage, of the best trial."""
+    comparison = outcome.comparison
+    if comparison is None:
+        yield from _before_and_after(outcome, WINNER, outcome.winner.record, None)
+        return
+    finals = {one.architecture.key: one for one in comparison.finals}
+    for row in comparison.rows:
+        names = [one for one in row.roles if one == WINNER or one in outcome.plan.baselines]
+        if names:
+            yield from _before_and_after(outcome, ", ".join(names), finals[row.architecture], row)
+
+
+def _before_and_after(
+    outcome: Outcome, name: str, record: TrialRecord | FinalRecord, row: ComparisonRow | None
+) -> Iterator[Row]:
+    shape = outcome.plan.target.shape
+    same = (name, strategy(shape, record.architecture))
+    sizes = _sizes(shape, record.architecture)
+    before = dict(record.curve).get(0)
+    yield (*same, BEFORE, *sizes, None, None, None, None, before)
+    kl = record.metrics.get("val_kl")
+    yield (*same, AFTER, *sizes, *_perplexities(row), None if kl is None else KD_TOKENS * kl, record.val_loss)
+
+
+def _sizes(shape: ModelShape, one: Architecture) -> Row:
+    """Parameters, layers and width; heads and MLP neurons of an average layer."""
+    heads, neurons = (round(sum(sizes) / one.depth) for sizes in (one.heads, one.mlp))
+    return shape.parameters(one), one.depth, one.hidden, heads, neurons
+
+
+def _perplexities(row: ComparisonRow | None) -> Row:
+    found = {(one.task, one.metric): one.value for one in row.test} if row else {}
+    return tuple(found.get(kind) for kind in METRICS.items())
