@@ -9,11 +9,12 @@ from nas.choosing.comparison import TEACHER, WINNER, ComparisonRow
 from nas.choosing.outcome import Outcome
 from nas.display.readings_table import figure
 from nas.report.final_report import on_test_notes
+from nas.stages.on_test_text import compared_roles
 from nas.study.records import FinalRecord, TrialRecord
 from nas.tables.study_table import Cell, Column, StudyTable
 from search_spaces.architecture import Architecture
 from search_spaces.shape import ModelShape
-from trials.evaluate.reading import TOKEN_PERPLEXITY
+from trials.evaluate.reading import TOKEN_PERPLEXITY, Reading
 
 KD_TOKENS = 256  # the original sums its distillation loss over a sequence of so many tokens
 METRICS = {"wikitext-2": TOKEN_PERPLEXITY, "lambada": "last-word perplexity", "ptb": TOKEN_PERPLEXITY}  # by task
@@ -125,8 +126,8 @@ def _published(shape: ModelShape) -> Iterator[Row]:
 
 def _teacher(outcome: Outcome) -> Row:
     shape, rows = outcome.plan.target.shape, outcome.comparison.rows if outcome.comparison else ()
-    row = next((one for one in rows if TEACHER in one.roles), None)
-    return (TEACHER, "", "", *_sizes(shape, shape.full), *_perplexities(row), None, outcome.preparation.teacher_loss)
+    read = next((one.test for one in rows if TEACHER in one.roles), ())
+    return (TEACHER, "", "", *_sizes(shape, shape.full), *_perplexities(read), None, outcome.preparation.teacher_loss)
 
 
 def _measured(outcome: Outcome) -> Iterator[Row]:
@@ -137,8 +138,7 @@ def _measured(outcome: Outcome) -> Iterator[Row]:
         return
     finals = {one.architecture.key: one for one in comparison.finals}
     for row in comparison.rows:
-        names = [one for one in row.roles if one == WINNER or one in outcome.plan.baselines]
-        if names:
+        if names := compared_roles(outcome.plan, row):
             yield from _before_and_after(outcome, ", ".join(names), finals[row.architecture], row)
 
 
@@ -148,10 +148,10 @@ def _before_and_after(
     shape = outcome.plan.target.shape
     same = (name, strategy(shape, record.architecture))
     sizes = _sizes(shape, record.architecture)
-    before = dict(record.curve).get(0)
-    yield (*same, BEFORE, *sizes, None, None, None, None, before)
+    before, after = (row.before, row.test) if row else ((), ())
+    yield (*same, BEFORE, *sizes, *_perplexities(before), None, dict(record.curve).get(0))
     kl = record.metrics.get("val_kl")
-    yield (*same, AFTER, *sizes, *_perplexities(row), None if kl is None else KD_TOKENS * kl, record.val_loss)
+    yield (*same, AFTER, *sizes, *_perplexities(after), None if kl is None else KD_TOKENS * kl, record.val_loss)
 
 
 def _sizes(shape: ModelShape, one: Architecture) -> Row:
@@ -160,6 +160,6 @@ def _sizes(shape: ModelShape, one: Architecture) -> Row:
     return shape.parameters(one), one.depth, one.hidden, heads, neurons
 
 
-def _perplexities(row: ComparisonRow | None) -> Row:
-    found = {(one.task, one.metric): one.value for one in row.test} if row else {}
+def _perplexities(readings: Sequence[Reading]) -> Row:
+    found = {(one.task, one.metric): one.value for one in readings}
     return tuple(found.get(kind) for kind in METRICS.items())

@@ -131,7 +131,11 @@ def comparison_of() -> Comparison:
     ]
     windows = {one.name: {"text": np.full(4, one.val_loss)} for one in made if one.val_loss is not None}
     found = compare(made, windows, {"text": np.full(4, 0.5)}, 75_408)
-    read = [replace(row, test=readings(10.0 * place)) for place, row in enumerate(found.rows) if row.is_read]
+    read = [
+        replace(row, test=readings(10.0 * place), before=readings(90.0) if place == 1 else ())
+        for place, row in enumerate(found.rows)
+        if row.is_read
+    ]
     return replace(found, rows=(*read, *(row for row in found.rows if not row.is_read)))
 
 
@@ -156,7 +160,7 @@ def test_a_measured_row_holds_what_was_measured_and_nothing_else(outcome: Outcom
     assert [teacher[name] for name in ("model", "strategy", "val loss", "WikiText-2")] == ["teacher", "", 0.5, 0.0]
     assert [before[name] for name in ("model", "strategy", "retraining")] == ["winner", "depth + width", "before"]
     assert before["val loss"] == dict(final(0).curve)[0]
-    assert [before[name] for name in HEADINGS[5:]] == [None] * 4
+    assert [before[name] for name in HEADINGS[5:]] == [90.0, 92.0, 93.0, None]
     assert [after[name] for name in HEADINGS[1:5]] == [2, 48, 3, 96]
     assert [after[name] for name in HEADINGS[5:]] == [10.0, 12.0, 13.0, 64.0]  # a KL of 0.25 over 256 tokens
     assert after["val loss"] == 1.0
