@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,6 +25,7 @@ from nas.tables.study_table import StudyTable, csv_text, markdown
 from nas.tables.writer import print_table, write_table
 from search_spaces.architecture import Architecture
 from search_spaces.errors import InputError
+from search_spaces.shape import ModelShape
 from trials.evaluate.perplexity import NON_OVERLAPPING
 from trials.evaluate.reading import TOKEN_PERPLEXITY, Reading
 from trials.families.shapes import shape_of
@@ -174,17 +177,26 @@ def test_a_measured_row_holds_what_was_measured_and_nothing_else(outcome: Outcom
     assert [rest[3][name] for name in (*HEADINGS[5:], "val loss")] == [None] * 5  # it failed
 
 
-def test_other_teachers_than_gpt2_medium_have_no_published_rows(outcome: Outcome) -> None:
-    table = pruned_gpt_table([outcome, outcome])
-    assert [one["model"] for one in cells(table)].count("winner") == 4
-    assert "published" not in markdown(table)
+def of_shape(outcome: Outcome, shape: ModelShape) -> Outcome:
+    return replace(outcome, plan=replace(outcome.plan, target=replace(outcome.plan.target, shape=shape)))
+
+
+def test_each_budget_has_its_winner_and_its_baselines(outcome: Outcome) -> None:
+    models = [one["model"] for one in cells(pruned_gpt_table([outcome, outcome]))]
+    assert Counter(models) == {"teacher": 1, "winner": 4, "depth only": 4, "width only": 4}
+
+
+@pytest.mark.parametrize("change", [{"layers": 12}, {"vocab": 50_304}, {"positions": 2_048}, {"family": "opt"}])
+def test_other_teachers_than_gpt2_medium_have_no_published_rows(
+    outcome: Outcome, medium: Path, change: dict[str, Any]
+) -> None:
+    shape = resolve_target(settings_of(model=medium)).shape
+    assert "published" in markdown(pruned_gpt_table([of_shape(outcome, shape)]))
+    assert "published" not in markdown(pruned_gpt_table([of_shape(outcome, replace(shape, **change))]))
 
 
 def test_beside_gpt2_medium_stand_the_published_figures_marked_as_such(outcome: Outcome, medium: Path) -> None:
-    shape = resolve_target(settings_of(model=medium)).shape
-    table = pruned_gpt_table(
-        [replace(outcome, plan=replace(outcome.plan, target=replace(outcome.plan.target, shape=shape)))]
-    )
+    table = pruned_gpt_table([of_shape(outcome, resolve_target(settings_of(model=medium)).shape)])
     published = [one for one in cells(table) if "published" in str(one["model"])]
     assert len(published) == 1 + 2 * len(PUBLISHED)
     assert published[0]["WikiText-2"] == 21.97
