@@ -20,7 +20,7 @@ KD_TOKENS = 256  # the original sums its distillation loss over a sequence of so
 METRICS = {"wikitext-2": TOKEN_PERPLEXITY, "lambada": "last-word perplexity", "ptb": TOKEN_PERPLEXITY}  # by task
 GPT2_MEDIUM = Architecture.uniform(24, 1024, 16, 4096)
 GPT2_VOCABULARY, GPT2_POSITIONS = 50_257, 1_024
-BEFORE, AFTER = "before", "after"
+UNTRAINED, TRAINED = "no", "yes"  # whether the student is retrained
 
 
 @dataclass(frozen=True)
@@ -72,17 +72,17 @@ def _loss(value: Cell) -> str:
 COLUMNS = (
     Column("model", is_number=False),
     Column("strategy", is_number=False),
-    Column("retraining", is_number=False),
+    Column("trained", is_number=False),
     Column("parameters", _whole),
-    Column("layers"),
-    Column("width", _whole),
-    Column("heads"),
-    Column("MLP", _whole),
+    Column("val loss", _loss, needed=False),
+    Column("layers", needed=False),
+    Column("width", _whole, needed=False),
+    Column("heads", needed=False),
+    Column("MLP", _whole, needed=False),
     Column("WikiText-2", _perplexity),
     Column("LAMBADA", _perplexity),
     Column("PTB", _perplexity),
-    Column("KD val loss", _perplexity),
-    Column("val loss", _loss, needed=False),
+    Column("KD val loss", _perplexity, needed=False),
 )
 Row = tuple[Cell, ...]
 
@@ -117,17 +117,17 @@ def _is_gpt2_medium(shape: ModelShape) -> bool:
 
 
 def _published(shape: ModelShape) -> Iterator[Row]:
-    yield ("gpt2-medium, published", "", "", *_sizes(shape, GPT2_MEDIUM), TEACHER_WIKITEXT, None, None, None, None)
+    yield _row(("teacher, published", "", ""), shape, GPT2_MEDIUM, (TEACHER_WIKITEXT, None, None))
     for one in PUBLISHED:
-        name, sizes = strategy(shape, one.architecture), _sizes(shape, one.architecture)
-        yield ("published", name, BEFORE, *sizes, one.before, None, None, None, None)
-        yield ("published", name, AFTER, *sizes, *one.after, one.kd, None)
+        name = strategy(shape, one.architecture)
+        yield _row(("published", name, UNTRAINED), shape, one.architecture, (one.before, None, None))
+        yield _row(("published", name, TRAINED), shape, one.architecture, one.after, one.kd)
 
 
 def _teacher(outcome: Outcome) -> Row:
     shape, rows = outcome.plan.target.shape, outcome.comparison.rows if outcome.comparison else ()
     read = next((one.test for one in rows if TEACHER in one.roles), ())
-    return (TEACHER, "", "", *_sizes(shape, shape.full), *_perplexities(read), None, outcome.preparation.teacher_loss)
+    return _row((TEACHER, "", ""), shape, shape.full, _perplexities(read), loss=outcome.preparation.teacher_loss)
 
 
 def _measured(outcome: Outcome) -> Iterator[Row]:
@@ -145,19 +145,21 @@ def _measured(outcome: Outcome) -> Iterator[Row]:
 def _before_and_after(
     outcome: Outcome, name: str, record: TrialRecord | FinalRecord, row: ComparisonRow | None
 ) -> Iterator[Row]:
-    shape = outcome.plan.target.shape
-    same = (name, strategy(shape, record.architecture))
-    sizes = _sizes(shape, record.architecture)
+    shape, one = outcome.plan.target.shape, record.architecture
     before, after = (row.before, row.test) if row else ((), ())
-    yield (*same, BEFORE, *sizes, *_perplexities(before), None, dict(record.curve).get(0))
-    kl = record.metrics.get("val_kl")
-    yield (*same, AFTER, *sizes, *_perplexities(after), None if kl is None else KD_TOKENS * kl, record.val_loss)
+    first, kl = dict(record.curve).get(0), record.metrics.get("val_kl")
+    kd = None if kl is None else KD_TOKENS * kl
+    same = name, strategy(shape, one)
+    yield _row((*same, UNTRAINED), shape, one, _perplexities(before), loss=first)
+    yield _row((*same, TRAINED), shape, one, _perplexities(after), kd, record.val_loss)
 
 
-def _sizes(shape: ModelShape, one: Architecture) -> Row:
-    """Parameters, layers and width; heads and MLP neurons of an average layer."""
+def _row(
+    words: Row, shape: ModelShape, one: Architecture, read: Row, kd: float | None = None, loss: float | None = None
+) -> Row:
+    """The cells of the architecture ``one``. Heads and MLP neurons are those of an average layer."""
     heads, neurons = (round(sum(sizes) / one.depth) for sizes in (one.heads, one.mlp))
-    return shape.parameters(one), one.depth, one.hidden, heads, neurons
+    return *words, shape.parameters(one), loss, one.depth, one.hidden, heads, neurons, *read, kd
 
 
 def _perplexities(readings: Sequence[Reading]) -> Row:

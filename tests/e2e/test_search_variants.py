@@ -120,12 +120,12 @@ def test_a_study_of_three_sizes_ends_with_its_own_table(small: list[object], tmp
     report = tmp_path / result["study"] / "report"
     rows = list(csv.DictReader((report / "pruned-gpt.csv").read_text().splitlines()))
     assert rows[0]["model"] == "teacher"
-    winners = [one for one in rows if "winner" in one["model"].split(", ") and one["retraining"] == "after"]
+    winners = [one for one in rows if "winner" in one["model"].split(", ") and one["trained"] == "yes"]
     assert [int(one["parameters"]) for one in winners] == [one["best"]["params"] for one in result["budgets"]]
     assert [float(one["val loss"]) for one in winners] == [one["best"]["val_loss"] for one in result["budgets"]]
     for row in rows[1:]:
         assert all(float(row[name]) > 0 for name in ("WikiText-2", "LAMBADA", "val loss"))
-        assert (row["KD val loss"] != "") == (row["retraining"] == "after")
+        assert (row["KD val loss"] != "") == (row["trained"] == "yes")
         assert row["PTB"] == ""  # not asked for
     assert rows[1]["WikiText-2"] != rows[2]["WikiText-2"]  # before and after retraining
     assert "pruned-gpt: depth, width, and both" in done.stderr

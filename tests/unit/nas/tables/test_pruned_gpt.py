@@ -161,17 +161,17 @@ def cells(table: StudyTable) -> list[dict[str, object]]:
 def test_a_measured_row_holds_what_was_measured_and_nothing_else(outcome: Outcome) -> None:
     teacher, before, after, *rest = cells(pruned_gpt_table([outcome]))
     assert [teacher[name] for name in ("model", "strategy", "val loss", "WikiText-2")] == ["teacher", "", 0.5, 0.0]
-    assert [before[name] for name in ("model", "strategy", "retraining")] == ["winner", "depth + width", "before"]
+    assert [before[name] for name in ("model", "strategy", "trained")] == ["winner", "depth + width", "no"]
     assert before["val loss"] == dict(final(0).curve)[0]
     assert [before[name] for name in HEADINGS[5:]] == [90.0, 92.0, 93.0, None]
     assert [after[name] for name in HEADINGS[1:5]] == [2, 48, 3, 96]
     assert [after[name] for name in HEADINGS[5:]] == [10.0, 12.0, 13.0, 64.0]  # a KL of 0.25 over 256 tokens
     assert after["val loss"] == 1.0
-    assert [(one["model"], one["strategy"], one["retraining"]) for one in rest] == [
-        ("depth only", "depth", "before"),
-        ("depth only", "depth", "after"),
-        ("width only", "width", "before"),
-        ("width only", "width", "after"),
+    assert [(one["model"], one["strategy"], one["trained"]) for one in rest] == [
+        ("depth only", "depth", "no"),
+        ("depth only", "depth", "yes"),
+        ("width only", "width", "no"),
+        ("width only", "width", "yes"),
     ]
     assert rest[1]["KD val loss"] is None
     assert [rest[3][name] for name in (*HEADINGS[5:], "val loss")] == [None] * 5  # it failed
@@ -200,11 +200,11 @@ def test_beside_gpt2_medium_stand_the_published_figures_marked_as_such(outcome: 
     published = [one for one in cells(table) if "published" in str(one["model"])]
     assert len(published) == 1 + 2 * len(PUBLISHED)
     assert published[0]["WikiText-2"] == 21.97
-    figures = {(one["parameters"], one["strategy"], one["retraining"]): one["WikiText-2"] for one in published[1:]}
-    assert figures[254_053_376, "depth", "before"] == 43.56
-    assert figures[254_053_376, "depth", "after"] == 32.29
-    assert figures[262_469_632, "depth + width", "after"] == 34.35
-    assert figures[254_104_576, "width", "after"] == 39.47
+    figures = {(one["parameters"], one["strategy"], one["trained"]): one["WikiText-2"] for one in published[1:]}
+    assert figures[254_053_376, "depth", "no"] == 43.56
+    assert figures[254_053_376, "depth", "yes"] == 32.29
+    assert figures[262_469_632, "depth + width", "yes"] == 34.35
+    assert figures[254_104_576, "width", "yes"] == 39.47
     assert sorted({size for size, *_ in figures} - {254_053_376}) == sorted(SIZES)
     assert all(one["val loss"] is None for one in published)
     assert any(note.startswith("published: ") for note in table.notes)
@@ -227,9 +227,19 @@ def test_it_is_written_and_printed(outcome: Outcome, tmp_path: Path) -> None:
     files = write_table([outcome], tmp_path)
     assert [one.name for one in files] == ["pruned-gpt.md", "pruned-gpt.csv"]
     assert files[1].read_text() == csv_text(table)
-    console = Console(file=io.StringIO(), width=120)
-    print_table([outcome], console)
-    shown = console.file.getvalue()  # type: ignore[attr-defined]
+    shown = printed(outcome, 120)
     assert all(heading in shown for heading in HEADINGS)
     assert "depth + width" in shown
-    assert max(map(len, shown.splitlines()[:8])) <= 120
+
+
+@pytest.mark.parametrize("width", [80, 100, 120])
+def test_no_figure_is_cut_off_beside_published_ones(outcome: Outcome, medium: Path, width: int) -> None:
+    shown = printed(of_shape(outcome, resolve_target(settings_of(model=medium)).shape), width)
+    assert "…" not in shown
+    assert all(figure in shown for figure in ("254,104,576", "2,694.69", "58.66", "57.32"))
+
+
+def printed(outcome: Outcome, width: int) -> str:
+    console = Console(file=io.StringIO(), width=width)
+    print_table([outcome], console)
+    return console.file.getvalue()  # type: ignore[attr-defined, no-any-return]
