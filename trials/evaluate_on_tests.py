@@ -16,6 +16,9 @@ from trials.distill.results import WEIGHTS
 from trials.evaluate.evaluation import default_length, headline, read
 from trials.evaluate.likelihood import Measurement
 from trials.evaluate.reading import Reading
+from trials.preparation import shared
+from trials.prune.prune import prune
+from trials.recipe import VERSION as TRIALS
 from trials.storage.cache import Cache, digest
 from trials.storage.durable import file_sha256
 from trials.teacher.causal_lm import DEFAULT_DTYPES, DTYPES
@@ -33,6 +36,7 @@ READINGS = "readings.json"
 class EvaluationSpec:
     """One model to evaluate on ``tasks``: the student in the folder ``weights``, or the teacher of ``trial`` if None.
 
+    If ``untrained``, it is the student of ``trial`` before retraining instead: pruned and refitted, made again here.
     ``tokens`` is the largest number of tokens taken from the start of each text; None means all. ``dtype``, a key of
     `DTYPES`, is the model's number format; None means the default of ``python -m nas.evaluate`` on the device.
     """
@@ -42,6 +46,7 @@ class EvaluationSpec:
     tasks: tuple[TextTask, ...]
     tokens: int | None
     dtype: str | None = None
+    untrained: bool = False
 
 
 def check_tests(model: str, tasks: Sequence[TextTask], tokens: int | None) -> None:
@@ -59,7 +64,6 @@ def evaluate_on_tests(spec: EvaluationSpec) -> list[Reading]:
     """
     path, device = resolve_model(spec.trial.recipe.model), spec.trial.device
     dtype = spec.dtype or DEFAULT_DTYPES[device]
-    weights = file_sha256(Path(spec.weights) / WEIGHTS) if spec.weights else fingerprint(path)
     measurements = _measurements(path, spec.tasks, spec.tokens)
 
     def write(folder: Path) -> None:
@@ -67,7 +71,7 @@ def evaluate_on_tests(spec: EvaluationSpec) -> list[Reading]:
         readings = read(model, [one for _, one in measurements])
         (folder / READINGS).write_text(json.dumps([asdict(one) for one in readings]))
 
-    key = digest(VERSION, weights, dtype, *(content for content, _ in measurements))
+    key = digest(VERSION, _identity(spec, path), dtype, *(content for content, _ in measurements))
     try:
         folder = Cache(Path(spec.trial.cache)).build("final_readings", key, write)
     finally:
@@ -76,7 +80,18 @@ def evaluate_on_tests(spec: EvaluationSpec) -> list[Reading]:
     return [replace(Reading(**one), dtype=dtype) for one in json.loads((folder / READINGS).read_text())]
 
 
+def _identity(spec: EvaluationSpec, teacher: Path) -> str:
+    """A digest of everything that the weights of the model depend on."""
+    if spec.untrained:
+        trial, common = spec.trial, shared(spec.trial.recipe, spec.trial.cache, spec.trial.device)
+        return digest(TRIALS, json.dumps(trial.recipe.to_dict()), trial.architecture.key, common.fingerprint)
+    return file_sha256(Path(spec.weights) / WEIGHTS) if spec.weights else fingerprint(teacher)
+
+
 def _load(spec: EvaluationSpec, teacher: Path) -> PreTrainedModel:
+    if spec.untrained:
+        common = shared(spec.trial.recipe, spec.trial.cache, spec.trial.device)
+        return prune(common.teacher.model, common.scores, spec.trial.architecture, common.streams)
     if spec.weights is None:
         return load_weights(teacher, torch.float32)
     student = load_student(spec.trial, Path(spec.weights))

@@ -18,11 +18,12 @@ from trials.compress.compress import compressor
 from trials.distill.checkpoint import discard_checkpoints
 from trials.distill.distill import DistillResult, DistillSettings, Report, distill
 from trials.distill.results import RESULT, STUDENT, read_result, save_student, write_result
+from trials.distill.validation_kl import validation_kl
 from trials.families.base import compile_layers
 from trials.losses.precision import compiles
 from trials.losses.window_losses import WindowLosses, text_losses
 from trials.preparation import Shared, shared
-from trials.storage.cache import digest
+from trials.storage.cache import Cache, digest
 from trials.storage.durable import MANIFEST, file_sha256
 from trials.text.corpus import windows
 from trials.trial import TrialResult, TrialSpec, load_student, peak_memory, run_trial
@@ -72,7 +73,8 @@ class FinalResult:
     ``tokens`` and ``curve``, pairs (tokens, validation loss), include the trial. Losses are in nats per token on
     validation text: ``trial_loss`` at the end of the trial, ``val_loss`` at the end of the final. ``losses`` holds the
     loss on each text if there are several, and ``windows`` the loss of every window, by the name of its text.
-    ``seconds`` and ``resumed_from`` (tokens) count the final alone.
+    ``seconds`` and ``resumed_from`` (tokens) count the final alone. ``val_kl`` is the KL divergence from the teacher on
+    validation text in nats per token; results of older versions have none.
     """
 
     architecture: Architecture
@@ -86,6 +88,7 @@ class FinalResult:
     resumed_from: int
     windows: Mapping[str, tuple[float, ...]] = field(repr=False)
     losses: Mapping[str, float] = field(default_factory=dict)
+    val_kl: float | None = None
 
     @property
     def windows_digest(self) -> str:
@@ -176,7 +179,9 @@ def _train(spec: FinalSpec, trial: TrialResult, common: Shared, identity: str, r
     if compressing:
         compressing.leave(exact=False)
     save_student(student, directory / STUDENT)
-    result = _result(spec, trial, outcome)
+    texts = {name: windows(tokens, recipe.sequence_length) for name, tokens in common.corpus.texts.items()}
+    divergence = validation_kl(student, common.teacher, texts, Cache(Path(spec.trial.cache)))
+    result = replace(_result(spec, trial, outcome), val_kl=divergence)
     write_result(directory, identity, outcome.rungs, result.to_dict())
     discard_checkpoints(directory)
     return result

@@ -24,7 +24,8 @@ class ComparisonRow:
     ``roles`` are its names in the table, such as "winner" or the name of a baseline. ``share`` is its share of the
     teacher's parameters. ``tokens`` is the total number of tokens it was distilled on. Losses are on validation text,
     in nats per token; ``losses`` holds the loss on each text if there are several. ``difference`` is its loss minus the
-    winner's. ``test`` are readings on test text. No choice depends on them.
+    winner's. ``test`` are readings on test text, and ``before`` are those before retraining, where they were asked for.
+    No choice depends on them.
     """
 
     roles: tuple[str, ...]
@@ -38,6 +39,7 @@ class ComparisonRow:
     difference: Difference | None = None
     reason: str = ""
     test: tuple[Reading, ...] = ()
+    before: tuple[Reading, ...] = ()
 
     @property
     def is_read(self) -> bool:

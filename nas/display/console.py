@@ -7,6 +7,7 @@ import os
 import re
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from rich.console import Console
@@ -48,7 +49,8 @@ def fitted(table: Table, console: Console, optional: Sequence[str]) -> Table:
     for heading in optional:
         if console.measure(table, options=unlimited).maximum <= console.width:
             break
-        table.columns = [one for one in table.columns if one.header != heading]
+        kept = [one for one in table.columns if one.header != heading]
+        table.columns = [replace(one, _index=place) for place, one in enumerate(kept)]  # it pads by the numbers
     return table
 
 

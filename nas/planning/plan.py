@@ -170,6 +170,11 @@ class Plan:
         return self.settings.max_latency_ms is not None or LATENCY_MS in self.objectives
 
     @property
+    def reads_untrained(self) -> bool:
+        """Whether winners and baselines are evaluated on test text before retraining too, for the table that has it."""
+        return self.settings.table == "pruned-gpt"
+
+    @property
     def identity(self) -> dict[str, Any]:
         """The settings that make the losses of two trials comparable."""
         return identity(self.settings, self.target, self.recipe)

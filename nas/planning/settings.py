@@ -20,6 +20,7 @@ from search_spaces.files import PRESETS, read_yaml, study_settings
 PROGRAM = "python -m nas.search"
 ENVIRONMENT_PREFIX = "NAS_"
 SHARED = ("cache", "mlartifacts", "mlflow.db", "studies.db")  # in the output folder, beside the folders of studies
+TEXTS = ("corpus", "test")  # settings of a preset that mini does without
 COUNT = re.compile(r"(\d[\d_]*(?:\.\d+)?)\s*([KMBG]?)", re.IGNORECASE)
 
 
@@ -266,7 +267,7 @@ def load_settings(
     from_file = _read_yaml(config) if config else {}
     from_environment = _from_environment(variables)
     given = {**from_file, **from_environment, **flags}
-    from_space = _from_space(given.get("space", SearchSettings.model_fields["space"].default))
+    from_space = _from_space(given.get("space", SearchSettings.model_fields["space"].default), given.get("model"))
     sources = {
         **dict.fromkeys(from_space, f"space {given.get('space')}: study: "),
         **dict.fromkeys(from_file, f"{config}: "),
@@ -279,12 +280,17 @@ def load_settings(
         raise InputError(_describe(error, sources)) from error
 
 
-def _from_space(space: Any) -> dict[str, Any]:
-    """The settings that the ``space`` brings along. Raises InputError when it cannot be read, or names itself."""
+def _from_space(space: Any, model: Any) -> dict[str, Any]:
+    """The settings that the ``space`` brings along. Raises InputError when it cannot be read, or names itself.
+
+    The texts of a preset come from the hub. The ``model`` mini needs no hub, so it keeps to its own text.
+    """
     found = study_settings(space) if isinstance(space, str) else {}
     if "space" in found:
         raise InputError(f"space {space}: study: a space cannot name another space; leave 'space' out")
-    return {name: str(value) if name == "budget" else value for name, value in found.items()}
+    left_out = TEXTS if model == "mini" and space in PRESETS else ()
+    kept = {name: value for name, value in found.items() if name not in left_out}
+    return {name: str(value) if name == "budget" else value for name, value in kept.items()}
 
 
 def _from_environment(variables: Mapping[str, str]) -> dict[str, str]:

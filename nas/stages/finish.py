@@ -25,7 +25,7 @@ from trials.distill.checkpoint import Rung
 from trials.final import VERSION
 from trials.text.validation import OF_TEXT
 
-MEASURED = ("trial_loss", "kl", "seconds", "peak_memory_bytes", "resumed_from")
+MEASURED = ("trial_loss", "kl", "val_kl", "seconds", "peak_memory_bytes", "resumed_from")
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,8 @@ def updated(record: FinalRecord, update: FinalUpdate) -> FinalRecord:
         return record if known else replace(record, curve=(*record.curve, rung))
     if isinstance(update, Failure):
         return replace(record, state="FAIL", reason=update.reason, ended=time.time())
-    measured = {name: float(value) for name, value in update.to_dict().items() if name in MEASURED}
+    values = update.to_dict()
+    measured = {name: float(values[name]) for name in MEASURED if values[name] is not None}
     texts = {f"{OF_TEXT}{name}": loss for name, loss in update.losses.items()}
     return replace(
         record,

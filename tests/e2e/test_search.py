@@ -252,9 +252,10 @@ def test_wrong_input_is_one_line_and_exit_code_2(
     assert not output.exists()
 
 
-def test_hub_out_of_reach_is_one_line_that_names_the_ways_on(tmp_path: Path) -> None:
+@pytest.mark.parametrize("what", ["--budget=260M", "--space=pruned-gpt"])
+def test_hub_out_of_reach_is_one_line_that_names_the_ways_on(tmp_path: Path, what: str) -> None:
     offline = {"HF_HUB_OFFLINE": "0", "HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path)}
-    done = run("--budget", "260M", "--output", tmp_path / "nothing", **offline)
+    done = run(what, "--output", tmp_path / "nothing", **offline)
     assert done.returncode == 2
     assert "take mini" in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1

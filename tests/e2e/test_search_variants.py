@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import shutil
@@ -107,3 +108,25 @@ def test_what_only_a_worker_can_see_to_be_wrong_is_one_line_too(
     assert done.returncode == 2, done.stderr
     (line,) = done.stderr.strip().splitlines()
     assert line.startswith(f"error: model {tmp_path / 'cut'}: its weights cannot be loaded")
+
+
+def test_a_study_of_three_sizes_ends_with_its_own_table(small: list[object], tmp_path: Path) -> None:
+    unseen = str(small[small.index("--test") + 1]).split(",")[0].partition("=")[2]
+    passages = str(small[small.index("--test") + 1]).partition("lambada=")[2]
+    flags = ["--space", "pruned-gpt", "--tolerance", 0.015, "--test", f"wikitext-2={unseen},lambada={passages}"]
+    done = run(*small, *flags, "--trials", 2, "--finalists", 1, "--output", tmp_path, "--json")
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    report = tmp_path / result["study"] / "report"
+    rows = list(csv.DictReader((report / "pruned-gpt.csv").read_text().splitlines()))
+    assert rows[0]["model"] == "teacher"
+    winners = [one for one in rows if "winner" in one["model"].split(", ") and one["trained"] == "yes"]
+    assert [int(one["parameters"]) for one in winners] == [one["best"]["params"] for one in result["budgets"]]
+    assert [float(one["val loss"]) for one in winners] == [one["best"]["val_loss"] for one in result["budgets"]]
+    for row in rows[1:]:
+        assert all(float(row[name]) > 0 for name in ("WikiText-2", "LAMBADA", "val loss"))
+        assert (row["KD val loss"] != "") == (row["trained"] == "yes")
+        assert row["PTB"] == ""  # not asked for
+    assert rows[1]["WikiText-2"] != rows[2]["WikiText-2"]  # before and after retraining
+    assert "pruned-gpt: depth, width, and both" in done.stderr
+    assert (report / "pruned-gpt.md").read_text().startswith("# pruned-gpt")

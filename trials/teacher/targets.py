@@ -141,6 +141,12 @@ def load_targets(
     return DrawnTargets(teacher, ids, likelihoods)
 
 
+def stored_states(teacher: Teacher, text: NDArray[np.integer], cache: Cache) -> Stored:
+    """The teacher's final states (n, length, H) for the windows ``text`` (n, length), from the cache or computed."""
+    stored: Stored = np.load(_part(teacher, text, "cached", cache) / "hidden.npy", mmap_mode="r")
+    return stored
+
+
 def compute_share(
     teacher: Teacher, corpus: Corpus, length: int, cache: Cache, way: Way | None, place: int, shares: int
 ) -> None:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import TEXT
 
+from search_spaces.architecture import Architecture
 from trials import evaluate_on_tests as final_readings
 from trials.evaluate.evaluation import headline, read
 from trials.evaluate_on_tests import EvaluationSpec, evaluate_on_tests
+from trials.preparation import shared
+from trials.prune.prune import prune
 from trials.recipe import Recipe
 from trials.teacher.source import read_shape
 from trials.teacher.teacher import load_tokenizer, load_weights
@@ -43,3 +47,26 @@ def test_a_model_is_evaluated_in_the_requested_dtype(
     other = EvaluationSpec(spec.trial, spec.weights, spec.tasks, spec.tokens, "float16")
     with pytest.raises(TypeError):
         evaluate_on_tests(other)
+
+
+def test_a_student_before_retraining_is_the_pruned_and_refitted_one(
+    spec: EvaluationSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    corpus = tmp_path / "corpus.txt"
+    corpus.write_text("\n\n".join(" ".join(TEXT.split()[place % 7 :]) for place in range(200)))
+    trial = replace(
+        spec.trial,
+        recipe=replace(spec.trial.recipe, corpus=str(corpus)),
+        architecture=Architecture.uniform(2, 40, 3, 60),
+    )
+    spec = replace(spec, trial=trial, untrained=True)
+    [found] = evaluate_on_tests(spec)
+    common = shared(trial.recipe, trial.cache, "cpu")
+    student = prune(common.teacher.model, common.scores, trial.architecture, common.streams).eval()
+    texts = [open_text(task) for task in spec.tasks]
+    [expected] = read(student, headline(texts, common.teacher.tokenizer, 64, 256))
+    assert found.value == pytest.approx(expected.value, rel=1e-6)
+    [other] = evaluate_on_tests(replace(spec, trial=replace(trial, architecture=Architecture.uniform(2, 40, 3, 72))))
+    assert other.value != found.value
+    monkeypatch.setattr(final_readings, "prune", None)  # another evaluation would fail
+    assert evaluate_on_tests(spec) == [found]

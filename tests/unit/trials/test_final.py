@@ -19,10 +19,12 @@ from search_spaces.architecture import Architecture
 from search_spaces.errors import InputError
 from trials import final as door
 from trials.distill import distill as distillation
+from trials.distill.validation_kl import validation_kl
 from trials.final import FinalResult, FinalSpec, read_windows, run_final
 from trials.losses.window_losses import validation_loss
 from trials.preparation import shared
 from trials.recipe import Recipe
+from trials.storage.cache import Cache
 from trials.teacher.targets import Targets
 from trials.text.corpus import BatchOrder, windows
 from trials.trial import TrialSpec, load_weights, run_trial
@@ -104,6 +106,7 @@ def test_result_is_of_the_student_that_is_left(spec: FinalSpec) -> None:
     assert validation_loss(student, common.targets.family, text) == result.val_loss
     (losses,) = (read_windows(Path(spec.directory), result.windows_digest) or {}).values()
     assert (losses.shape, losses.mean()) == ((len(text),), result.val_loss)
+    assert result.val_kl == validation_kl(student, common.teacher, {"text": text}, Cache(Path(spec.trial.cache)))
     assert FinalResult.from_dict(json.loads(json.dumps(result.to_dict()))) == result
     assert FinalSpec.from_dict(json.loads(json.dumps(spec.to_dict()))) == spec
 

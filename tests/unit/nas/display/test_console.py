@@ -42,6 +42,15 @@ def test_a_narrow_console_drops_columns_and_never_digits(width: int, kept: list[
         assert "…" not in text
 
 
+@pytest.mark.parametrize("width", range(20, 46))
+def test_what_is_left_without_a_column_in_the_middle_is_whole(width: int) -> None:
+    console = Console(file=io.StringIO(), width=width)
+    found = fitted(table(), console, ("parameters",))
+    if console.measure(found, options=console.options.update(width=80)).maximum <= width:
+        console.print(found)
+        assert "…" not in console.file.getvalue()  # type: ignore[attr-defined]
+
+
 def test_a_pipe_gets_no_trailing_spaces() -> None:
     code = (
         "from nas.display.console import console_for; from rich.table import Table\n"

@@ -81,6 +81,7 @@ def test_export_is_complete_and_nothing_else(exported: tuple[PreTrainedModel, Pa
     assert needed | {"tokenizer.json", "tokenizer_config.json"} <= files
     modelling = {"modeling_pruned_gpt2.py"} if type(student) is not GPT2LMHeadModel else set()
     assert {name for name in files if name.endswith(".py")} == modelling
+    assert not {name for name in files if name.endswith((".bin", ".pt", ".pth", ".pkl"))}  # a pickle may run any code
     assert {file.name for file in folder.parent.iterdir()} == {"best"}
     assert set(json.loads((folder / "manifest.json").read_text())) == files - {"manifest.json"}
     verify_manifest(folder)
