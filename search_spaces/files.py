@@ -16,7 +16,7 @@ from search_spaces.errors import InputError
 from search_spaces.shape import ModelShape
 from search_spaces.space import AXES, LAYERS, SearchSpace
 
-PRESETS = ("default", "depth", "width", "stock")
+PRESETS = ("default", "depth", "width", "stock", "layer-removal")
 MOST_CHOICES = 100_000  # of layers; the identity of a study lists them all
 MOST_LAYERS = 53  # of a teacher whose layers can be named; a database holds a choice as a float64, a bit for each layer
 MOST_ARCHITECTURES = 2_000_000  # in a space; listing them takes a minute and a gigabyte

@@ -23,6 +23,7 @@ from trials.losses.window_losses import text_losses
 from trials.preparation import Preparation, Shared, prepare, shared
 from trials.prune.prune import prune, student_from
 from trials.recipe import VERSION, Recipe
+from trials.slices import slice_losses
 from trials.storage.cache import digest
 from trials.storage.durable import damage
 from trials.teacher.source import read_config, resolve_model
@@ -149,7 +150,8 @@ def _train(spec: TrialSpec, common: Shared, identity: str, report: Report) -> Tr
     directory, recipe = Path(spec.directory), spec.recipe
     if spec.device == "cuda":
         torch.cuda.reset_peak_memory_stats()
-    student = prune(common.teacher.model, common.scores, spec.architecture, common.streams).float()
+    streams = common.streams if recipe.refit else None
+    student = prune(common.teacher.model, common.scores, spec.architecture, streams).float()
     settings = DistillSettings(
         recipe.tokens,
         recipe.rungs,
@@ -160,7 +162,8 @@ def _train(spec: TrialSpec, common: Shared, identity: str, report: Report) -> Tr
         identity,
         text_share=recipe.text_share,
     )
-    outcome = distill(student, common.targets, common.corpus, settings, directory, report)
+    before = slice_losses(common, recipe, spec.architecture)
+    outcome = distill(student, common.targets, common.corpus, settings, directory, report, before)
     save_student(student, directory / STUDENT)
     result = _result(spec, common.teacher.shape, outcome)
     write_result(directory, identity, outcome.rungs, result.to_dict())

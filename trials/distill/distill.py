@@ -101,6 +101,7 @@ def distill(
     settings: DistillSettings,
     directory: Path,
     report: Report,
+    before: WindowLosses | None = None,
 ) -> DistillResult:
     """Train ``student`` (float32, in place) to predict the teacher's next-token distributions, ``targets``.
 
@@ -108,17 +109,17 @@ def distill(
     cross-entropy if ``settings.text_share`` is positive. The optimizer is AdamW with linear warm-up and a cosine decay
     to a tenth of the peak rate. Batches depend on the seed and the step alone, so every trial sees the same ones.
 
-    Validation losses are means over ``corpus.texts``, each text with the same weight. ``report(tokens, metrics)`` is
-    called at 0 tokens and at every rung. Checkpoints are written while training goes on, and a rung is reported once
-    its checkpoint is on disk. The last rung has no checkpoint: the caller saves the student. If ``directory`` holds a
-    checkpoint, its rungs are reported again and training continues from it. On a CPU with the same number of threads,
-    the result is then bit for bit that of an uninterrupted run.
+    Validation losses are means over ``corpus.texts``, each text with the same weight. ``before`` are those at 0 tokens,
+    if they are known. ``report(tokens, metrics)`` is called at 0 tokens and at every rung. Checkpoints are written
+    while training goes on, and a rung is reported once its checkpoint is on disk. The last rung has no checkpoint: the
+    caller saves the student. If ``directory`` holds a checkpoint, its rungs are reported again and training continues
+    from it. On a CPU with the same number of threads, the result is then bit for bit that of an uninterrupted run.
 
     Raises NonFiniteLoss when a loss or gradient becomes infinite or NaN, and OSError when a checkpoint cannot be
     written.
     """
     with CheckpointWriter(directory) as checkpoints:
-        return _Distillation(student, targets, corpus, settings, directory, checkpoints, report).finish()
+        return _Distillation(student, targets, corpus, settings, directory, checkpoints, report, before).finish()
 
 
 def learning_rate(step: int, settings: DistillSettings) -> float:
@@ -161,9 +162,10 @@ class _Distillation:
         directory: Path,
         checkpoints: CheckpointWriter,
         report: Report,
+        before: WindowLosses | None,
     ) -> None:
         self.student, self.targets, self.settings = student, targets, settings
-        self.checkpoints, self.report = checkpoints, report
+        self.checkpoints, self.report, self.before = checkpoints, report, before
         self.train = windows(corpus.train, settings.sequence_length)
         self.validation = {name: windows(one, settings.sequence_length) for name, one in corpus.texts.items()}
         self.order = BatchOrder(len(self.train), settings.batch_windows, settings.seed, settings.first_windows)
@@ -269,7 +271,7 @@ class _Distillation:
     def _close_rung(self, tokens: int) -> None:
         """Measure validation loss, and save a checkpoint. The rung is reported when that is on disk."""
         started, progress = time.perf_counter(), self.progress
-        self.last_losses = self._measured()
+        self.last_losses = self._measured() if tokens or self.before is None else self.before
         loss = mean_loss(self.last_losses)
         if not math.isfinite(loss):
             raise NonFiniteLoss(f"step {progress.step}: validation loss {loss}")
