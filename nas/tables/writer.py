@@ -10,13 +10,15 @@ from rich.console import Console
 from nas.choosing.outcome import Outcome
 from nas.display.console import fitted
 from nas.stages.events import Event, FilesWritten, Listener, SearchConcluded
+from nas.tables.layers import layers_table, plot_layers
 from nas.tables.study_table import StudyTable, csv_text, markdown, terminal
 
 Maker = Callable[[Sequence[Outcome]], StudyTable]
 Plotter = Callable[[Sequence[Outcome], Path], Sequence[Path]]
 
-MAKERS: dict[str, Maker] = {}  # by the value of --table
-PLOTTERS: dict[str, Plotter] = {}  # draws the figures of a study in a folder; a study may have none
+# By the value of --table. A study may have no figures.
+MAKERS: dict[str, Maker] = {"layers": layers_table}
+PLOTTERS: dict[str, Plotter] = {"layers": plot_layers}
 REPORT = "report"
 
 
