@@ -60,6 +60,11 @@ class Architecture:
         return replace(self, compression=NOTHING)
 
     @property
+    def unnamed(self) -> Architecture:
+        """The same sizes, without the names of the layers that stay."""
+        return replace(self, kept_layers=())
+
+    @property
     def key(self) -> str:
         """The canonical name, safe as a file name. Two architectures have the same key only if they are equal.
 

@@ -17,7 +17,18 @@ from search_spaces.errors import InputError
 from search_spaces.shape import ModelShape
 from search_spaces.space import AXES, COMPRESSIONS, LAYERS, SearchSpace
 
-PRESETS = ("default", "depth", "width", "stock", "mixed", "pruned-gpt", "sparsity", "pdp", "stack")
+PRESETS = (
+    "default",
+    "depth",
+    "width",
+    "stock",
+    "mixed",
+    "pruned-gpt",
+    "layer-removal",
+    "sparsity",
+    "pdp",
+    "stack",
+)
 MOST_CHOICES = 100_000  # of layers; the identity of a study lists them all
 MOST_LAYERS = 53  # of a teacher whose layers can be named; a database holds a choice as a float64, a bit for each layer
 MOST_ARCHITECTURES = 2_000_000  # in a space; listing them takes a minute and a gigabyte

@@ -105,6 +105,14 @@ class ModelShape:
         rules = {"square": hidden == self.head_dim * heads, "divisible": hidden % heads == 0, "any": True}
         return architecture.is_uniform and rules[self.stock]
 
+    def whole_layers(self, architecture: Architecture) -> tuple[int, ...] | None:
+        """The teacher's layers of which ``architecture`` is a slice; None if scores choose them, or more is done."""
+        full, depth = self.full, architecture.depth
+        named = architecture.kept_layers or (tuple(range(depth)) if depth == self.layers else None)
+        sizes = full.heads[:depth], full.mlp[:depth], full.kv_heads[:depth]
+        whole = Architecture(depth, full.hidden, *sizes, architecture.kept_layers)
+        return named if architecture == whole else None
+
     def check(self, architecture: Architecture) -> None:
         """Raise InputError when ``architecture`` cannot be cut from this teacher."""
         groups = [heads // kv for heads, kv in zip(architecture.heads, architecture.kv_heads, strict=True)]

@@ -28,7 +28,8 @@ def estimate_seconds(shape: ModelShape, architecture: Architecture, recipe: Reci
     Work that is shared by all trials is not counted: corpus, importance scores, the teacher's streams and targets.
     """
     work = training_flops(shape, architecture, recipe, device) + evaluation_flops(shape, architecture, recipe)
-    work += refit_flops(shape, architecture, recipe, refit_windows(shape, recipe, device))
+    if recipe.refit:
+        work += refit_flops(shape, architecture, recipe, refit_windows(shape, recipe, device))
     return _seconds(work, shape, device)
 
 
@@ -71,7 +72,8 @@ def screen_flops(
     """FLOPs of `trials.screen.screen` with ``calibration`` tokens and ``validation`` tokens of each text."""
     length, texts = recipe.sequence_length, 1 + len(recipe.validation)
     evaluation = texts * max(1, validation // length) * length * shape.flops_per_token(architecture, length)
-    return refit_flops(shape, architecture, recipe, max(1, calibration // length)) + evaluation
+    refit = refit_flops(shape, architecture, recipe, max(1, calibration // length)) if recipe.refit else 0
+    return refit + evaluation
 
 
 def refit_windows(shape: ModelShape, recipe: Recipe, device: str) -> int:

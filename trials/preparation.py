@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -63,17 +63,23 @@ class Preparation:
 class Shared:
     """What all trials of a study share, loaded in this process.
 
-    ``scores_cached`` says whether the scores came from the cache. Trials use the ``first`` windows of the training
-    text; the others are for finals.
+    ``calibration`` (n, T) are the windows of the scores. ``scores_cached`` says whether the scores came from the cache.
+    Trials use the ``first`` windows of the training text; the others are for finals.
     """
 
     teacher: Teacher
     corpus: Corpus
     targets: Targets
     scores: ImportanceScores
-    streams: Streams
+    calibration: NDArray[np.integer]
+    cache: Cache
     scores_cached: bool
     first: int
+
+    @cached_property
+    def streams(self) -> Streams:
+        """The teacher's streams on the calibration text. A study without a refit needs none."""
+        return load_streams(self.teacher, self.calibration, self.cache)
 
     @property
     def fingerprint(self) -> str:
@@ -94,6 +100,8 @@ def prepare(recipe: Recipe, cache: str, device: str) -> Preparation:
     """
     started = time.perf_counter()
     common = shared(recipe, cache, device)
+    if recipe.refit:
+        _ = common.streams  # from now on in the cache, for all trials
     losses = teacher_windows(recipe, cache, device)
     return Preparation(
         shape=common.teacher.shape,
@@ -123,7 +131,7 @@ def teacher_windows(recipe: Recipe, cache: str, device: str) -> WindowLosses:
 
 
 def shared(recipe: Recipe, cache: str, device: str, more: int = 0) -> Shared:
-    """Teacher, corpus, targets, scores and streams of ``recipe``. This process keeps them for later trials.
+    """Teacher, corpus, targets and scores of ``recipe``. This process keeps them for later trials.
 
     The corpus has up to ``more`` further tokens of training text, behind those of the trials.
     """
@@ -167,10 +175,9 @@ def _shared(
             )
     calibration = windows(corpus.train, length)[:samples]
     scores, cached = load_importance(teacher, calibration, cache)
-    streams = load_streams(teacher, calibration, cache)
     first = min(train_tokens, len(corpus.train)) // length
     targets = load_targets(teacher, corpus, length, cache, first, teacher_targets)
-    return Shared(teacher, corpus, targets, scores, streams, cached, first)
+    return Shared(teacher, corpus, targets, scores, calibration, cache, cached, first)
 
 
 def _corpus(

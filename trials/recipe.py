@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:  # the code of models takes seconds to import
 VERSION = 7  # raise it whenever a trial computes something else: old results and checkpoints are then not used
 SCREEN_CALIBRATION, SCREEN_VALIDATION = 8_192, 8_192  # tokens of each text in a screening: docs/lab/search.md
 
-LATER = ("validation", "teacher_targets", "text_share")  # fields that were added later; see `Recipe.to_dict`
+LATER = ("validation", "teacher_targets", "text_share", "refit")  # fields that were added later; see `Recipe.to_dict`
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,7 @@ class Recipe:
     - Importance scores are computed on ``calibration_samples`` windows.
     - ``teacher_targets`` is as in `trials.teacher.targets.way_for`; None chooses automatically.
     - ``text_share`` of the loss is cross-entropy with the text; the rest is the KL divergence from the teacher.
+    - Without ``refit`` a student is a plain slice of the teacher.
 
     Raises InputError when the numbers are inconsistent.
     """
@@ -47,6 +48,7 @@ class Recipe:
     validation: tuple[tuple[str, str], ...] = ()
     teacher_targets: Way | None = None
     text_share: float = 0.0
+    refit: bool = True
 
     def __post_init__(self) -> None:
         if problem := _problem(self):
@@ -62,9 +64,10 @@ class Recipe:
         return self.teacher_targets if tokens else "online"
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON form. Fields of `LATER` are left out when empty, so that digests of older recipes stay the same."""
+        """JSON form. Fields of `LATER` are left out at their defaults: digests of older recipes stay the same."""
         value = {**asdict(self), "rungs": list(self.rungs), "validation": [list(one) for one in self.validation]}
-        return {name: one for name, one in value.items() if name not in LATER or one}
+        defaults = {one.name: one.default for one in fields(self) if one.name in LATER}
+        return {name: one for name, one in value.items() if name not in LATER or getattr(self, name) != defaults[name]}
 
     @classmethod
     def from_dict(cls, value: Mapping[str, Any]) -> Recipe:

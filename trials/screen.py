@@ -19,18 +19,18 @@ from trials.trial import TrialSpec
 
 
 def screen(spec: TrialSpec, calibration: int = SCREEN_CALIBRATION, validation: int = SCREEN_VALIDATION) -> float:
-    """The validation loss of the pruned and refitted student of ``spec`` without retraining, in nats per token.
+    """The validation loss of the pruned student of ``spec`` without retraining, in nats per token.
 
     Its weights are compressed at once, whatever the schedule of their sparsity is.
 
-    A trial measures the same at 0 tokens, on more text. Here the refit uses the first ``calibration`` tokens, and the
+    A trial measures the same at 0 tokens, on more text. Here a refit uses the first ``calibration`` tokens, and the
     loss is the mean over validation texts of their first ``validation`` tokens; at least one window each. Nothing is
     written to disk.
     """
     recipe, common = spec.recipe, shared(spec.recipe, spec.cache, spec.device)
     common.teacher.shape.check(spec.architecture)
     length = recipe.sequence_length
-    streams = common.streams.first(max(1, calibration // length))
+    streams = common.streams.first(max(1, calibration // length)) if recipe.refit else None
     student = prune(common.teacher.model, common.scores, spec.architecture, streams).float()
     done = compressor(student, spec.architecture.compression, windows(common.corpus.train, length))
     family, count = family_of(common.teacher.model.config), max(1, validation // length)
@@ -40,7 +40,7 @@ def screen(spec: TrialSpec, calibration: int = SCREEN_CALIBRATION, validation: i
 
 
 def latency(spec: TrialSpec) -> float:
-    """Median milliseconds per generated token, for one sequence after a prompt of half a training window.
+    """Milliseconds per generated token (`generation_milliseconds`), after a prompt of half a training window.
 
     Times the pruned student without a refit, because the values of weights do not change the latency. Its dtype is the
     teacher's: float32 on a CPU, with all threads of the process, and bfloat16 on CUDA.

@@ -24,6 +24,7 @@ from trials.losses.window_losses import text_losses
 from trials.preparation import Preparation, Shared, prepare, shared
 from trials.prune.prune import prune, student_from
 from trials.recipe import VERSION, Recipe
+from trials.slices import slice_losses
 from trials.storage.cache import digest
 from trials.storage.durable import damage
 from trials.teacher.source import read_config, resolve_model
@@ -152,7 +153,8 @@ def _train(spec: TrialSpec, common: Shared, identity: str, report: Report) -> Tr
     directory, recipe = Path(spec.directory), spec.recipe
     if spec.device == "cuda":
         torch.cuda.reset_peak_memory_stats()
-    student = prune(common.teacher.model, common.scores, spec.architecture, common.streams).float()
+    streams = common.streams if recipe.refit else None
+    student = prune(common.teacher.model, common.scores, spec.architecture, streams).float()
     settings = DistillSettings(
         recipe.tokens,
         recipe.rungs,
@@ -165,7 +167,8 @@ def _train(spec: TrialSpec, common: Shared, identity: str, report: Report) -> Tr
     )
     calibration = windows(common.corpus.train, recipe.sequence_length)
     compressing = compressor(student, spec.architecture.compression, calibration)
-    outcome = distill(student, common.targets, common.corpus, settings, directory, report, compressing)
+    before = slice_losses(common, recipe, spec.architecture)
+    outcome = distill(student, common.targets, common.corpus, settings, directory, report, compressing, before)
     if compressing:
         compressing.leave(exact=False)
     save_student(student, directory / STUDENT)

@@ -66,6 +66,7 @@ def summary(plan: Plan) -> list[tuple[str, str]]:
     by_layer = spread[target.space.allocated]
     bands = [f"{part.target.budget}: {len(part.target.feasible)} architectures{by_layer}" for part in plan.parts]
     trials = " + ".join(str(part.trials) for part in plan.parts)
+    kind = "refitted" if recipe.refit else "plain"
     return [
         ("teacher", f"{plan.settings.model}: {teacher:,} parameters, {target.shape.family}"),
         ("space", axes),
@@ -77,7 +78,7 @@ def summary(plan: Plan) -> list[tuple[str, str]]:
             "tokens",
             f"{recipe.tokens:,} per trial from {_text(plan)}; {plan.settings.scheduler} compares at {compared}"
             if recipe.tokens
-            else f"none per trial: refitted students are compared; the text is {_text(plan)}",
+            else f"none per trial: {kind} students are compared; the text is {_text(plan)}",
         ),
         *_mixture(plan),
         *_final_stage(plan),
@@ -123,7 +124,8 @@ def _limits(plan: Plan) -> list[tuple[str, str]]:
 def _screening(plan: Plan) -> list[tuple[str, str]]:
     if not plan.screenings:
         return []
-    what = f"{plan.screenings} architectures are measured before retraining, refitted on {SCREEN_CALIBRATION:,} tokens"
+    refit = f", refitted on {SCREEN_CALIBRATION:,} tokens" if plan.recipe.refit else ""
+    what = f"{plan.screenings} architectures are measured before retraining{refit}"
     return [("screen", f"{what}; the best are tried first")]
 
 

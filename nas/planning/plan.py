@@ -119,6 +119,14 @@ class Plan:
         return sum(min(self.settings.screened, len(part.target.feasible)) for part in self.parts)
 
     @property
+    def slices(self) -> list[tuple[int, ...]]:
+        """The layers of all students that are slices of whole layers, when all of them are tried."""
+        if self.recipe.refit or self.settings.sampler != "exhaustive":
+            return []
+        kept = map(self.target.shape.whole_layers, self.target.feasible)
+        return [layers for layers in kept if layers is not None]
+
+    @property
     def output(self) -> Path:
         """The absolute path of the folder of all results."""
         return Path(self.settings.output).expanduser().resolve()
@@ -321,6 +329,7 @@ def _recipe(settings: SearchSettings, shape: ModelShape, defaults: Defaults) -> 
         validation=tuple((name, _absolute(source)) for name, source in parse_validation(settings.validation)),
         teacher_targets=settings.teacher_targets,
         text_share=settings.text_share,
+        refit=settings.refit,
     )
 
 

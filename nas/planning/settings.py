@@ -112,6 +112,9 @@ class SearchSettings(BaseModel):
         le=1,
         description="share of cross-entropy with the text in the loss; the rest is KL to the teacher",
     )
+    refit: bool = Field(
+        True, description="fit the output projections of a pruned student to the teacher; no leaves plain slices"
+    )
     calibration_samples: int | None = Field(
         None, ge=1, description="sequences for importance scores and for the refit (256 on a CPU, 1,024 on a GPU)"
     )
@@ -178,6 +181,7 @@ GROUPS = {
         "learning_rate",
         "teacher_targets",
         "text_share",
+        "refit",
         "calibration_samples",
         "validation_tokens",
     ),

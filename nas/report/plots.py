@@ -109,16 +109,18 @@ def plot_pareto(
     return save(figure, path)
 
 
-def plot_importance(layers: Array, shares: Array, heads: Array, mlp: Array, path: Path) -> Path:
+def plot_importance(layers: Array, shares: Array | None, heads: Array, mlp: Array, path: Path) -> Path:
     """The importance scores of a teacher: ``layers`` (L,), ``heads`` (L, A) and ``mlp`` (L, M).
 
     The score of a layer is the loss, in nats per token, after it and all layers before it in the order are removed
     (`trials.prune.layer_order`). The score of a neuron is the output error of its layer after it and all neurons before
     it are removed (`trials.prune.neuron_order`). The score of a head is the same for heads (`trials.prune.head_order`).
-    ``shares`` (H,) are the shares of each principal component in the square of the residual stream, the largest first.
+    ``shares`` (H,) are the shares of each principal component in the square of the residual stream, the largest first;
+    None in a study without a refit, which has no such panel.
     """
     figure = blank(11, 7.5)
-    (first, second), (third, fourth) = figure.subplots(2, 2)
+    panels = figure.subplot_mosaic("aa;cd" if shares is None else "ab;cd")
+    first, third, fourth = panels["a"], panels["c"], panels["d"]
     bars = first.bar(range(len(layers)), layers, color=BLUE, width=0.75)
     first.bar_label(bars, [str(one) for one in layers.argsort().argsort() + 1], fontsize=7, color=GREY)
     first.set_yscale("log")
@@ -127,14 +129,13 @@ def plot_importance(layers: Array, shares: Array, heads: Array, mlp: Array, path
     first.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     title = "Layers: loss after each removal, numbered in order"
     first.set(xlabel="layer", ylabel="nats per token", title=title)
-    second.plot(range(1, len(shares) + 1), 100 * shares.cumsum(), color=BLUE)
-    second.set(xlabel="hidden size", ylabel="% of the square kept", title="Residual stream: share kept by each width")
+    if shares is not None:
+        _shares(panels["b"], shares)
     _heads_map(figure, third, heads)
     _neurons(fourth, mlp)
-    for axes in (first, second, fourth):
+    for axes in (first, fourth):
         grid(axes)
     first.xaxis.set_major_locator(MaxNLocator(12, integer=True))
-    second.set_ylim(0, 102)
     return save(figure, path)
 
 
@@ -258,6 +259,13 @@ def _at_rungs(axes: Axes, records: Sequence[TrialRecord]) -> None:
         axes.xaxis.set_major_locator(FixedLocator(rungs))
         axes.xaxis.set_minor_locator(NullLocator())
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: compact(value)))
+
+
+def _shares(axes: Axes, shares: Array) -> None:
+    axes.plot(range(1, len(shares) + 1), 100 * shares.cumsum(), color=BLUE)
+    axes.set(xlabel="hidden size", ylabel="% of the square kept", title="Residual stream: share kept by each width")
+    axes.set_ylim(0, 102)
+    grid(axes)
 
 
 def _heads_map(figure: Figure, axes: Axes, heads: Array) -> None:

@@ -16,6 +16,7 @@ from nas.study.records import STORED, TrialRecord, text_losses
 from trials.text.validation import OF_TEXT
 
 WIDTH = 110  # maximum width of the terminal table, in characters
+MOST_ROWS = 40  # of the terminal table; files have all trials
 STATES = {"COMPLETE": "complete", "PRUNED": "stopped early", "FAIL": "failed", "RUNNING": "running"}
 
 
@@ -70,6 +71,7 @@ def terminal_table(
     The best trial is bold. Trials that are not complete are dim. The last column marks the best trial and the best
     stock one. After a final stage it shows the ``final_roles`` instead, which are by the architecture's key and include
     "winner". The lines below the table give the reasons of failed trials.
+    At most `MOST_ROWS` trials are shown, the best ones.
     """
     table = Table(title=title, header_style="bold", box=None, pad_edge=False, collapse_padding=True)
     table.title_justify = table.caption_justify = "left"
@@ -80,7 +82,7 @@ def terminal_table(
         )
     stock = best_stock(records)
     lines = rows(records, teacher_parameters)
-    for row in lines:
+    for row in lines[:MOST_ROWS]:
         is_stock = stock is not None and row.trial == stock.number
         result = _result(row, best_stock=is_stock) if final_roles is None else _final_result(row, final_roles)
         style = "bold green" if result.startswith(("best,", "winner")) or result == "best" else ""
@@ -88,7 +90,8 @@ def terminal_table(
         cells = [column.cell(row) for column in columns[:-1]]
         table.add_row(*(Text(cell) for cell in [*cells, result]), style=style)
     failures = [f"trial {row.trial} failed: {row.reason}" for row in lines if row.state == STATES["FAIL"]]
-    table.caption = Text("\n".join(failures)) if failures else None
+    more = [f"{len(lines) - MOST_ROWS} more trials are in results.md"] if len(lines) > MOST_ROWS else []
+    table.caption = Text("\n".join([*more, *failures[:MOST_ROWS]])) if more or failures else None
     return table
 
 

@@ -10,13 +10,14 @@ from typing import Any, TypeVar
 from ray import cloudpickle
 
 from nas.planning.errors import Failure, too_little_memory
-from nas.running.tasks import final_task, latency_task, readings_task, screen_task
+from nas.running.tasks import final_task, latency_task, readings_task, screen_task, slices_task
 from nas.running.workers import Task, Workers, work
 from search_spaces.errors import InputError
 from trials.distill.checkpoint import Rung
 from trials.evaluate.reading import Reading
 from trials.evaluate_on_tests import EvaluationSpec
 from trials.final import FinalResult, FinalSpec
+from trials.slices import SlicesSpec
 from trials.trial import TrialSpec
 
 Result = TypeVar("Result")
@@ -53,6 +54,11 @@ def run_readings(specs: Mapping[str, EvaluationSpec], workers: Workers, on_resul
 def run_screens(specs: Mapping[str, TrialSpec], workers: Workers, on_result: OnResult[float]) -> None:
     """Measure the losses of ``specs``, by name, before retraining. Retries and errors are as in `run_finals`."""
     _run_all(screen_task, specs, workers, on_result, lambda spec: spec.cache)
+
+
+def run_slices(specs: Mapping[str, SlicesSpec], workers: Workers, on_result: OnResult[int]) -> None:
+    """Measure the losses of the slices of each of ``specs`` together. Retries and errors are as in `run_finals`."""
+    _run_all(slices_task, specs, workers, on_result, lambda spec: spec.cache)
 
 
 def run_timings(specs: Mapping[str, TrialSpec], workers: Workers, on_result: OnResult[float]) -> None:

@@ -26,6 +26,7 @@ from trials.prune.importance import ImportanceScores
 from trials.prune.neuron_value import neuron_values
 from trials.recipe import Recipe
 from trials.screen import latency, screen
+from trials.slices import SlicesSpec, measure_slices
 from trials.text.evaluation_text import TextTask
 from trials.text.validation import OF_TEXT
 from trials.trial import TrialSpec, run_trial
@@ -36,14 +37,15 @@ Result = TypeVar("Result")
 class PreparedTeacher(NamedTuple):
     """What the driver needs to know of the prepared teacher.
 
-    ``shares`` (H,) are the shares of each principal component in the square of the teacher's residual stream.
+    ``shares`` (H,) are the shares of each principal component in the square of the teacher's residual stream; None in a
+    study without a refit.
     ``windows`` are the teacher's own losses on all validation windows. ``neuron_values`` are None unless the space has
     sizes by layer.
     """
 
     preparation: Preparation
     scores: ImportanceScores
-    shares: NDArray[np.float32]
+    shares: NDArray[np.float32] | None
     windows: WindowLosses
     neuron_values: NeuronValues | None
 
@@ -70,7 +72,8 @@ def preparation_task(spec: PreparationSpec) -> Iterator[str | PreparedTeacher]:
             preparation, common = prepare(*given), shared(*given)
             values = neuron_values(common.scores, common.streams) if spec.by_layer else None
             windows = teacher_windows(*given)
-        emit(PreparedTeacher(preparation, common.scores, common.streams.shares.numpy(), windows, values))
+        shares = common.streams.shares.numpy() if spec.recipe.refit else None
+        emit(PreparedTeacher(preparation, common.scores, shares, windows, values))
 
     return generated(do)
 
@@ -109,6 +112,11 @@ def screen_task(spec: TrialSpec) -> Iterator[float]:
 def latency_task(spec: TrialSpec) -> Iterator[float]:
     """Yield the latency of one architecture."""
     yield latency(spec)
+
+
+def slices_task(spec: SlicesSpec) -> Iterator[int]:
+    """Measure the losses of slices together, and yield how many were not known."""
+    yield measure_slices(spec)
 
 
 def readings_task(spec: EvaluationSpec) -> Iterator[list[Reading]]:

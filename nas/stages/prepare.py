@@ -19,6 +19,7 @@ from nas.running.tasks import PreparationSpec, PreparedTeacher, preparation_task
 from nas.running.workers import Workers, work
 from nas.stages.events import Listener, Progressed, SearchPrepared, TeacherPrepared
 from nas.stages.measure import measure
+from nas.stages.slices import measure_slices
 from nas.study.study import TIMED, SearchStudy
 from search_spaces.errors import InputError
 from trials.preparation import Preparation
@@ -55,6 +56,8 @@ def prepare(plan: Plan, workers: Workers, announce: Listener) -> Prepared:
     if plan.times_candidates:
         plan = within_latency(plan, study, workers, announce)
         study = open_study(plan, teacher.preparation)
+    if study.finished() < plan.trials:
+        measure_slices(plan, workers, announce)
     announce(SearchPrepared(plan, study.unique_id, teacher))
     return Prepared(started, plan, study, teacher)
 
@@ -151,23 +154,24 @@ def open_study(plan: Plan, preparation: Preparation) -> SearchStudy:
 
 
 def within_latency(plan: Plan, study: SearchStudy, workers: Workers, announce: Listener) -> Plan:
-    """``plan`` without the architectures that are slower than it allows. All are measured, one at a time.
+    """``plan`` without the architectures that are slower than it allows. All sizes are measured, one at a time.
 
     Raises InputError when no architecture of a budget is fast enough, and names the fastest latency.
     """
     feasible = plan.target.feasible
-    found = measure(TIMED, plan, study, workers, announce, lambda _: feasible, len(feasible))
+    sizes = tuple(dict.fromkeys(one.unnamed for one in feasible))
+    found = measure(TIMED, plan, study, workers, announce, lambda _: sizes, len(sizes))
     limit = plan.settings.max_latency_ms
     if limit is None:
         return plan
     for part in plan.parts:
-        latencies = [found[one.key] for one in part.target.feasible if one.key in found]
+        latencies = [found[one.unnamed.key] for one in part.target.feasible if one.unnamed.key in found]
         if not latencies or min(latencies) > limit:
             fastest = f"the fastest architecture takes {min(latencies):.2f}" if latencies else "none could be measured"
             raise InputError(
                 f"--max-latency-ms {limit:g}: budget {part.target.budget.text}: {fastest}; "
                 "give a higher limit, or a smaller --budget"
             )
-    fast = tuple(one for one in feasible if found.get(one.key, limit + 1) <= limit)
+    fast = tuple(one for one in feasible if found.get(one.unnamed.key, limit + 1) <= limit)
     announce(Progressed(f"{len(fast)} of {len(feasible)} architectures generate a token in {limit:g} ms or less"))
     return replace(plan, target=replace(plan.target, feasible=fast))

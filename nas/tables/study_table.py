@@ -28,17 +28,22 @@ class Column:
 
 @dataclass(frozen=True)
 class StudyTable:
-    """A table with a ``name`` for its files, a ``title``, one tuple of values for each row, and ``notes`` below it."""
+    """A table with a ``name`` for its files, a ``title``, one tuple of values for each row, and ``notes`` below it.
+
+    ``shown`` are the places of the rows that people see, in their order; all if there are none. CSV holds all rows.
+    """
 
     name: str
     title: str
     columns: tuple[Column, ...]
     rows: tuple[tuple[Cell, ...], ...]
     notes: tuple[str, ...] = ()
+    shown: tuple[int, ...] = ()
 
     def texts(self) -> list[list[str]]:
-        """The cells of all rows as a person reads them."""
-        return [[column.text(cell) for column, cell in zip(self.columns, row, strict=True)] for row in self.rows]
+        """The cells of the rows that people see, as they read them."""
+        rows = [self.rows[place] for place in self.shown] if self.shown else self.rows
+        return [[column.text(cell) for column, cell in zip(self.columns, row, strict=True)] for row in rows]
 
 
 def terminal(table: StudyTable) -> Table:

@@ -10,6 +10,7 @@ from rich.console import Console
 from nas.choosing.outcome import Outcome
 from nas.display.console import fitted
 from nas.stages.events import Event, FilesWritten, Listener, SearchConcluded
+from nas.tables.layers import layers_table, plot_layers
 from nas.tables.pruned_gpt import pruned_gpt_table
 from nas.tables.sparsity import SPARSITY, sparsity_table
 from nas.tables.stack import STACK, stack
@@ -18,12 +19,14 @@ from nas.tables.study_table import StudyTable, csv_text, markdown, terminal
 Maker = Callable[[Sequence[Outcome]], StudyTable]
 Plotter = Callable[[Sequence[Outcome], Path], Sequence[Path]]
 
-MAKERS: dict[str, Maker] = {  # by the value of --table
+# By the value of --table. A study may have no figures.
+MAKERS: dict[str, Maker] = {
+    "layers": layers_table,
     "pruned-gpt": pruned_gpt_table,
     SPARSITY: sparsity_table,
     STACK: stack,
 }
-PLOTTERS: dict[str, Plotter] = {}  # draws the figures of a study in a folder; a study may have none
+PLOTTERS: dict[str, Plotter] = {"layers": plot_layers}
 REPORT = "report"
 
 

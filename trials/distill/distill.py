@@ -104,6 +104,7 @@ def distill(
     directory: Path,
     report: Report,
     compressor: Compressor | None = None,
+    before: WindowLosses | None = None,
 ) -> DistillResult:
     """Train ``student`` (float32, in place) to predict the teacher's next-token distributions, ``targets``.
 
@@ -111,11 +112,11 @@ def distill(
     cross-entropy if ``settings.text_share`` is positive. The optimizer is AdamW with linear warm-up and a cosine decay
     to a tenth of the peak rate. Batches depend on the seed and the step alone, so every trial sees the same ones.
 
-    Validation losses are means over ``corpus.texts``, each text with the same weight. ``report(tokens, metrics)`` is
-    called at 0 tokens and at every rung. Checkpoints are written while training goes on, and a rung is reported once
-    its checkpoint is on disk. The last rung has no checkpoint: the caller saves the student. If ``directory`` holds a
-    checkpoint, its rungs are reported again and training continues from it. On a CPU with the same number of threads,
-    the result is then bit for bit that of an uninterrupted run.
+    Validation losses are means over ``corpus.texts``, each text with the same weight. ``before`` are those at 0 tokens,
+    if they are known. ``report(tokens, metrics)`` is called at 0 tokens and at every rung. Checkpoints are written
+    while training goes on, and a rung is reported once its checkpoint is on disk. The last rung has no checkpoint: the
+    caller saves the student. If ``directory`` holds a checkpoint, its rungs are reported again and training continues
+    from it. On a CPU with the same number of threads, the result is then bit for bit that of an uninterrupted run.
 
     With a ``compressor``, the forward passes see compressed weights, and so do the validation losses. It stays on the
     student.
@@ -124,7 +125,8 @@ def distill(
     written.
     """
     with CheckpointWriter(directory) as checkpoints:
-        return _Distillation(student, targets, corpus, settings, directory, checkpoints, report, compressor).finish()
+        progress = _Distillation(student, targets, corpus, settings, directory, checkpoints, report, compressor, before)
+        return progress.finish()
 
 
 def learning_rate(step: int, settings: DistillSettings) -> float:
@@ -168,9 +170,10 @@ class _Distillation:
         checkpoints: CheckpointWriter,
         report: Report,
         compressor: Compressor | None,
+        before: WindowLosses | None,
     ) -> None:
         self.student, self.targets, self.settings = student, targets, settings
-        self.checkpoints, self.report, self.compressor = checkpoints, report, compressor
+        self.checkpoints, self.report, self.compressor, self.before = checkpoints, report, compressor, before
         self.train = windows(corpus.train, settings.sequence_length)
         self.validation = {name: windows(one, settings.sequence_length) for name, one in corpus.texts.items()}
         self.order = BatchOrder(len(self.train), settings.batch_windows, settings.seed, settings.first_windows)
@@ -280,7 +283,7 @@ class _Distillation:
     def _close_rung(self, tokens: int) -> None:
         """Measure validation loss, and save a checkpoint. The rung is reported when that is on disk."""
         started, progress = time.perf_counter(), self.progress
-        self.last_losses = self._measured()
+        self.last_losses = self._measured() if tokens or self.before is None else self.before
         loss = mean_loss(self.last_losses)
         if not math.isfinite(loss):
             raise NonFiniteLoss(f"step {progress.step}: validation loss {loss}")

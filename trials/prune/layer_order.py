@@ -51,7 +51,7 @@ def removal_losses(model: PreTrainedModel, family: Family, windows: Tensor) -> N
 
 
 @dataclass
-class _Call:
+class Call:
     """A layer with the arguments of its call by the model, except the stream."""
 
     layer: nn.Module
@@ -69,7 +69,7 @@ class _Remover:
     @torch.inference_mode()
     def __init__(self, model: PreTrainedModel, family: Family, tokens: Tensor) -> None:
         self.tokens, self.norm, self.weight = tokens, family.norms(model)[-1], family.output_weight(model)
-        self.calls, self.streams = _traced(family.layers(model), lambda: family.backbone(model, tokens))
+        self.calls, self.streams = traced(family.layers(model), lambda: family.backbone(model, tokens))
         self.kept = list(range(len(self.calls)))
         self.loss = self._loss_of(self.calls[-1](self.streams[-1]))
         self.added = dict.fromkeys(self.kept, -np.inf)  # loss increase without each layer, when it was last tried
@@ -103,13 +103,13 @@ class _Remover:
         return float(state_losses(self.norm(stream), self.weight, self.tokens).double().mean())
 
 
-def _traced(layers: Sequence[nn.Module], run: Callable[[], object]) -> tuple[list[_Call], list[Tensor]]:
+def traced(layers: Sequence[nn.Module], run: Callable[[], object]) -> tuple[list[Call], list[Tensor]]:
     """The calls of ``layers`` in ``run``, and the input stream (n, T, H) of each."""
-    calls: list[_Call] = []
+    calls: list[Call] = []
     streams: list[Tensor] = []
 
     def hook(layer: nn.Module, arguments: tuple[Any, ...], options: dict[str, Any]) -> None:
-        calls.append(_Call(layer, arguments[1:], options))
+        calls.append(Call(layer, arguments[1:], options))
         streams.append(arguments[0])
 
     handles = [layer.register_forward_pre_hook(hook, with_kwargs=True) for layer in layers]

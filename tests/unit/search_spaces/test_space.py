@@ -65,7 +65,7 @@ def test_default_space_of_gpt2_medium_has_about_3000_points() -> None:
     assert len(list(load_space("default", MEDIUM))) == 2_925
 
 
-@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("preset", [one for one in PRESETS if one != "layer-removal"])
 @pytest.mark.parametrize(("shape", "budget"), [(MEDIUM, "260M"), (SMALL, "60%"), (SMOL, "100M")])
 def test_every_preset_has_a_band(preset: str, shape: ModelShape, budget: str) -> None:
     space = load_space(preset, shape)
@@ -75,6 +75,24 @@ def test_every_preset_has_a_band(preset: str, shape: ModelShape, budget: str) ->
     for one in feasible:
         shape.check(one)
         assert band.minimum <= shape.parameters(one) <= band.maximum
+
+
+def test_layer_removal_has_every_choice_of_at_most_16_layers() -> None:
+    found = list(load_space("layer-removal", SMALL))
+    assert len({SMALL.whole_layers(one) for one in found}) == len(found) == 2**8 - 1
+    assert SMALL.full in found
+    load_space("layer-removal", replace(SMALL, layers=16))
+    with pytest.raises(InputError, match="131,071 choices of layers; at most 100,000 are legal"):
+        load_space("layer-removal", replace(SMALL, layers=17))
+
+
+def test_whole_layers_are_those_of_a_slice_and_of_nothing_else() -> None:
+    slice_of_two = replace(Architecture.uniform(2, 256, 8, 1024), kept_layers=(3, 6))
+    assert SMALL.whole_layers(slice_of_two) == (3, 6)
+    assert SMALL.whole_layers(SMALL.full) == tuple(range(8))
+    fewer_heads = replace(slice_of_two, heads=(7, 7), kv_heads=(7, 7))
+    others = [replace(slice_of_two, hidden=128), replace(slice_of_two, mlp=(1024, 1000)), fewer_heads]
+    assert not [one for one in (*others, slice_of_two.unnamed) if SMALL.whole_layers(one) is not None]
 
 
 def test_heads_and_key_value_heads_are_paired_where_groups_stay_whole() -> None:

@@ -112,9 +112,9 @@ def test_latency_of_an_architecture_beyond_the_teacher_is_refused(spec_of: Calla
 
 
 def test_latency_counts_neither_the_prompt_nor_the_first_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
-    """By a clock that every forward pass moves: 100 s for the prompt, 10 s for each of the first two, then 1 s."""
+    """By a clock that every forward pass moves: 100 s for a prompt, 10 s for each of the first two, then 1 s."""
     model, clock = make_gpt2(), [0.0]
-    durations = iter([100.0, 10.0, 10.0, 1.0, 1.0, 1.0])
+    durations = itertools.cycle([100.0, 10.0, 10.0, 1.0, 1.0, 1.0])
     forward = model.forward
 
     def slow(*arguments: object, **named: torch.Tensor) -> object:
@@ -125,3 +125,13 @@ def test_latency_counts_neither_the_prompt_nor_the_first_tokens(monkeypatch: pyt
     monkeypatch.setattr("trials.evaluate.efficiency.time.perf_counter", lambda: clock[0])
     monkeypatch.setattr("trials.evaluate.efficiency._arguments", lambda _: ("past_key_values", {}))
     assert generation_milliseconds(model, Workload(prompt=8, batch=1, steps=3, warmup=2)) == 1000.0
+
+
+def test_a_busy_neighbour_does_not_change_the_latency(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nine of ten tokens take up to fifty times as long."""
+    chance = random.Random(0)
+    steps = [1.0] * 12 + [chance.uniform(1, 50) for _ in range(108)]
+    chance.shuffle(steps)
+    parts = iter([steps[start : start + 30] for start in range(0, 120, 30)])
+    monkeypatch.setattr("trials.evaluate.efficiency._step_seconds", lambda *_: [9.0, 9.0, 9.0, *next(parts)])
+    assert generation_milliseconds(make_gpt2(), Workload(prompt=8, batch=1, steps=30)) == 1000.0

@@ -290,3 +290,21 @@ def test_the_default_text_is_a_mixture_except_for_mini(tiny_teacher_folder: Path
     assert make_plan(settings, resolve_target(settings), LAPTOP).recipe.corpus == GENERAL
     settings = load_settings({"model": "mini", "budget": "60%"}, None, {})
     assert make_plan(settings, resolve_target(settings), LAPTOP).recipe.corpus == "stdlib"
+
+
+def test_layer_removal_brings_the_settings_of_its_study(tiny_teacher_folder: Path, tmp_path: Path) -> None:
+    flags = {"space": "layer-removal", "model": str(tiny_teacher_folder), "output": str(tmp_path), "corpus": "stdlib"}
+    plan = make_plan(settings := load_settings(flags, None, {}), resolve_target(settings), Machine(2, 0.0, 2**34, 2))
+    layers = plan.target.shape.layers
+    assert plan.trials == len(plan.target.feasible) == 2**layers - 1
+    assert sorted(plan.slices)[:2] == [(0,), (0, 1)]
+    assert len(plan.slices) == plan.trials
+    assert (plan.recipe.tokens, plan.recipe.refit, plan.settings.table) == (0, False, "layers")
+    assert plan.times_candidates
+    assert plan.identity["refit"] is False
+    assert "none per trial: plain students are compared" in plan_lines(plan)["tokens"]
+    refitted = load_settings({**flags, "refit": "yes"}, None, {})
+    other = make_plan(refitted, resolve_target(refitted), Machine(2, 0.0, 2**34, 2))
+    assert other.slices == []
+    assert other.study != plan.study
+    assert load_settings({"space": "layer-removal"}, None, {}).model == "distilbert/distilgpt2"

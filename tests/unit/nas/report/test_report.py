@@ -17,7 +17,7 @@ from rich.table import Table
 from tracking_reference import record
 
 from nas.report.plots import plot_importance, plot_losses, plot_pareto, plot_sizes
-from nas.report.trial_report import WIDTH, Row, compact, csv_text, markdown_table, rows, terminal_table
+from nas.report.trial_report import MOST_ROWS, WIDTH, Row, compact, csv_text, markdown_table, rows, terminal_table
 from nas.study.records import TrialRecord
 from search_spaces.architecture import Architecture
 
@@ -182,6 +182,20 @@ def test_importance_of_each_kind_shows(tmp_path: Path) -> None:
     for rows_of_panel in (slice(height), slice(height, None)):
         for columns in (slice(width), slice(width, None)):
             assert not np.array_equal(before[rows_of_panel, columns], after[rows_of_panel, columns])
+    layers, _, heads, mlp = scores
+    without = imread(plot_importance(layers, None, heads, mlp, tmp_path / "without.png"))
+    assert without.shape == before.shape
+    assert not np.array_equal(without, before)
+
+
+def test_a_screen_shows_the_best_of_many_trials_and_files_have_all() -> None:
+    many = [record(number, val_loss=9 - number / 100) for number in range(MOST_ROWS + 15)]
+    lines = shown(terminal_table(many, TEACHER))
+    assert len(lines) == MOST_ROWS + 2
+    assert lines[-1] == "15 more trials are in results.md"
+    assert lines[1].split()[:2] == ["1", str(MOST_ROWS + 14)]
+    assert len(markdown_table(many, TEACHER).splitlines()) == len(many) + 2
+    assert "more trials" not in " ".join(shown(terminal_table(many[:MOST_ROWS], TEACHER)))
 
 
 def test_plots_leave_pyplot_alone() -> None:

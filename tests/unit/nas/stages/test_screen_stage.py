@@ -209,6 +209,26 @@ def test_a_limit_of_latency_leaves_the_fast_ones_by_what_was_measured_first(
     assert study_of(plan).kept(TIMED) == {one.key: float(one.depth) for one in plan.target.feasible}
 
 
+def test_students_that_name_other_layers_share_the_latency_of_their_sizes(
+    tiny_teacher_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    every = {"space": "layer-removal", "budget": "100%", "tolerance": "0.999"}
+    plan = make(tiny_teacher_folder, tmp_path, **every, max_latency_ms="2.5")
+    assert [one.depth for one in plan.target.feasible].count(2) == 3
+    asked: list[Architecture] = []
+
+    def milliseconds(one: Architecture) -> float:
+        asked.append(one)
+        return float(one.depth)
+
+    limited = timed(plan, monkeypatch, milliseconds)
+    assert sorted((one.depth, one.kept_layers) for one in asked) == [(1, ()), (2, ()), (3, ())]
+    assert {one.depth for one in limited.target.feasible} == {1, 2}
+    study = study_of(plan)
+    two = [one for one in plan.target.feasible if one.depth == 2]
+    assert [study.costs(one) for one in two] == [(2.0,)] * 3
+
+
 def test_a_limit_that_nothing_meets_names_the_fastest(
     tiny_teacher_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
