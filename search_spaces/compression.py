@@ -237,6 +237,11 @@ class Compression:
         """The canonical name, such as ``s50-nf4``; empty for nothing. Two values have the same key only if equal."""
         return "-".join(one.key for one in (self.sparsity, self.quantization, self.adapters) if one.key)
 
+    @property
+    def mergeable(self) -> bool:
+        """Whether adapters, if there are any, can be added to the weights at the end without undoing something."""
+        return not self.adapters.rank or not (self.sparsity.key or self.quantization.key)
+
     def __bool__(self) -> bool:
         """Whether anything is done."""
         return bool(self.key)

@@ -124,9 +124,10 @@ class SearchSpace:
 
     @cached_property
     def _compressions(self) -> tuple[Compression, ...]:
-        """Everything that may be done to the weights."""
+        """Everything that may be done to the weights. Adapters are not combined with what they would undo."""
         values = [getattr(self, axis) or (getattr(NOTHING, axis),) for axis in COMPRESSIONS]
-        return tuple(Compression(*one) for one in product(*values))
+        every = (Compression(*one) for one in product(*values))
+        return tuple(one for one in every if one.mergeable)
 
     @cached_property
     def _choices(self) -> dict[int, list[int]]:

@@ -14,7 +14,7 @@ import torch
 
 from search_spaces.architecture import Architecture
 from search_spaces.errors import InputError
-from trials.compress.compress import compressor
+from trials.compress.compress import compressor, rate_of
 from trials.distill.checkpoint import discard_checkpoints
 from trials.distill.distill import DistillResult, DistillSettings, Report, distill
 from trials.distill.results import RESULT, STUDENT, read_result, save_student, write_result
@@ -168,7 +168,7 @@ def _train(spec: FinalSpec, trial: TrialResult, common: Shared, identity: str, r
         spec.rungs,
         recipe.sequence_length,
         recipe.batch_tokens,
-        PEAK_SHARE * recipe.learning_rate * trial.architecture.compression.sparsity.rate,
+        PEAK_SHARE * recipe.learning_rate * rate_of(trial.architecture.compression),
         recipe.seed,
         identity,
         steps_before=math.ceil(trial.tokens / recipe.batch_tokens),

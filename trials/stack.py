@@ -29,7 +29,7 @@ from transformers import PreTrainedModel
 from search_spaces.architecture import Architecture
 from search_spaces.compression import Adapters
 from search_spaces.errors import InputError
-from trials.compress.adapters import adapter_state, load_adapters, merged, prune_adapters, with_adapters
+from trials.compress.adapters import ADAPTER_RATE, adapter_state, load_adapters, merged, prune_adapters, with_adapters
 from trials.compress.nf4 import allow_repacking, with_nf4
 from trials.distill.distill import DistillSettings, distill
 from trials.distill.results import STUDENT, save_student
@@ -50,7 +50,6 @@ VERSION = 1  # raise it whenever something else is measured: older results are t
 SPEC, TRAINING, INFERENCE, RESULT = "stage.json", "training.json", "inference.json", "costs.json"
 ADAPTER_WEIGHTS, TEXTS = "adapters.safetensors", "validation.safetensors"
 ADAPTERS = Adapters(rank=8, sparsity=0.8)
-ADAPTER_RATE = 10  # times the rate of the recipe: docs/lab/stack.md
 BATCH, REPEATS = 8, 10  # sequences of a batch; repetitions of what is timed
 ATTENTION = {True: "sdpa", False: "eager"}  # by the stage "flash"
 FEWEST = 3  # batches of a training, so that their times have a deviation

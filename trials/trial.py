@@ -16,7 +16,7 @@ from transformers import GenerationConfig, PreTrainedModel
 
 from search_spaces.architecture import Architecture
 from search_spaces.shape import ModelShape
-from trials.compress.compress import compressor
+from trials.compress.compress import compressor, rate_of
 from trials.distill.checkpoint import discard_checkpoints
 from trials.distill.distill import DistillResult, DistillSettings, NonFiniteLoss, Report, distill
 from trials.distill.results import SETTINGS, STUDENT, WEIGHTS, read_result, save_student, write_result
@@ -160,7 +160,7 @@ def _train(spec: TrialSpec, common: Shared, identity: str, report: Report) -> Tr
         recipe.rungs,
         recipe.sequence_length,
         recipe.batch_tokens,
-        recipe.learning_rate * spec.architecture.compression.sparsity.rate,
+        recipe.learning_rate * rate_of(spec.architecture.compression),
         recipe.seed,
         identity,
         text_share=recipe.text_share,

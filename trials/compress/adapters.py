@@ -16,6 +16,8 @@ from search_spaces.errors import InputError
 from trials.compress.extras import check_installed
 from trials.compress.matrices import layer_matrices
 
+ADAPTER_RATE = 10  # times the learning rate of the recipe: docs/lab/stack.md
+
 
 def with_adapters(student: PreTrainedModel, adapters: Adapters, seed: int = 0) -> PreTrainedModel:
     """Put ``adapters`` beside the matrices of ``student``, in place, and return it. Only the adapters train then.

@@ -14,7 +14,9 @@ from torch.nn.utils import parametrize
 from torch.optim import Optimizer
 from transformers import PreTrainedModel
 
-from search_spaces.compression import Compression, Quantization
+from search_spaces.compression import Adapters, Compression, Quantization
+from search_spaces.errors import InputError
+from trials.compress.adapters import ADAPTER_RATE, merged, prune_adapters, with_adapters
 from trials.compress.matrices import Matrix, layer_matrices
 from trials.compress.quantize import rounded
 from trials.compress.sparsify import Sparsifier, bake, held, sparsify
@@ -51,12 +53,17 @@ class Rounding(nn.Module):
 class Compressor:
     """What `trials.distill.distill` calls while it trains a student whose weights are compressed."""
 
-    def __init__(self, student: PreTrainedModel, sparsifier: Sparsifier | None, quantization: Quantization) -> None:
-        self.student, self.sparsifier = student, sparsifier
+    def __init__(
+        self, student: PreTrainedModel, sparsifier: Sparsifier | None, quantization: Quantization, adapters: Adapters
+    ) -> None:
+        self.student, self.sparsifier, self.adapters = student, sparsifier, adapters
         self.rounded = [] if quantization.scheme == "none" else layer_matrices(student, quantization.matrices)
         for matrix in self.rounded:
             rounding = Rounding(_original(matrix), quantization, matrix.inputs_first)
             parametrize.register_parametrization(matrix.module, "weight", rounding)
+        if adapters.rank:
+            with_adapters(student, adapters)
+            prune_adapters(student, 0)  # nothing yet; but a checkpoint holds their masks from the first step on
 
     def before_step(self, step: int, steps: int) -> None:
         """Prepare the forward passes of ``step`` (from 0) of ``steps``."""
@@ -64,6 +71,8 @@ class Compressor:
             self.sparsifier.before_step(step, steps)
         if step % REFRESH_STEPS == 0:
             self._refresh()
+        if self.adapters.sparsity and step == steps // 2:
+            prune_adapters(self.student, self.adapters.sparsity)
 
     def after_step(self, optimizer: Optimizer) -> None:
         """Do what follows a step of the ``optimizer``."""
@@ -84,7 +93,12 @@ class Compressor:
 
     @torch.no_grad()
     def leave(self, *, exact: bool) -> None:
-        """Remove everything from the student. Its weights keep their zeros; with ``exact`` they are rounded too."""
+        """Remove everything from the student. Its weights keep their zeros; with ``exact`` they are rounded too.
+
+        Adapters are added to its weights.
+        """
+        if self.adapters.rank:
+            merged(self.student)
         for matrix in self.rounded:
             if not exact:
                 _parametrizations(matrix)[-1].error.zero_()
@@ -107,17 +121,27 @@ def compressor(
     ``windows`` (n, T) are tokens for the scores of sparsity; the first `CALIBRATION` are used. A ``trained`` student
     keeps the zeros that it has.
 
-    Raises InputError when a library is not installed, or a matrix does not allow 2:4.
+    Raises InputError when a library is not installed, when a matrix does not allow 2:4, and when adapters are combined
+    with something else.
     """
     if not compression:
         return None
+    if compression.adapters.rank and not compression.mergeable:
+        raise InputError(
+            "adapters: are merged into the weights, which would undo sparsity and quantization; leave one of them out"
+        )
     sparsifier = None
     if compression.sparsity.level:
         count = max(1, CALIBRATION // windows.shape[1])
         bits = None if compression.quantization.scheme == "none" else compression.quantization.bits
         how = compression.sparsity
         sparsifier = held(student, how) if trained else sparsify(student, how, windows[:count], bits)
-    return Compressor(student, sparsifier, compression.quantization)
+    return Compressor(student, sparsifier, compression.quantization, compression.adapters)
+
+
+def rate_of(compression: Compression) -> float:
+    """What the learning rate of the recipe is multiplied by while a student with ``compression`` trains."""
+    return compression.sparsity.rate * (ADAPTER_RATE if compression.adapters.rank else 1)
 
 
 @torch.no_grad()
