@@ -8,6 +8,7 @@ from typing import Any
 from search_spaces.compression import Adapters, Compression, Quantization, Sparsity
 from search_spaces.errors import InputError
 from search_spaces.space import COMPRESSIONS, SearchSpace
+from search_spaces.stored_size import MULTIPLES
 
 NONE = {"sparsity": Sparsity(), "quantization": Quantization(), "adapters": Adapters()}
 FORMS = {
@@ -59,6 +60,17 @@ def _mapping(axis: str, given: Any) -> Mapping[str, Any]:
         return {"scheme": given}
     text = repr(given)
     raise InputError(f"{axis}: {text if len(text) <= 80 else text[:77] + '...'} is not {FORMS[axis]}")
+
+
+def check_quantization(name: str, space: SearchSpace) -> None:
+    """Raise InputError when ``space`` has a quantization that none of its architectures can have."""
+    found = {one.compression.quantization for one in space} if space.quantization else set()
+    if left := [one for one in space.quantization if one not in found]:
+        outputs, inputs = MULTIPLES[left[0].scheme]
+        raise InputError(
+            f"space {name}: key 'quantization': {left[0].key} needs matrices whose outputs are a multiple of {outputs} "
+            f"and whose inputs are a multiple of {inputs}, and no architecture has them; leave it out, or give other sizes"
+        )
 
 
 def check_two_of_four(name: str, space: SearchSpace) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import product
@@ -13,7 +13,7 @@ from search_spaces.architecture import Architecture
 from search_spaces.budget import PARAMETERS, Budget
 from search_spaces.compression import NOTHING, Adapters, Compression, Quantization, Sparsity
 from search_spaces.shape import ModelShape
-from search_spaces.stored_size import fits, size_in
+from search_spaces.stored_size import fits, runs_everywhere, size_in
 
 AXES = ("depth", "hidden", "heads", "kv_heads", "mlp")
 ALLOCATED, LAYERS = "allocated", "kept_layers"
@@ -116,11 +116,15 @@ class SearchSpace:
     def _varied(self, uniform: Architecture) -> Iterator[Architecture]:
         """The architectures of the space with the sizes of ``uniform``: layers named, compressed, and spread."""
         choices = self._choices[uniform.depth] if self.kept_layers else [0]
-        for choice, done in product(choices, self._compressions):
+        for choice, done in product(choices, self._compressions_of(uniform)):
             changed = choice or done
             yield from self._spread(
                 replace(uniform, kept_layers=_layers(choice), compression=done) if changed else uniform
             )
+
+    def _compressions_of(self, uniform: Architecture) -> list[Compression]:
+        """What may be done to the weights of ``uniform``, without quantizations that do not run on a CPU."""
+        return [one for one in self._compressions if runs_everywhere(self.shape, replace(uniform, compression=one))]
 
     @cached_property
     def _compressions(self) -> tuple[Compression, ...]:
@@ -167,8 +171,9 @@ class SearchSpace:
 
     def counts_in(self, unit: str) -> tuple[int, ...]:
         """The distinct sizes in the whole space in the ``unit`` of a budget, ascending."""
-        done = self._compressions if unit != PARAMETERS else (NOTHING,)
-        every = (replace(one, compression=each) for one in self._uniform() for each in done)
+        every: Iterable[Architecture] = self._uniform()
+        if unit != PARAMETERS:
+            every = (replace(one, compression=each) for one in every for each in self._compressions_of(one))
         return tuple(sorted({size_in(unit, self.shape, one) for one in every}))
 
 

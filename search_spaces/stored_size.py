@@ -22,6 +22,8 @@ FUSED = ("gpt2", "gpt_neox")  # families that hold queries, keys and values in o
 NF4_TABLE, NF4_STATE, SCALES_TABLE, SCALES_GROUP = 64, 80, 1024, 256
 NF4_DOUBLE_STATE = 170
 
+MULTIPLES = {"nf4": (32, 64)}  # of outputs and inputs of a matrix, which bitsandbytes' kernel on a CPU wants
+
 
 @dataclass(frozen=True)
 class MatrixSize:
@@ -50,6 +52,14 @@ def _layer_sizes(shape: ModelShape, hidden: int, heads: int, kv_heads: int, mlp:
     attention = [MatrixSize("attention", outputs, hidden) for outputs in readers]
     gates = [MatrixSize("mlp", mlp, hidden) for _ in range(shape.mlp_matrices - 1)]
     return (*attention, MatrixSize("attention", hidden, inner), *gates, MatrixSize("mlp", hidden, mlp))
+
+
+def runs_everywhere(shape: ModelShape, architecture: Architecture) -> bool:
+    """Whether the quantization's library can multiply all matrices of ``architecture`` on a CPU too (`MULTIPLES`)."""
+    how = architecture.compression.quantization
+    outputs, inputs = MULTIPLES.get(how.scheme, (1, 1))
+    sizes = set(matrix_sizes(shape, architecture)) if how.scheme in MULTIPLES else ()
+    return not any(one.outputs % outputs or one.inputs % inputs for one in sizes if one.part in how.matrices)
 
 
 def stored_bytes(shape: ModelShape, architecture: Architecture) -> int:

@@ -34,7 +34,7 @@ def measure_slices(spec: SlicesSpec) -> int:
     """Measure the window losses of all slices of ``spec`` that are not in the cache; returns how many.
 
     Slices that begin with the same layers share their computation (`trials.prune.subset_losses`). The losses are those
-    that the trial of such a slice measures for itself before training.
+    that the trial of such a slice would measure for itself.
     """
     common = shared(spec.recipe, spec.cache, spec.device)
     missing: set[tuple[int, ...]] = set()
@@ -57,12 +57,12 @@ def _measure(common: Shared, text: NDArray[np.integer], subsets: list[tuple[int,
 
 
 def slice_losses(common: Shared, recipe: Recipe, architecture: Architecture) -> WindowLosses | None:
-    """The losses of the student of ``architecture`` before training that `measure_slices` has left in the cache.
+    """The losses of the student of ``architecture`` that `measure_slices` has left in the cache.
 
-    None when it has not, and for a student that is more than a slice of whole layers.
+    None when it has not, for a student that is more than a slice of whole layers, and in a study that trains.
     """
-    refitted = recipe.refit or architecture.compression
-    layers = None if refitted else common.teacher.shape.whole_layers(architecture)
+    other = recipe.refit or recipe.tokens or architecture.compression
+    layers = None if other else common.teacher.shape.whole_layers(architecture)
     if layers is None:
         return None
     keys = {name: _key(common, text, layers) for name, text in _texts(common, recipe).items()}

@@ -120,8 +120,8 @@ class Plan:
 
     @property
     def slices(self) -> list[tuple[int, ...]]:
-        """The layers of all students that are slices of whole layers, when all of them are tried."""
-        if self.recipe.refit or self.settings.sampler != "exhaustive":
+        """The layers of all students that are slices of whole layers, in a study that tries all and trains none."""
+        if self.recipe.refit or self.recipe.tokens or self.settings.sampler != "exhaustive":
             return []
         kept = map(self.target.shape.whole_layers, self.target.feasible)
         return [layers for layers in kept if layers is not None]

@@ -92,7 +92,7 @@ class SearchSettings(BaseModel):
         None,
         ge=0,
         description="training tokens of a full trial (32,768 on a CPU, 8,388,608 on a GPU); 0 trains nothing and "
-        "compares refitted students",
+        "compares students as they are cut",
     )
     sequence_length: Tokens | None = Field(
         None, ge=8, description="tokens of a sequence (256 on a CPU, 1,024 on a GPU, at most the model's positions)"

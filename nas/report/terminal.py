@@ -71,10 +71,12 @@ def _print_outcome(outcome: Outcome, console: Console) -> None:
 
 
 def _print_agreement(outcome: Outcome, console: Console) -> None:
-    console.print("how well did early rankings agree with late ones?")
     reordered = reordering(outcome.screened, outcome.records, outcome.winner.record.architecture)
     stopped = any(one.state == "PRUNED" for one in outcome.records)
-    for line in [*reordered, *lines(outcome.agreements, stopped)]:
+    found = [*reordered, *lines(outcome.agreements, stopped)]
+    if found:
+        console.print("how well did early rankings agree with late ones?")
+    for line in found:
         console.print(line, style="dim", soft_wrap=not console.is_terminal)
 
 

@@ -84,8 +84,9 @@ def write_report(outcome: Outcome) -> list[Path]:
     plots += [
         plot_pareto(records, folder / "pareto.png", loss, winner),
         plot_sizes(records, folder / "sizes.png", winner),
-        plot_agreement(outcome.agreements, folder / "rank_agreement.png"),
     ]
+    if outcome.agreements:
+        plots.append(plot_agreement(outcome.agreements, folder / "rank_agreement.png"))
     if outcome.screened:
         plots.append(plot_screening(outcome.screened, records, folder / "screening.png", winner))
     objectives = outcome.plan.objectives

@@ -88,11 +88,12 @@ def _row(removals: Removals, one: Removal) -> tuple[Cell, ...]:
 
 
 def _percent(value: Cell) -> str:
-    return "" if value is None else f"{value:+,.1f} %" if abs(float(value)) < 1e4 else f"{value:+.2g} %"
+    return "" if value is None else f"{value:+,.{1 if abs(float(value)) < 1e3 else 0}f} %"
 
 
 def _figure(digits: int, value: Cell) -> str:
-    return "" if value is None else f"{value:,.{digits}f}" if abs(float(value)) < 1e5 else f"{value:.2g}"
+    """A large number has no decimals, because only its size matters."""
+    return "" if value is None else f"{value:,.{digits if abs(float(value)) < 1e3 else 0}f}"
 
 
 COLUMNS = (
@@ -117,9 +118,9 @@ def _how_measured(outcomes: Sequence[Outcome]) -> list[str]:
     if not outcomes[0].plan.times_candidates:
         return [text]
     work = Workload.within(recipe.sequence_length, batch=1)
-    device = "CUDA" if resources.device == "cuda" else f"{resources.cpus} CPU threads"
-    how = f"{work.steps} tokens, greedy, one sequence, after a prompt of {work.prompt}; alone, on {device}"
-    which = f"the 5th percentile of {PASSES} times, one measurement for each number of layers, as layers have one size"
+    device = "one GPU" if resources.device == "cuda" else f"CPU threads: {resources.cpus}"
+    how = f"{work.steps} tokens, greedy, one sequence, after a prompt of {work.prompt}; alone; {device}"
+    which = f"the 5th percentile over {PASSES} times; once for each number of layers, because all layers have one size"
     return [text, f"speed: {how}; {which}"]
 
 
@@ -150,7 +151,8 @@ def plot_pairs(removals: Removals, path: Path) -> Path:
     axes = figure.subplots()
     least, most = float(np.nanmin(matrix)), float(np.nanmax(matrix))
     image = axes.imshow(matrix, cmap="viridis_r", norm=PowerNorm(0.5, least, most))  # a few layers cost far more
-    figure.colorbar(image, ax=axes, label="added loss (nats per token)")
+    ticks = least + (most - least) * np.linspace(0, 1, 7) ** 2
+    figure.colorbar(image, ax=axes, label="added loss (nats per token)", ticks=ticks, format="{x:.2f}")
     axes.set(xlabel="layer", ylabel="layer", title="Loss added without both layers; one layer on the diagonal")
     if removals.layers <= MOST_LABELLED:
         axes.set_xticks(range(removals.layers))

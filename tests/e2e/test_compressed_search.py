@@ -19,7 +19,7 @@ hidden: [48]
 heads: [50%, 100%]
 mlp: [50%, 100%]
 sparsity: [0, {level: 0.5, method: sparsegpt}]
-quantization: [none, int8, nf4]
+quantization: [none, int8]
 study: {budget: 62%B, tolerance: 0.2, trials: 3, screened: 8, objectives: "loss,bytes"}
 """
 
@@ -52,7 +52,7 @@ def test_sizes_sparsity_and_bits_share_a_budget_in_bytes(tiny_teacher_folder: Pa
     assert torch.isfinite(model(torch.arange(20)[None]).logits).all()
     if best.compression.sparsity.level:
         assert unpack(folder / "best" / "packed.safetensors")
-    for word in ("quantization none/int8/nf4", "random", "file MB", "MB of weights"):
+    for word in ("quantization none/int8", "random", "file MB", "MB of weights"):
         assert word in done.stderr
     assert all("bytes" in one for one in result["front"])
 

@@ -122,6 +122,10 @@ def test_shares_and_units_of_bytes() -> None:
         ({"quantization": ["int3"]}, "quantization.scheme 'int3': must be one of none, int8, nf4"),
         ({"quantization": [{"scheme": "nf4", "bits": 3}]}, "quantization: unknown field 'bits'"),
         ({"quantization": [{"scheme": "nf4", "group": 48}]}, "quantization.group 48: must be one of 64, 128"),
+        (
+            {"quantization": ["nf4"], "hidden": [240]},
+            "nf4 needs matrices .* inputs are a multiple of 64, and no architect",
+        ),
         ({"quantization": [3]}, "quantization: 3 is not none, a scheme such as nf4"),
         ({"adapters": [{"rank": 0}]}, "adapters.rank 0: must be at least 1"),
         ({"adapters": [{"rank": 8, "alpha": 0}]}, "adapters.alpha 0.0: must be above 0"),

@@ -97,4 +97,5 @@ def test_only_slices_of_whole_layers_are_read(spec: TrialSpec, monkeypatch: pyte
     others += [replace(WITHOUT_ONE, kept_layers=(1, 2)), replace(WITHOUT_ONE, mlp=(96, 95))]
     assert not [one for one in others if slice_losses(common, spec.recipe, one)]
     assert slice_losses(common, replace(spec.recipe, refit=True), WITHOUT_ONE) is None
+    assert slice_losses(common, replace(spec.recipe, tokens=64, rungs=(64,)), WITHOUT_ONE) is None
     assert door.slice_losses is slice_losses

@@ -81,4 +81,4 @@ def test_the_table_is_the_same_for_the_terminal_and_in_markdown() -> None:
     console.print(terminal(table))
     for text in (console.export_text(), markdown(table)):
         assert all(part in text for part in ("sparsity of tiny, 4,096 tokens", "50.0%", "20.09", "mask-aware"))
-    assert markdown(table).count("\n| ") == len(table.rows) + 1
+    assert markdown(table).count("\n| ") == len(table.rows) + 2

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import make_decoder
+from conftest import make_decoder, make_gpt2
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, GPT2LMHeadModel, PreTrainedModel, PreTrainedTokenizerFast
@@ -92,7 +92,7 @@ def test_a_packed_file_of_other_weights_is_refused(tmp_path: Path, monkeypatch: 
 @pytest.mark.parametrize(
     ("family", "sizes", "done"),
     [
-        ("gpt2", Architecture.uniform(2, 36, 3, 64), Compression(quantization=NF4)),
+        ("wide gpt2", Architecture.uniform(2, 64, 4, 64), Compression(quantization=NF4)),
         ("gpt2", Architecture(2, 40, (4, 1), (10, 96)), Compression(HALF, INT8)),
         ("llama", Architecture.uniform(2, 48, 4, 64, 2), Compression(quantization=INT8)),
     ],
@@ -106,7 +106,9 @@ def test_a_fresh_process_loads_the_same_model(
     tiny_tokenizer: PreTrainedTokenizerFast,
     tmp_path: Path,
 ) -> None:
-    teacher = tiny_gpt2 if family == "gpt2" else make_decoder(family)
+    wide = {"n_embd": 128, "n_head": 8, "n_inner": 128}
+    makers = {"gpt2": lambda: tiny_gpt2, "wide gpt2": lambda: make_gpt2(**wide), "llama": lambda: make_decoder("llama")}
+    teacher = makers[family]()
     scores = compute_importance(teacher, family_of(teacher.config), torch.arange(60).view(4, 15))
     one = replace(sizes, compression=done)
     student = compressed(prune(teacher, scores, one), done)
