@@ -57,8 +57,11 @@ def _layer_sizes(shape: ModelShape, hidden: int, heads: int, kv_heads: int, mlp:
 def runs_everywhere(shape: ModelShape, architecture: Architecture) -> bool:
     """Whether the quantization's library can multiply all matrices of ``architecture`` on a CPU too (`MULTIPLES`)."""
     how = architecture.compression.quantization
-    outputs, inputs = MULTIPLES.get(how.scheme, (1, 1))
-    sizes = set(matrix_sizes(shape, architecture)) if how.scheme in MULTIPLES else ()
+    if how.scheme not in MULTIPLES:
+        return True
+    outputs, inputs = MULTIPLES[how.scheme]
+    layers = set(zip(architecture.heads, architecture.kv_heads, architecture.mlp, strict=True))
+    sizes = (one for layer in layers for one in _layer_sizes(shape, architecture.hidden, *layer))
     return not any(one.outputs % outputs or one.inputs % inputs for one in sizes if one.part in how.matrices)
 
 
