@@ -69,7 +69,7 @@ def check_quantization(name: str, space: SearchSpace) -> None:
         outputs, inputs = MULTIPLES[left[0].scheme]
         raise InputError(
             f"space {name}: key 'quantization': {left[0].key} needs matrices whose outputs are a multiple of {outputs} "
-            f"and whose inputs are a multiple of {inputs}, and no architecture has them; leave it out or give other sizes"
+            f"and whose inputs are one of {inputs}, and no architecture has them; leave it out, or give other sizes"
         )
 
 
