@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from search_spaces.compression import Adapters, Compression, Quantization, Sparsity
@@ -62,15 +63,20 @@ def _mapping(axis: str, given: Any) -> Mapping[str, Any]:
     raise InputError(f"{axis}: {text if len(text) <= 80 else text[:77] + '...'} is not {FORMS[axis]}")
 
 
-def check_quantization(name: str, space: SearchSpace) -> None:
-    """Raise InputError when ``space`` has a quantization that none of its architectures can have."""
+def possible(name: str, space: SearchSpace, *, preset: bool) -> SearchSpace:
+    """``space`` without the quantizations that none of its architectures can have.
+
+    A ``preset`` is for every teacher, so it does without them. Raises InputError for a space that a user wrote.
+    """
     found = {one.compression.quantization for one in space} if space.quantization else set()
-    if left := [one for one in space.quantization if one not in found]:
+    left = [one for one in space.quantization if one not in found]
+    if left and not preset:
         outputs, inputs = MULTIPLES[left[0].scheme]
         raise InputError(
             f"space {name}: key 'quantization': {left[0].key} needs matrices whose outputs are a multiple of {outputs} "
             f"and whose inputs are one of {inputs}, and no architecture has them; leave it out, or give other sizes"
         )
+    return replace(space, quantization=tuple(one for one in space.quantization if one in found)) if left else space
 
 
 def check_two_of_four(name: str, space: SearchSpace) -> None:

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from search_spaces.compression_axes import check_quantization, check_two_of_four, compression_axes
+from search_spaces.compression_axes import check_two_of_four, compression_axes, possible
 from search_spaces.errors import InputError
 from search_spaces.shape import ModelShape
 from search_spaces.space import AXES, COMPRESSIONS, LAYERS, SearchSpace
@@ -167,7 +167,7 @@ def load_space(source: str, shape: ModelShape) -> SearchSpace:
         axes |= _choices(source, given, shape.layers, axes["depth"])
     axes |= compression_axes(source, vars(given))
     space = SearchSpace(shape, stock_only=given.stock_only, allocated=spread, neuron_values=None, **axes)
-    return _checked(source, _paired(source, space))
+    return possible(source, _checked(source, _paired(source, space)), preset=source in PRESETS)
 
 
 def _choices(name: str, given: SpaceFile, layers: int, depths: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
@@ -230,7 +230,6 @@ def _checked(name: str, space: SearchSpace) -> SearchSpace:
     choices = (len(space.kept_layers) or len(space.depth)) * prod(len(getattr(space, one)) or 1 for one in COMPRESSIONS)
     _check_number(name, choices * len(space.hidden) * len(space.head_pairs) * len(space.mlp))
     check_two_of_four(name, space)
-    check_quantization(name, space)
     if not space.counts:
         rules = {"square": "hidden == head_dim * heads", "divisible": "hidden to be a multiple of heads"}
         rule = rules.get(shape.stock, "one size for all layers")

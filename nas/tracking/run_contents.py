@@ -38,8 +38,9 @@ def points(record: TrialRecord | FinalRecord) -> list[tuple[str, float, int, int
 
 
 def sizes(record: TrialRecord | FinalRecord) -> dict[str, Any]:
-    """The architecture as parameters of a run."""
-    return record.architecture.to_dict()
+    """The architecture as parameters of a run. What is done to its weights is named as in its key."""
+    values, done = record.architecture.plain.to_dict(), record.architecture.compression
+    return values | {name: getattr(done, name).key for name in done.to_dict()}
 
 
 def facts(record: TrialRecord | FinalRecord) -> dict[str, str]:

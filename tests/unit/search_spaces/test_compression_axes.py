@@ -142,7 +142,9 @@ def test_a_wrong_recipe_is_refused_by_the_name_of_the_field(
         space_of(tmp_path, **keys)
 
 
-def test_a_mixed_preset_is_there() -> None:
+def test_the_preset_mixed_has_what_the_teacher_allows() -> None:
+    small = ModelShape("gpt2", 2, 48, 4, 12, 96, 320, 64, tied=True)
+    assert [one.scheme for one in load_space("mixed", small).quantization] == ["none", "int8"]
     found = load_space("mixed", SHAPE)
     assert found.sparsity == (Sparsity(), Sparsity(0.5))
     assert [one.scheme for one in found.quantization] == ["none", "int8", "nf4"]
