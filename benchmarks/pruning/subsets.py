@@ -90,7 +90,7 @@ def as_scripts_do(
     for subset in subsets:
         with timed(spent, SLICES):
             model = copy.deepcopy(common.teacher.model)
-            layers = family.layers(model)
+            layers: Any = family.layers(model)
             for place in sorted(set(range(len(layers))) - set(subset), reverse=True):
                 del layers[place]
         with timed(spent, LAYERS), torch.no_grad():
