@@ -41,7 +41,7 @@ def test_sizes_sparsity_and_bits_share_a_budget_in_bytes(tiny_teacher_folder: Pa
     assert torch.isfinite(model(torch.arange(20)[None]).logits).all()
     if best.compression.sparsity.level:
         assert unpack(folder / "best" / "packed.safetensors")
-    for word in ("quantization none/int8", "random", "file MB", "MB of weights"):
+    for word in ("none/int8", "random", "file MB", "MB of weights"):
         assert word in done.stderr
     assert all("bytes" in one for one in result["front"])
 

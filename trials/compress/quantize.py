@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping
 from types import ModuleType
 from typing import Any
@@ -122,5 +123,6 @@ def _functional() -> ModuleType:
         raise InputError(
             f"quantization: {names} need bitsandbytes, which is not installed; pip install 'llm-nas[quant]'"
         ) from error
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns of faster kernels and of every rounded input
     module: ModuleType = functional
     return module
