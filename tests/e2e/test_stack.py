@@ -12,6 +12,8 @@ import pytest
 from command import ROOT
 from small_search import arguments, clean_environment, write_text
 
+from search_spaces.architecture import Architecture
+
 ONE_ROW = """
 import sys
 from nas.search import main
@@ -37,7 +39,7 @@ def test_the_preset_ends_with_its_table(tiny_teacher_folder: Path, tmp_path: Pat
         timeout=600,
     )
     assert done.returncode == 0, done.stderr
-    winner = json.loads(done.stdout)["budgets"][0]["best"]["key"]
+    winner = Architecture.from_dict(json.loads(done.stdout)["best"]["architecture"]).key
     assert "stack: + fused attention (1 of 1)" in done.stderr
     assert f"stack: {winner} of" in done.stderr
     assert {"stack.md", "stack.csv"} <= {one.name for one in (tmp_path / "out" / "one" / "report").iterdir()}
