@@ -57,7 +57,7 @@ def stack_table(costs: dict[str, StageCosts], plan: Plan) -> StudyTable:
     """The table of ``costs``, by the name of the row."""
     rows = tuple((name, *_cells(one)) for name, one in costs.items())
     student = next(one.architecture for one in costs.values() if one.stages.distil)
-    title = f"stack: {student} of {plan.recipe.model}, {plan.recipe.tokens:,} tokens"
+    title = f"stack: {student} of {Path(plan.recipe.model).name}, {plan.recipe.tokens:,} tokens"
     return StudyTable(STACK, title, COLUMNS, rows, _notes(next(iter(costs.values())).inference, plan))
 
 

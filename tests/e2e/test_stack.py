@@ -1,31 +1,47 @@
-"""The processes of the stack: they train, measure, and are not started again for what is known."""
+"""A search of the preset "stack": at its end the winner is measured in processes of its own, and the table is there."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
-from conftest import make_gpt2
-from small_search import write_text
+from command import ROOT
+from small_search import arguments, clean_environment, write_text
 
-from trials import stack
-from trials.evaluate.stages import Stages
-from trials.families.shapes import shape_of
-from trials.recipe import Recipe
-from trials.stack import StageSpec, run_stage
-from trials.trial import TrialSpec
+from search_spaces.architecture import Architecture
+
+ONE_ROW = """
+import sys
+from nas.search import main
+from nas.tables import stack
+stack.ROWS = {name: one for name, one in stack.ROWS.items() if name == "+ fused attention"}
+sys.exit(main())
+"""
 
 
-def test_both_processes_and_the_second_call_that_needs_none(
-    tiny_teacher_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    recipe = Recipe(str(tiny_teacher_folder), str(write_text(tmp_path)), 512, (512,), 256, 32, 64, 1e-3, 8, 0)
-    teacher = shape_of(make_gpt2().config).full
-    spec = StageSpec(TrialSpec(recipe, teacher, str(tmp_path / "row"), str(tmp_path / "cache")), Stages(flash=True))
-    costs = run_stage(spec)
-    assert (costs.stages, costs.architecture, costs.training.steps) == (spec.stages, teacher.key, 7)
-    monkeypatch.setattr(stack, "_in_process", lambda step, folder: pytest.fail(f"{step} ran again"))
-    assert run_stage(spec) == costs
-    with pytest.raises(pytest.fail.Exception, match="train ran again"):
-        run_stage(replace(spec, stages=Stages()))
+def test_the_preset_ends_with_its_table(tiny_teacher_folder: Path, tmp_path: Path) -> None:
+    for package in ("peft", "bitsandbytes"):
+        pytest.importorskip(package)
+    given = arguments(tiny_teacher_folder, write_text(tmp_path), tmp_path / "out", "one")
+    at = given.index("--finalists")
+    settings = [*given[:at], *given[at + 2 :], "--space", "stack", "--trials", "2", "--json"]
+    done = subprocess.run(
+        [sys.executable, "-c", ONE_ROW, *settings],
+        cwd=ROOT,
+        env={**clean_environment(), "PYTHONPATH": os.environ.get("PYTHONPATH", str(ROOT))},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stderr
+    winner = Architecture.from_dict(json.loads(done.stdout)["best"]["architecture"]).key
+    assert "stack: + fused attention (1 of 1)" in done.stderr
+    assert f"stack: {winner} of" in done.stderr
+    assert {"stack.md", "stack.csv"} <= {one.name for one in (tmp_path / "out" / "one" / "report").iterdir()}
+    costs = tmp_path / "out" / "one" / "stack" / "distil+lora+pruned+nf4+flash" / "costs.json"
+    assert json.loads(costs.read_text())["costs"]["architecture"] == winner

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,6 +21,7 @@ from torch import Tensor
 from search_spaces.adapter_count import adapter_parameters
 from search_spaces.architecture import Architecture
 from search_spaces.errors import InputError
+from trials import stack
 from trials.compress.matrices import layer_matrices
 from trials.compress.nf4 import allow_repacking, with_nf4
 from trials.distill.distill import text_loss
@@ -28,7 +31,7 @@ from trials.families.lookup import FAMILIES
 from trials.families.shapes import shape_of
 from trials.losses.window_losses import window_losses
 from trials.recipe import Recipe
-from trials.stack import ADAPTERS, StageSpec, architecture_of, measure, train
+from trials.stack import ADAPTERS, StageSpec, architecture_of, measure, run_stage, train
 from trials.text.corpus import windows
 from trials.trial import TrialSpec, load_student
 
@@ -129,6 +132,41 @@ def test_nothing_is_padding(tiny_teacher_folder: Path, home: Path) -> None:
 
 def losses(logits: Tensor, tokens: Tensor) -> Tensor:
     return F.cross_entropy(logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten(), reduction="none")
+
+
+def test_a_stage_takes_two_processes_once(
+    tiny_teacher_folder: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The processes are calls here; `tests/e2e/test_stack.py` has real ones."""
+    steps: list[str] = []
+
+    def call(step: str, folder: Path) -> None:
+        steps.append(step)
+        monkeypatch.setattr(sys, "argv", ["trials.stack", step, str(folder)])
+        assert stack.main() == 0
+
+    monkeypatch.setattr(stack, "_in_process", call)
+    spec = spec_of("distil+flash", tiny_teacher_folder, home)
+    costs = run_stage(spec)
+    assert (costs.stages, costs.architecture) == (spec.stages, STUDENT.key)
+    assert run_stage(spec) == costs
+    assert steps == ["train", "measure"]
+    changed = replace(spec, trial=replace(spec.trial, recipe=replace(spec.trial.recipe, seed=1)))
+    assert run_stage(changed).training != costs.training
+    assert steps == ["train", "measure"] * 2
+
+
+def test_a_process_that_refuses_its_input_or_fails_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def ending(code: int, stderr: str) -> None:
+        done = subprocess.CompletedProcess([], code, "", stderr)
+        monkeypatch.setattr(subprocess, "run", lambda *_, **__: done)
+        stack._in_process("train", Path("folder"))
+
+    ending(0, "a warning")
+    with pytest.raises(InputError, match=r"^--corpus x: too short$"):
+        ending(2, "a warning\n--corpus x: too short\n")
+    with pytest.raises(RuntimeError, match=r"trials\.stack train folder failed with exit code 137: no message"):
+        ending(137, "")
 
 
 def test_a_training_too_short_to_time_is_refused(tiny_teacher_folder: Path, home: Path) -> None:
