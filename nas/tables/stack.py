@@ -19,7 +19,7 @@ from trials.trial import TrialSpec
 STACK = "stack"
 ALL = Stages(distil=True, lora=True, pruned=True, nf4=True, flash=True)
 ROWS: dict[str, Stages] = {
-    "teacher, trained on text": Stages(),
+    "teacher on text alone": Stages(),
     "distilled student": Stages(distil=True),
     "+ adapters": replace(ALL, pruned=False, nf4=False, flash=False),
     "+ adapters pruned": replace(ALL, nf4=False, flash=False),
