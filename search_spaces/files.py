@@ -206,6 +206,12 @@ def study_settings(source: str) -> dict[str, Any]:
     return dict(_parse(source).study)
 
 
+def needs_package(source: str, axis: str) -> bool:
+    """Whether the space ``source`` has a value on ``axis``, such as quantization, that does something to weights."""
+    found = compression_axes(source, vars(_parse(source)))
+    return any(one.key for one in found.get(axis, ()))
+
+
 def check_space(source: str) -> None:
     """Check that the space ``source`` can be read, without a teacher. Raises InputError."""
     compression_axes(source, vars(_parse(source)))

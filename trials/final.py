@@ -177,7 +177,7 @@ def _train(spec: FinalSpec, trial: TrialResult, common: Shared, identity: str, r
     )
     outcome = distill(student, common.targets, common.corpus, settings, directory, report, compressing)
     if compressing:
-        compressing.leave(exact=False)
+        compressing.leave()
     save_student(student, directory / STUDENT)
     texts = {name: windows(tokens, recipe.sequence_length) for name, tokens in common.corpus.texts.items()}
     divergence = validation_kl(student, common.teacher, texts, Cache(Path(spec.trial.cache)))

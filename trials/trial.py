@@ -170,7 +170,7 @@ def _train(spec: TrialSpec, common: Shared, identity: str, report: Report) -> Tr
     before = slice_losses(common, recipe, spec.architecture)
     outcome = distill(student, common.targets, common.corpus, settings, directory, report, compressing, before)
     if compressing:
-        compressing.leave(exact=False)
+        compressing.leave()
     save_student(student, directory / STUDENT)
     result = _result(spec, common.teacher.shape, outcome)
     write_result(directory, identity, outcome.rungs, result.to_dict())

@@ -92,16 +92,15 @@ class Compressor:
                 yield
 
     @torch.no_grad()
-    def leave(self, *, exact: bool) -> None:
-        """Remove everything from the student. Its weights keep their zeros; with ``exact`` they are rounded too.
+    def leave(self) -> None:
+        """Remove everything from the student. Its weights keep their zeros, and adapters are added to them.
 
-        Adapters are added to its weights.
+        They are not rounded: `round_weights` does that, and codes are made from weights that are not.
         """
         if self.adapters.rank:
             merged(self.student)
         for matrix in self.rounded:
-            if not exact:
-                _parametrizations(matrix)[-1].error.zero_()
+            _parametrizations(matrix)[-1].error.zero_()
         bake(self.student)
 
     def _refresh(self) -> None:

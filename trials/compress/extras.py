@@ -6,6 +6,7 @@ import importlib.util
 
 from search_spaces.errors import InputError
 
+PACKAGES = {"quantization": "bitsandbytes", "adapters": "peft"}  # that an axis of a space needs
 EXTRAS = {"peft": "lora", "bitsandbytes": "quant"}  # the extra of pyproject.toml that brings a package
 
 

@@ -11,17 +11,11 @@ import torch
 from torch import Tensor
 from transformers import BitsAndBytesConfig, PreTrainedModel
 
-from search_spaces.compression import BITS, Quantization
-from search_spaces.errors import InputError
+from search_spaces.compression import Quantization
+from trials.compress.extras import check_installed
 from trials.compress.matrices import layer_matrices
 
 DTYPE = torch.bfloat16  # of the weights that are quantized, and of those that are left as they are
-
-
-def check_installed(quantization: Quantization) -> None:
-    """Raise InputError when the library that ``quantization`` needs is not installed."""
-    if quantization.scheme != "none":
-        _functional()
 
 
 def rounded(weight: Tensor, quantization: Quantization) -> Tensor:
@@ -116,13 +110,9 @@ def from_tensors(name: str, tensors: Mapping[str, Tensor], quantization: Quantiz
 
 def _functional() -> ModuleType:
     """bitsandbytes' functions. Raises InputError when it is not installed."""
-    try:
-        import bitsandbytes.functional as functional
-    except ImportError as error:
-        names = " and ".join(one for one in BITS if one != "none")
-        raise InputError(
-            f"quantization: {names} need bitsandbytes, which is not installed; pip install 'llm-nas[quant]'"
-        ) from error
+    check_installed("bitsandbytes", "quantization")
+    import bitsandbytes.functional as functional  # takes seconds to import
+
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns of faster kernels and of every rounded input
     module: ModuleType = functional
     return module

@@ -43,7 +43,7 @@ def trained(compression: Compression, folder: Path, model: PreTrainedModel | Non
     one, compressing = begun(compression, model)
     settings, report = replace(SETTINGS, **changes), Readings()  # type: ignore[arg-type]
     result: DistillResult = distill(one, Watched(TEACHER), CORPUS, settings, folder, report, compressing)
-    compressing.leave(exact=False)
+    compressing.leave()
     return one, report, result
 
 
