@@ -114,3 +114,32 @@ def test_settings_are_frozen() -> None:
     settings = load_settings({"budget": "1M"}, None, {})
     with pytest.raises(ValueError, match="frozen"):
         settings.trials = 3  # type: ignore[misc]
+
+
+def test_a_space_brings_settings_that_everything_else_beats(tmp_path: Path) -> None:
+    space, file = tmp_path / "space.yaml", tmp_path / "settings.yaml"
+    space.write_text("study: {budget: 50%, trials: 3, seed: 3, finalists: 0, sampler: gp}")
+    file.write_text("trials: 5\nseed: 5\n")
+    settings = load_settings({"space": str(space), "sampler": "tpe"}, str(file), {"NAS_SEED": "6"})
+    found = settings.budget, settings.trials, settings.seed, settings.finalists, settings.sampler
+    assert found == ("50%", 5, 6, 0, "tpe")
+    assert load_settings({"space": "layer-removal"}, None, {}).table == "layers"
+
+
+@pytest.mark.parametrize(
+    ("study", "message"),
+    [
+        ("{trails: 3}", "space FILE: study: unknown setting 'trails'; did you mean trials"),
+        ("{trials: 0, budget: 60%}", "space FILE: study: trials 0: Input should be greater than or equal to 1"),
+        ("{space: mixed}", "space FILE: study: a space cannot name another space; leave 'space' out"),
+        ("[60%]", "space FILE: key 'study'"),
+    ],
+)
+def test_wrong_settings_of_a_space_name_it(study: str, message: str, tmp_path: Path) -> None:
+    space = tmp_path / "space.yaml"
+    space.write_text(f"study: {study}")
+    with pytest.raises(InputError) as caught:
+        load_settings(
+            {"space": str(space), "budget": "60%"} if "budget" not in study else {"space": str(space)}, None, {}
+        )
+    assert str(caught.value).startswith(message.replace("FILE", str(space)))
