@@ -58,7 +58,7 @@ KINDS: dict[str, dict[str, Any]] = {
         "sparsity": [
             0,
             {"level": 0.5, "method": "sparsegpt"},
-        ],  # 25 % with NF4 would save no byte: see docs/lab/bytes.md
+        ],  # a quarter would save no byte beside NF4
         "quantization": ["none", "int8", "nf4"],
     },
 }
