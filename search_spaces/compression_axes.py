@@ -68,15 +68,14 @@ def possible(name: str, space: SearchSpace, *, preset: bool) -> SearchSpace:
 
     A ``preset`` is for every teacher, so it does without them. Raises InputError for a space that a user wrote.
     """
-    found = {one.compression.quantization for one in space} if space.quantization else set()
-    left = [one for one in space.quantization if one not in found]
+    left = [one for one in space.quantization if not space.allows(one)]
     if left and not preset:
         outputs, inputs = MULTIPLES[left[0].scheme]
         raise InputError(
             f"space {name}: key 'quantization': {left[0].key} needs matrices whose outputs are a multiple of {outputs} "
             f"and whose inputs are one of {inputs}, and no architecture has them; leave it out, or give other sizes"
         )
-    return replace(space, quantization=tuple(one for one in space.quantization if one in found)) if left else space
+    return replace(space, quantization=tuple(one for one in space.quantization if one not in left)) if left else space
 
 
 def check_two_of_four(name: str, space: SearchSpace) -> None:

@@ -122,6 +122,11 @@ class SearchSpace:
                 replace(uniform, kept_layers=_layers(choice), compression=done) if changed else uniform
             )
 
+    def allows(self, quantization: Quantization) -> bool:
+        """Whether any architecture of the space can have ``quantization`` (`runs_everywhere`)."""
+        done = Compression(quantization=quantization)
+        return any(runs_everywhere(self.shape, replace(one, compression=done)) for one in self._uniform())
+
     def _compressions_of(self, uniform: Architecture) -> list[Compression]:
         """What may be done to the weights of ``uniform``, without quantizations that do not run on a CPU."""
         return [one for one in self._compressions if runs_everywhere(self.shape, replace(uniform, compression=one))]
