@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Literal
 
 from rich.table import Table
@@ -156,7 +156,10 @@ COLUMNS = (
     Column("time", "right", 8, lambda row: _clock(row.seconds)),
     Column("result", "left", 13, lambda row: row.state),
 )
-PLAIN_COLUMNS = tuple(one for one in COLUMNS if one.heading != "MB")  # where weights are only bfloat16 numbers
+# Where nothing is done to weights: names are shorter then, and bytes are twice the parameters.
+PLAIN_COLUMNS = tuple(
+    replace(one, width=21) if one.heading == "architecture" else one for one in COLUMNS if one.heading != "MB"
+)
 
 
 def compact(number: float) -> str:

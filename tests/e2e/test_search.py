@@ -64,8 +64,8 @@ def test_it_says_what_is_being_prepared_as_it_begins(first: tuple[Path, dict[str
         "tokenising",
         "ranking the 4 heads of each layer",
         "ranking",
-        "the teacher's streams",
         "the teacher's targets",
+        "the teacher's streams",
         "the teacher's loss",
     )
     places = [re.search(rf"^\[\d+:\d\d\] .*{step}", log, re.MULTILINE).start() for step in steps]

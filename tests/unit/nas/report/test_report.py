@@ -108,7 +108,7 @@ def test_the_best_stock_candidate_is_named(records: list[TrialRecord]) -> None:
 def test_each_validation_text_is_a_column_where_there_are_several(records: list[TrialRecord]) -> None:
     both = record(5, metrics={"val_loss/a": 1.5, "val_loss/b": 2.5})
     lines = list(csv.DictReader(io.StringIO(csv_text([*records, both], TEACHER))))
-    assert list(lines[0])[11:14] == ["val_loss", "val_loss/a", "val_loss/b"]
+    assert list(lines[0])[12:15] == ["val_loss", "val_loss/a", "val_loss/b"]
     assert {line["trial"]: line["val_loss/b"] for line in lines} == {"5": "2.5", **dict.fromkeys("01234", "")}
     head, _, *rest = markdown_table([*records, both], TEACHER).splitlines()
     assert "| val loss | val loss/a | val loss/b |" in head
