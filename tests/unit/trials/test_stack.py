@@ -137,7 +137,7 @@ def losses(logits: Tensor, tokens: Tensor) -> Tensor:
 def test_a_stage_takes_two_processes_once(
     tiny_teacher_folder: Path, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The processes are calls here; `tests/e2e/test_stack.py` has real ones."""
+    """The processes are calls here; `tests/e2e/test_stack_study.py` has real ones."""
     steps: list[str] = []
 
     def call(step: str, folder: Path) -> None:
