@@ -52,7 +52,7 @@ KINDS: dict[str, tuple[type | tuple[type, ...], str]] = {
 
 
 def check_config(folder: Path, model: str) -> None:
-    """Check config.json in ``folder``: plain weights, and sizes and numbers of the right type and within bounds.
+    """Check config.json in ``folder``: sizes and numbers of the right type and within bounds.
 
     Only what all models of transformers have in common is checked, and more for the types that can be pruned. Raises
     InputError that begins with the name ``model``.
@@ -62,13 +62,27 @@ def check_config(folder: Path, model: str) -> None:
         raise InputError(
             f"model {model}: its config.json cannot be used: {problem}; correct it, or copy it from the model again"
         )
-    for part in _parts(config):
+
+
+def check_weights(folder: Path, model: str, *, pruned: bool) -> None:
+    """Check that the weights in ``folder`` are plain numbers, or can be turned into such.
+
+    Weights in blocks of FP8 always can. Those of bitsandbytes can too, but not exactly, so a model that is to be
+    ``pruned`` must not have them. Raises InputError that begins with the name ``model``.
+    """
+    for part in _parts(read_object(folder / "config.json", model)):
         for quantization in (part.get("quantization_config"), part.get("compression_config")):
-            if quantization and not is_block_fp8(quantization):
-                raise InputError(
-                    f"model {model}: its weights are quantized ({_method(quantization)}), and quantized matrices "
-                    "cannot be sliced; take the unquantized checkpoint"
-                )
+            if not quantization or is_block_fp8(quantization) or (not pruned and is_bitsandbytes(quantization)):
+                continue
+            raise InputError(
+                f"model {model}: its weights are quantized ({_method(quantization)}), and quantized matrices "
+                f"cannot be {'sliced' if pruned else 'read here'}; take the unquantized checkpoint"
+            )
+
+
+def is_bitsandbytes(quantization: dict[str, Any]) -> bool:
+    """Whether weights are in 4 or 8 bits of bitsandbytes."""
+    return quantization.get("quant_method") == "bitsandbytes"
 
 
 def read_object(file: Path, model: str) -> dict[str, Any]:

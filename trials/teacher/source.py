@@ -24,7 +24,7 @@ from search_spaces.shape import ModelShape
 from trials.families.shapes import shape_of
 from trials.storage.cache import digest
 from trials.storage.durable import file_sha256
-from trials.teacher.config_file import INDEX, WEIGHTS, check_config, read_object
+from trials.teacher.config_file import INDEX, WEIGHTS, check_config, check_weights, read_object
 from trials.text.text_source import local_path
 
 if TYPE_CHECKING:  # takes seconds to import, and the checks of a command line need none of it
@@ -150,6 +150,7 @@ def _checked(folder: Path, model: str, check: Callable[[Path], object]) -> Path:
             f"model {model}: {other.name} beside its weights would be loaded instead of them; move it to another folder"
         )
     check_config(folder, model)
+    check_weights(folder, model, pruned=check is read_shape)
     for name in OBJECTS:
         if (folder / name).is_file():
             read_object(folder / name, model)
@@ -195,6 +196,7 @@ def _download(model: str, check: Callable[[Path], object]) -> Path:
         folder = Path(snapshot_download(model, allow_patterns=CONFIG_FILES))
         _check_no_adapter(folder, model)
         check_config(folder, model)
+        check_weights(folder, model, pruned=check is read_shape)
         check(folder)
         return _checked(Path(snapshot_download(model, allow_patterns=HUB_FILES)), model, check)
     except GatedRepoError as error:

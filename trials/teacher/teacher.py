@@ -23,6 +23,7 @@ from transformers.utils import logging as transformers_logging
 from search_spaces.errors import InputError, one_line
 from search_spaces.shape import ModelShape
 from trials.storage.durable import MANIFEST, damage
+from trials.teacher.config_file import is_bitsandbytes
 from trials.teacher.source import UNUSABLE, fingerprint, read_config, read_shape, weight_files
 
 PROBE = "In 1984, 13888 of 2,000 don't.\n\n\tdef prune(teacher):  # naïve, 100 %\r\n    return 'student'   日本 🙂\n"
@@ -115,7 +116,8 @@ def load_weights(path: Path, dtype: torch.dtype, own_code: bool = False) -> PreT
     """
     transformers_logging.disable_progress_bar()  # it would print a bar for every file to every worker's log
     config = read_config(path, own_code)
-    if quantization := getattr(config, "quantization_config", None):
+    quantization = getattr(config, "quantization_config", None)
+    if quantization and not _is_coded(config):
         quantization["dequantize"] = True  # otherwise weights stay in FP8 where a GPU can multiply it
     _check_number(path, config)
     try:
@@ -132,6 +134,8 @@ def load_weights(path: Path, dtype: torch.dtype, own_code: bool = False) -> PreT
         raise InputError(f"model {path}: its weights cannot be loaded: {one_line(error)}") from error
     if missing := sorted(loading["missing_keys"]):
         raise InputError(f"model {path}: its weights lack {len(missing)} tensors, the first is {missing[0]}")
+    if _is_coded(config):
+        model = model.dequantize().to(dtype)
     _check_finite(path, model)
     return model
 
@@ -160,11 +164,17 @@ def _check_number(path: Path, config: PretrainedConfig) -> None:
             described = sum(one.numel() for one in AutoModelForCausalLM.from_config(config).parameters())
     except (*UNUSABLE, RuntimeError) as error:
         raise InputError(f"model {path}: its config.json cannot be used: {one_line(error)}") from error
-    if described > (held := sum(file.stat().st_size for file in weight_files(path))):
+    most = 2 if _is_coded(config) else 1  # weights in a byte
+    if described > most * (held := sum(file.stat().st_size for file in weight_files(path))):
         raise InputError(
             f"model {path}: its weights cannot be loaded: they have {held:,} bytes, and config.json describes "
             f"{described:,} parameters; copy both from the model again"
         )
+
+
+def _is_coded(config: PretrainedConfig) -> bool:
+    """Whether the weights are in codes of bitsandbytes. transformers can turn them into numbers."""
+    return is_bitsandbytes(getattr(config, "quantization_config", None) or {})
 
 
 def _check_finite(path: Path, model: PreTrainedModel) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import shutil
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import make_decoder
+from conftest import make_decoder, make_gpt2
 from fake_hub import FakeHub
 from huggingface_hub.utils import filter_repo_objects
 from safetensors.torch import load_file, save_file
@@ -20,7 +21,11 @@ from transformers import AutoTokenizer, BertConfig, GPT2LMHeadModel, PreTrainedM
 from transformers.activations import ACT2FN
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
+from search_spaces.compression import Compression, Quantization
 from search_spaces.errors import InputError
+from trials.compress.compress import round_weights
+from trials.compress.matrices import layer_matrices
+from trials.export.compressed import as_exported, write_compressed
 from trials.storage.durable import write_sealed
 from trials.teacher.causal_lm import load_causal_lm, resolve_causal_lm
 from trials.teacher.config_file import ACTIVATIONS, ROTARY_TYPES
@@ -159,13 +164,34 @@ def test_quantized_weights_are_refused_from_the_configuration_alone(
 ) -> None:
     change(llama / "config.json", quantization_config=QUANTIZED[kind])
     monkeypatch.chdir(llama.parent)
-    for resolve in (resolve_model, lambda name: resolve_causal_lm(name, False)):
-        with pytest.raises(InputError) as error:
-            resolve("llama")
-        assert str(error.value) == (
-            f"model llama: its weights are quantized ({kind}), and quantized matrices cannot be sliced; take the "
-            "unquantized checkpoint"
-        )
+    with pytest.raises(InputError) as error:
+        resolve_model("llama")
+    refused = f"model llama: its weights are quantized ({kind}), and quantized matrices cannot be"
+    assert str(error.value) == f"{refused} sliced; take the unquantized checkpoint"
+    if QUANTIZED[kind].get("quant_method") == "bitsandbytes":
+        resolve_causal_lm("llama", False)
+        return
+    with pytest.raises(InputError) as error:
+        resolve_causal_lm("llama", False)
+    assert str(error.value) == f"{refused} read here; take the unquantized checkpoint"
+
+
+@pytest.mark.parametrize("scheme", ["nf4", "int8"])
+def test_a_quantized_student_is_evaluated_with_the_weights_that_its_codes_stand_for(
+    scheme: str, tiny_tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    how = Compression(quantization=Quantization(scheme))
+    model, tokens = make_gpt2(n_embd=64, n_inner=128), torch.arange(40)[None]
+    as_exported(model, how, None).save_pretrained(tmp_path)
+    write_compressed(model, how, tmp_path)
+    tiny_tokenizer.save_pretrained(tmp_path)
+    loaded, _ = load_causal_lm(resolve_causal_lm(str(tmp_path), False), "cpu", "float32", False)
+    expected, matrices = copy.deepcopy(model), {f"{one.name}.weight" for one in layer_matrices(model)}
+    for name, weight in expected.named_parameters():
+        weight.data = weight.data if name in matrices else weight.data.bfloat16().float()
+    round_weights(expected, how)
+    torch.testing.assert_close(loaded(tokens).logits, expected(tokens).logits, rtol=0, atol=2e-3)
+    assert not torch.allclose(model(tokens).logits, expected(tokens).logits, atol=0.02)
 
 
 @pytest.mark.parametrize("place", [{"compression_config": {"quant_method": "sparseml"}}, {"text_config": {}}])
