@@ -267,8 +267,9 @@ def _read(source: str) -> Any:
     try:
         return read_yaml(str(path))
     except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
         raise InputError(
-            f"space {source!r}: not a readable YAML file ({error}); the presets are {', '.join(PRESETS)}"
+            f"space {_short(source)}: not a readable YAML file ({reason}); the presets are {', '.join(PRESETS)}"
         ) from error
 
 

@@ -9,6 +9,7 @@ import json
 import os
 import time
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from nas.planning.settings import SearchSettings, load_settings
 from search_spaces.budget import check_budgets, parse_budgets
+from search_spaces.compression import Adapters, Quantization, Sparsity
 from search_spaces.errors import InputError
 from search_spaces.files import SpaceFile, check_space, load_space
 from search_spaces.shape import ModelShape
@@ -114,7 +116,21 @@ ranges = st.fixed_dictionaries({"min": shares}, optional={"max": shares, "step":
 axes = ranges | st.lists(shares, max_size=4) | junk
 flags = st.booleans() | st.lists(st.booleans(), max_size=3) | junk
 choices = st.just("any") | st.lists(st.lists(st.integers(-1, 9), max_size=4), max_size=4) | junk
+values = (
+    st.floats() | st.integers(-3, 130) | st.booleans() | st.lists(st.sampled_from(["mlp", "attention", "a"])) | junk
+)
+words = st.sampled_from(["none", "nf4", "int8", "2:4", "wanda", "sparsegpt", "pdp", "unstructured", "mlp"])
+
+
+def recipes(part: type) -> st.SearchStrategy[object]:
+    """Values of an axis that says what is done to weights, with the fields of ``part``."""
+    names = [one.name for one in fields(part)]
+    some = st.dictionaries(st.sampled_from([*names, "unknown"]), values | words, max_size=4)
+    return st.lists(some | words | values, max_size=4) | junk
+
+
 kinds = {"stock_only": flags, "allocated": flags, "kept_layers": choices}
+kinds |= {"sparsity": recipes(Sparsity), "quantization": recipes(Quantization), "adapters": recipes(Adapters)}
 keys = {name: kinds.get(name, axes) for name in SpaceFile.model_fields}
 yaml_texts = st.text(st.sampled_from("a1%:-[]{}&*!|>#'\",\n \tx\0") | characters, max_size=60)
 
