@@ -60,9 +60,9 @@ class Architecture:
         return replace(self, compression=NOTHING)
 
     @property
-    def unnamed(self) -> Architecture:
-        """The same sizes, without the names of the layers that stay."""
-        return replace(self, kept_layers=())
+    def timed(self) -> Architecture:
+        """What its latency depends on: the sizes and the quantization, but not which layers stay or what is 0."""
+        return replace(self, kept_layers=(), compression=Compression(quantization=self.compression.quantization))
 
     @property
     def key(self) -> str:

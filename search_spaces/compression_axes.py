@@ -9,7 +9,7 @@ from typing import Any
 from search_spaces.compression import Adapters, Compression, Quantization, Sparsity
 from search_spaces.errors import InputError
 from search_spaces.space import COMPRESSIONS, SearchSpace
-from search_spaces.stored_size import MULTIPLES
+from search_spaces.stored_size import NF4_OUTPUTS
 
 NONE = {"sparsity": Sparsity(), "quantization": Quantization(), "adapters": Adapters()}
 FORMS = {
@@ -70,10 +70,10 @@ def possible(name: str, space: SearchSpace, *, preset: bool) -> SearchSpace:
     """
     left = [one for one in space.quantization if not space.allows(one)]
     if left and not preset:
-        outputs, inputs = MULTIPLES[left[0].scheme]
+        rule = f"outputs that are a multiple of {NF4_OUTPUTS}, and inputs that are one of {left[0].group}"
         raise InputError(
-            f"space {name}: key 'quantization': {left[0].key} needs matrices whose outputs are a multiple of {outputs} "
-            f"and whose inputs are one of {inputs}, and no architecture has them; leave it out, or give other sizes"
+            f"space {name}: key 'quantization': {left[0].key} needs matrices with {rule}; no architecture has them; "
+            "leave it out, or give other sizes"
         )
     return replace(space, quantization=tuple(one for one in space.quantization if one not in left)) if left else space
 

@@ -22,7 +22,7 @@ FUSED = ("gpt2", "gpt_neox")  # families that hold queries, keys and values in o
 NF4_TABLE, NF4_STATE, SCALES_TABLE, SCALES_GROUP = 64, 80, 1024, 256
 NF4_DOUBLE_STATE = 170
 
-MULTIPLES = {"nf4": (32, 64)}  # of outputs and inputs of a matrix, which bitsandbytes' kernel on a CPU wants
+NF4_OUTPUTS = 32  # a matrix' outputs must be a multiple of it for bitsandbytes' kernel on a CPU, the inputs of a group
 
 
 @dataclass(frozen=True)
@@ -55,14 +55,13 @@ def _layer_sizes(shape: ModelShape, hidden: int, heads: int, kv_heads: int, mlp:
 
 
 def runs_everywhere(shape: ModelShape, architecture: Architecture) -> bool:
-    """Whether the quantization's library can multiply all matrices of ``architecture`` on a CPU too (`MULTIPLES`)."""
+    """Whether bitsandbytes can multiply all matrices of ``architecture`` on a CPU too (`NF4_OUTPUTS`)."""
     how = architecture.compression.quantization
-    if how.scheme not in MULTIPLES:
+    if how.scheme != "nf4":
         return True
-    outputs, inputs = MULTIPLES[how.scheme]
     layers = set(zip(architecture.heads, architecture.kv_heads, architecture.mlp, strict=True))
     sizes = (one for layer in layers for one in _layer_sizes(shape, architecture.hidden, *layer))
-    return not any(one.outputs % outputs or one.inputs % inputs for one in sizes if one.part in how.matrices)
+    return not any(one.outputs % NF4_OUTPUTS or one.inputs % how.group for one in sizes if one.part in how.matrices)
 
 
 def stored_bytes(shape: ModelShape, architecture: Architecture) -> int:

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from trials.compress.compress import compressor
+from trials.compress.quantized_modules import allow_repacking, with_codes
 from trials.evaluate.efficiency import Workload, generation_milliseconds
 from trials.families.lookup import family_of
 from trials.losses.window_losses import window_losses
@@ -42,12 +43,15 @@ def screen(spec: TrialSpec, calibration: int = SCREEN_CALIBRATION, validation: i
 def latency(spec: TrialSpec) -> float:
     """Milliseconds per generated token (`generation_milliseconds`), after a prompt of half a training window.
 
-    Times the pruned student without a refit, because the values of weights do not change the latency. Its dtype is the
-    teacher's: float32 on a CPU, with all threads of the process, and bfloat16 on CUDA.
+    Times the pruned student without a refit, because the values of weights do not change the latency, zeros included.
+    Its dtype is the teacher's: float32 on a CPU, with all threads of the process, and bfloat16 on CUDA. Quantized
+    matrices are those of their library (`trials.compress.quantized_modules`).
     """
     common = shared(spec.recipe, spec.cache, spec.device)
     common.teacher.shape.check(spec.architecture)
     student = prune(common.teacher.model, common.scores, spec.architecture)
+    with_codes(student, spec.architecture.compression.quantization)
+    allow_repacking(student)
     try:
         return generation_milliseconds(student, Workload.within(spec.recipe.sequence_length, batch=1))
     finally:

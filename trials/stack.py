@@ -30,7 +30,7 @@ from search_spaces.architecture import Architecture
 from search_spaces.compression import Adapters
 from search_spaces.errors import InputError
 from trials.compress.adapters import ADAPTER_RATE, adapter_state, load_adapters, merged, prune_adapters, with_adapters
-from trials.compress.nf4 import allow_repacking, with_nf4
+from trials.compress.quantized_modules import allow_repacking, with_codes
 from trials.distill.distill import DistillSettings, distill
 from trials.distill.results import STUDENT, save_student
 from trials.evaluate.efficiency import Workload
@@ -112,7 +112,7 @@ def train(spec: StageSpec) -> TrainingCosts:
     model, targets = _start(spec, common)
     if spec.stages.nf4 and spec.stages.lora:
         save_student(model, spec.folder / STUDENT)  # NF4 is made from it again
-        model = with_nf4(model)
+        model = with_codes(model)
     if spec.stages.lora:
         model = with_adapters(model, spec.adapters, given.recipe.seed)
     model.set_attn_implementation(ATTENTION[spec.stages.flash])
@@ -138,7 +138,7 @@ def measure(spec: StageSpec) -> InferenceCosts:
     if given.device == "cuda":
         model = model.bfloat16()
     if spec.stages.nf4:
-        model = with_nf4(model)
+        model = with_codes(model)
         if spec.stages.lora:
             model = with_adapters(model, spec.adapters)
             load_adapters(model, load_file(spec.folder / ADAPTER_WEIGHTS))

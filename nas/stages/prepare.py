@@ -159,19 +159,19 @@ def within_latency(plan: Plan, study: SearchStudy, workers: Workers, announce: L
     Raises InputError when no architecture of a budget is fast enough, and names the fastest latency.
     """
     feasible = plan.target.feasible
-    sizes = tuple(dict.fromkeys(one.unnamed for one in feasible))
+    sizes = tuple(dict.fromkeys(one.timed for one in feasible))
     found = measure(TIMED, plan, study, workers, announce, lambda _: sizes, len(sizes))
     limit = plan.settings.max_latency_ms
     if limit is None:
         return plan
     for part in plan.parts:
-        latencies = [found[one.unnamed.key] for one in part.target.feasible if one.unnamed.key in found]
+        latencies = [found[one.timed.key] for one in part.target.feasible if one.timed.key in found]
         if not latencies or min(latencies) > limit:
             fastest = f"the fastest architecture takes {min(latencies):.2f}" if latencies else "none could be measured"
             raise InputError(
                 f"--max-latency-ms {limit:g}: budget {part.target.budget.text}: {fastest}; "
                 "give a higher limit, or a smaller --budget"
             )
-    fast = tuple(one for one in feasible if found.get(one.unnamed.key, limit + 1) <= limit)
+    fast = tuple(one for one in feasible if found.get(one.timed.key, limit + 1) <= limit)
     announce(Progressed(f"{len(fast)} of {len(feasible)} architectures generate a token in {limit:g} ms or less"))
     return replace(plan, target=replace(plan.target, feasible=fast))

@@ -33,8 +33,8 @@ from search_spaces.space import SearchSpace
 from search_spaces.stored_size import memory_bytes, stored_bytes
 
 # Quantities that are measured before the first trial: losses before retraining, and milliseconds per generated token.
-# Architectures that differ only in the layers that they name take the same time. Their latency has the key of the
-# `Architecture.unnamed`.
+# Architectures that differ only in the layers that they name, or in their zeros, take the same time. Their latency has
+# the key of the `Architecture.timed`.
 SCREENED, TIMED = "screened", "timed"
 
 # User attributes of trials. RETRY is True when a trial failed by its surroundings. AFTER is the number of the failed
@@ -152,7 +152,7 @@ class SearchStudy:
 
     def costs(self, architecture: Architecture) -> Point:
         """The objectives of ``architecture`` other than the loss, in their order. An unknown latency is infinite."""
-        shape, latency = self.space.shape, self._measured[TIMED].get(architecture.unnamed.key)
+        shape, latency = self.space.shape, self._measured[TIMED].get(architecture.timed.key)
         values = {
             PARAMETERS: float(shape.parameters(architecture)),
             STORED_BYTES: float(stored_bytes(shape, architecture)),
@@ -315,7 +315,7 @@ class SearchStudy:
     def _known(self, architecture: Architecture) -> dict[str, float]:
         """The metrics of ``architecture`` that do not depend on its trial."""
         losses, latencies = self._measured[SCREENED], self._measured[TIMED]
-        found = {SCREEN_LOSS: losses.get(architecture.key), LATENCY: latencies.get(architecture.unnamed.key)}
+        found = {SCREEN_LOSS: losses.get(architecture.key), LATENCY: latencies.get(architecture.timed.key)}
         shape = self.space.shape
         found |= {MEMORY: float(memory_bytes(shape, architecture)), STORED: float(stored_bytes(shape, architecture))}
         return {metric: value for metric, value in found.items() if value is not None}

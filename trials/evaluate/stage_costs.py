@@ -88,7 +88,7 @@ def inference_costs(
     """The costs of ``model``, with ``workload.prompts`` repetitions of everything that is timed.
 
     ``texts`` are windows (n, length) of validation text by name. They are packed text without padding, and each token
-    is predicted from those before it. The model must not have run before: see `trials.compress.nf4`.
+    is predicted from those before it. The model must not have run before: see `trials.compress.quantized_modules`.
     """
     memory, weight_bytes = AddedMemory(model.eval()), tensor_bytes(model)
     weights, device = sum(map(_weights, model.parameters())), model.device.type

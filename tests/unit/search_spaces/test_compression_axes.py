@@ -124,7 +124,7 @@ def test_shares_and_units_of_bytes() -> None:
         ({"quantization": [{"scheme": "nf4", "group": 48}]}, "quantization.group 48: must be one of 64, 128"),
         (
             {"quantization": ["nf4"], "hidden": [240]},
-            "nf4 needs matrices .* inputs are one of 64, and no architecture",
+            "nf4 needs matrices with .* inputs that are one of 64; no architecture has them",
         ),
         ({"quantization": [3]}, "quantization: 3 is not none, a scheme such as nf4"),
         ({"adapters": [{"rank": 0}]}, "adapters.rank 0: must be at least 1"),

@@ -93,7 +93,7 @@ def test_whole_layers_are_those_of_a_slice_and_of_nothing_else() -> None:
     assert SMALL.whole_layers(SMALL.full) == tuple(range(8))
     fewer_heads = replace(slice_of_two, heads=(7, 7), kv_heads=(7, 7))
     others = [replace(slice_of_two, hidden=128), replace(slice_of_two, mlp=(1024, 1000)), fewer_heads]
-    assert not [one for one in (*others, slice_of_two.unnamed) if SMALL.whole_layers(one) is not None]
+    assert not [one for one in (*others, slice_of_two.timed) if SMALL.whole_layers(one) is not None]
 
 
 def test_heads_and_key_value_heads_are_paired_where_groups_stay_whole() -> None:

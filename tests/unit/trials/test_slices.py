@@ -93,7 +93,7 @@ def test_only_slices_of_whole_layers_are_read(spec: TrialSpec, monkeypatch: pyte
     common = shared(spec.recipe, spec.cache, "cpu")
     assert slice_losses(common, spec.recipe, WITHOUT_ONE)
     sparse = replace(WITHOUT_ONE, compression=Compression(sparsity=Sparsity(0.5)))
-    others = [NARROW, WITHOUT_ONE.unnamed, common.teacher.shape.full, sparse]
+    others = [NARROW, WITHOUT_ONE.timed, common.teacher.shape.full, sparse]
     others += [replace(WITHOUT_ONE, kept_layers=(1, 2)), replace(WITHOUT_ONE, mlp=(96, 95))]
     assert not [one for one in others if slice_losses(common, spec.recipe, one)]
     assert slice_losses(common, replace(spec.recipe, refit=True), WITHOUT_ONE) is None

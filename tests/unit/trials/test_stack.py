@@ -23,7 +23,7 @@ from search_spaces.architecture import Architecture
 from search_spaces.errors import InputError
 from trials import stack
 from trials.compress.matrices import layer_matrices
-from trials.compress.nf4 import allow_repacking, with_nf4
+from trials.compress.quantized_modules import allow_repacking, with_codes
 from trials.distill.distill import text_loss
 from trials.evaluate.stage_costs import AddedMemory, StepClock, tensor_bytes
 from trials.evaluate.stages import StageCosts, Stages
@@ -215,7 +215,7 @@ def test_memory_is_the_model_and_what_its_use_adds() -> None:
 
 def test_only_matrices_that_the_kernel_takes_are_repacked() -> None:
     bnb = pytest.importorskip("bitsandbytes")
-    model = with_nf4(make_gpt2(n_embd=64, n_inner=96))
+    model = with_codes(make_gpt2(n_embd=64, n_inner=96))
     quantized = [one.module for one in layer_matrices(model)]
     assert {type(one) for one in quantized} == {bnb.nn.Linear4bit}
     assert not any(one.support_avx512bf16_for_cpu for one in quantized)

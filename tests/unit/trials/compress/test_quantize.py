@@ -12,6 +12,7 @@ from search_spaces.errors import InputError
 from trials.compress.compress import compressor, round_weights
 from trials.compress.matrices import layer_matrices
 from trials.compress.quantize import decoded, encoded, from_tensors, rounded, to_tensors
+from trials.compress.quantized_modules import allow_repacking, with_codes
 
 SCHEMES = [Quantization("int8"), Quantization("nf4"), Quantization("nf4", 128), Quantization("nf4", double=False)]
 WINDOWS = torch.arange(60).view(4, 15).numpy()
@@ -72,3 +73,21 @@ def test_without_the_library_one_line_names_the_extra(monkeypatch: pytest.Monkey
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"bitsandbytes is not installed; install llm-nas\[quant\]"):
         rounded(torch.ones(4, 4), Quantization("nf4"))
+
+
+@pytest.mark.parametrize(
+    "how",
+    [Quantization("int8"), Quantization("nf4", matrices=("mlp",)), Quantization("nf4", 128, False, ("mlp",))],
+    ids=lambda one: one.key,
+)
+def test_modules_of_the_library_compute_with_the_rounded_weights(how: Quantization) -> None:
+    model, other, tokens = make_gpt2(n_embd=64, n_inner=128), make_gpt2(n_embd=64, n_inner=128), torch.arange(20)[None]
+    round_weights(other, Compression(quantization=how))
+    plain = model(tokens).logits
+    with_codes(model, how)
+    allow_repacking(model)
+    expected, found = other(tokens).logits, model(tokens).logits
+    assert (found - expected).abs().max() < 0.1 * expected.abs().max()  # it multiplies in half precision
+    assert (plain - expected).abs().max() > 0
+    kinds = {type(one).__name__ for name, one in model.named_modules() if name.endswith(("c_fc", "c_attn"))}
+    assert kinds == ({"Linear8bitLt"} if how.scheme == "int8" else {"Linear4bit", "Conv1D"})
