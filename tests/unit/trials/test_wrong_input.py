@@ -133,7 +133,7 @@ def test_is_refused(brought: Brought, tmp_path: Path, spoil: Callable[[Brought],
 
 
 def quantized(one: Brought) -> None:
-    change(one, quantization_config={"quant_method": "bitsandbytes", "load_in_4bit": True})
+    change(one, quantization_config={"quant_method": "gptq", "bits": 4})
 
 
 def sized_by_a_text(one: Brought) -> None:
@@ -156,7 +156,7 @@ def change(one: Brought, **values: object) -> None:
 @pytest.mark.parametrize(
     ("spoil", "rule"),
     [
-        (quantized, "its weights are quantized (bitsandbytes, 4 bits), and quantized matrices cannot be sliced"),
+        (quantized, "its weights are quantized (gptq, 4 bits), and quantized matrices cannot be"),
         (sized_by_a_text, 'n_layer is "3", and must be a whole number from 1 to 1,000'),
         (of_all_memory, "n_layer is 1099511627776, and must be a whole number from 1 to 1,000"),
         (without_a_shape, "its config.json cannot be used: it holds null instead of an object"),
