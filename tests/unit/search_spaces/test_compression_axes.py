@@ -146,5 +146,5 @@ def test_the_preset_mixed_has_what_the_teacher_allows() -> None:
     small = ModelShape("gpt2", 2, 48, 4, 12, 96, 320, 64, tied=True)
     assert [one.scheme for one in load_space("mixed", small).quantization] == ["none", "int8"]
     found = load_space("mixed", SHAPE)
-    assert found.sparsity == (Sparsity(), Sparsity(0.5))
+    assert found.sparsity == (Sparsity(), Sparsity(0.5, method="sparsegpt"))
     assert [one.scheme for one in found.quantization] == ["none", "int8", "nf4"]
