@@ -32,6 +32,7 @@ PRESETS = (
 MOST_CHOICES = 100_000  # of layers; the identity of a study lists them all
 MOST_LAYERS = 53  # of a teacher whose layers can be named; a database holds a choice as a float64, a bit for each layer
 MOST_ARCHITECTURES = 2_000_000  # in a space; listing them takes a minute and a gigabyte
+LONGEST_NAME = 300  # characters of a path in an error
 LONGEST_FILE = 100_000  # characters of a YAML file, which is read at about that many a second
 LONGEST_VALUE = 2_000  # characters of one value in it; Python itself reads numbers of at most 4,300 digits
 DEEPEST = 10  # lists and mappings inside each other in it
@@ -268,8 +269,9 @@ def _read(source: str) -> Any:
         return read_yaml(str(path))
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
+        named = source if len(source) <= LONGEST_NAME else f"{source[:LONGEST_NAME]}..."
         raise InputError(
-            f"space {_short(source)}: not a readable YAML file ({reason}); the presets are {', '.join(PRESETS)}"
+            f"space {named!r}: not a readable YAML file ({reason}); the presets are {', '.join(PRESETS)}"
         ) from error
 
 
