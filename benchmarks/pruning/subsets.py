@@ -4,9 +4,8 @@ r"""Measures the losses of all subsets of a model's layers: with shared prefixes
     python -m benchmarks.pruning.subsets --repetitions 5 --validation-tokens 2048
 
 The naive loop slices each subset from the teacher (`trials.prune.prune`) and measures its loss on validation text
-(`trials.losses.window_losses`). The shared way is `trials.prune.subset_losses`. The script is what public code does for
-each subset: it copies the teacher, takes layers out, and asks transformers for the loss. All take turns. Losses must
-agree within 1e-5 nats a window; the script's means within 1e-3.
+(`trials.losses.window_losses`). The shared way is `trials.prune.subset_losses`. Both take turns. The losses must agree
+within 1e-5 nats a window.
 
 Printed are medians of processor seconds, which a busy neighbour changes less than seconds of the clock. The head is the
 output projection with the cross-entropy, which both ways need once for each subset. ``layer passes`` are those for each
@@ -15,7 +14,6 @@ batch of windows, counted.
 
 from __future__ import annotations
 
-import copy
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
@@ -27,7 +25,6 @@ from typing import Any
 from unittest.mock import patch
 
 import numpy as np
-import torch
 
 from benchmarks.flags import flags_of, plan_of
 from trials.families.lookup import family_of
@@ -81,24 +78,6 @@ def at_once(common: Shared, text: np.ndarray, subsets: list[tuple[int, ...]], sp
         return together.subset_losses(model, family_of(model.config), text, subsets)
 
 
-def as_scripts_do(
-    common: Shared, text: np.ndarray, subsets: list[tuple[int, ...]], spent: dict[str, float]
-) -> dict[tuple[int, ...], float]:
-    """The mean losses of a loop over subsets with transformers' own loss, its processor seconds in ``spent``."""
-    family, found = family_of(common.teacher.model.config), {}
-    size = max(1, naive.BATCH_TOKENS["cpu"] // text.shape[1])
-    for subset in subsets:
-        with timed(spent, SLICES):
-            model = copy.deepcopy(common.teacher.model)
-            layers: Any = family.layers(model)
-            for place in sorted(set(range(len(layers))) - set(subset), reverse=True):
-                del layers[place]
-        with timed(spent, LAYERS), torch.no_grad():
-            parts = [torch.from_numpy(text[at : at + size].astype(np.int64)) for at in range(0, len(text), size)]
-            found[subset] = float(np.mean([float(model(one, labels=one, use_cache=False).loss) for one in parts]))
-    return found
-
-
 def layer_passes(common: Shared, text: np.ndarray, subsets: list[tuple[int, ...]]) -> int:
     """How often the shared way runs a layer for one batch of windows."""
     family, counted = family_of(common.teacher.model.config), Counter[int]()
@@ -120,11 +99,8 @@ def main() -> None:
     subsets = [one for depth in range(1, number + 1) for one in combinations(range(number), depth)]
     ways = {"one by one": one_by_one, "shared": at_once}
     spent = {name: [defaultdict[str, float](float) for _ in range(flags.repetitions)] for name in ways}
-    others = [defaultdict[str, float](float) for _ in range(flags.repetitions)]
     for turn in range(flags.repetitions):
         found = {name: way(common, text, subsets, spent[name][turn]) for name, way in ways.items()}
-        script = as_scripts_do(common, text, subsets, others[turn])
-        assert all(abs(script[one] - found["shared"][one].mean()) < 1e-3 for one in subsets)
         worst = max(float(np.abs(found["shared"][one] - found["one by one"][one]).max()) for one in subsets)
         assert worst < 1e-5, f"the losses differ by {worst}"
     passes = {"one by one": sum(map(len, subsets)), "shared": layer_passes(common, text, subsets)}
@@ -136,8 +112,6 @@ def main() -> None:
         digits = 0 if name == "layer passes" else 2
         share = f"{second / first:.3f}" if first else ""
         print(f"{name:<30}{first:>12,.{digits}f}{second:>12,.{digits}f}{share:>8}")
-    loop, whole = median(one[SLICES] + one[LAYERS] for one in others), table["shared"]["everything"]
-    print(f"the script {loop:.2f}; shared {whole / loop:.3f} of it")
 
 
 def parts_of(turns: list[defaultdict[str, float]]) -> dict[str, float]:
