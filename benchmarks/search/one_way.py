@@ -16,7 +16,7 @@ import argparse
 import json
 import random
 import tempfile
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -83,11 +83,10 @@ def candidates(plan: Plan, kind: str, count: int) -> list[Architecture]:
         file.flush()
         space = load_space(file.name, plan.target.shape)
     shape, budget = plan.target.shape, plan.target.budget
-    if kv := space.kv_heads:  # as many heads for each key/value head as the teacher has
-        space = replace(space, kv_heads=kv)
-    inside = [one for one in space if fits(budget, shape, one) and one.heads[0] == one.kv_heads[0] * shape.group]
+    whole = [one for one in space if one.heads[0] == one.kv_heads[0] * shape.group]  # groups of heads as the teacher's
+    inside = [one for one in whole if fits(budget, shape, one)]
     if not inside:
-        return [min(space, key=lambda one: abs(stored_bytes(shape, one) - budget.maximum))]
+        return [min(whole, key=lambda one: abs(stored_bytes(shape, one) - budget.maximum))]
     return random.Random(plan.settings.seed).sample(inside, min(count, len(inside)))
 
 

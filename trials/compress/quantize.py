@@ -31,7 +31,7 @@ def quantized_state(student: PreTrainedModel, quantization: Quantization) -> dic
 
     The matrices are quantized as `rounded` does. They are those of `layer_matrices`, stored as (outputs, inputs).
     """
-    state = {name: tensor.to(DTYPE) for name, tensor in _once(student)}
+    state = {name: one.detach().to(DTYPE) for name, one in student.named_parameters()}  # tied ones once
     for matrix in layer_matrices(student, quantization.matrices):
         del state[f"{matrix.name}.weight"]
         state |= to_tensors(matrix.name, encoded(matrix.weight.detach(), quantization))
@@ -55,11 +55,6 @@ def _left_alone(student: PreTrainedModel, quantization: Quantization) -> Iterato
     """The names of the layers' matrices that are not quantized."""
     chosen = {one.name for one in layer_matrices(student, quantization.matrices)}
     return (one.name for one in layer_matrices(student) if one.name not in chosen)
-
-
-def _once(student: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
-    """The parameters of ``student`` by name; tied ones once."""
-    return ((name, parameter.detach()) for name, parameter in student.named_parameters())
 
 
 def encoded(weight: Tensor, quantization: Quantization) -> tuple[Tensor, Any]:
