@@ -81,6 +81,17 @@ def formats_words(name: str) -> str:
     return {"fp16": "float16", "fp32": "float32", "bf16": "bfloat16"}.get(name, f"bfloat16; the matrices .* are {name}")
 
 
+@pytest.mark.parametrize("kind", ["gpt2", "gpt_neox", "llama", "qwen3"])
+def test_students_by_layer_are_read_and_written_again(
+    kind: str, tmp_path: Path, tiny_tokenizer: PreTrainedTokenizerFast, in_process: None
+) -> None:
+    teacher = make_gpt2() if kind == "gpt2" else make_decoder(kind)
+    student_of(teacher, BY_LAYER["gpt" if "gpt" in kind else ""]).save_pretrained(tmp_path / "source")
+    tiny_tokenizer.save_pretrained(tmp_path / "source")
+    model = load_checkpoint(tmp_path / "source")
+    assert write_format(model, tmp_path / "source", tmp_path / "other", "fp32").difference == 0
+
+
 ONNX_CASES = [
     ("gpt2", Architecture.uniform(2, 36, 3, 64)),
     ("gpt2", BY_LAYER["gpt"]),
