@@ -143,6 +143,14 @@ def rate_of(compression: Compression) -> float:
     return compression.sparsity.rate * (ADAPTER_RATE if compression.adapters.rank else 1)
 
 
+def text_share_of(compression: Compression, text_share: float) -> float:
+    """The share of the text's cross-entropy in the loss that a student with ``compression`` trains by.
+
+    It is the ``text_share`` of the recipe, and all of the loss without distillation.
+    """
+    return text_share if compression.sparsity.distilled else 1.0
+
+
 @torch.no_grad()
 def round_weights(student: PreTrainedModel, compression: Compression) -> None:
     """Round the weights of ``student`` in place as its quantization does."""
