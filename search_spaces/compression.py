@@ -13,7 +13,7 @@ MOST_SPARSE = 0.95
 METHODS = ("magnitude", "wanda", "sparsegpt", "pdp")  # that choose which weights are 0
 LEAST_TAU = 1e-8
 DIGITS = 4  # of a number that is not whole; more would not show in a key
-BITS = {"none": 16, "int8": 8, "nf4": 4}  # of a weight, by scheme
+BITS = {"none": 16, "int8": 8, "int8wo": 8, "nf4": 4}  # of a weight, by scheme
 GROUPS = {"nf4": (64, 128, 256, 512, 1024, 2048, 4096)}  # weights that share a scale; the first is the default
 
 
@@ -143,7 +143,8 @@ class Sparsity:
 class Quantization:
     """How the weights of the layers' ``matrices`` are stored. Embeddings, norms and biases stay bfloat16.
 
-    - "int8" is bitsandbytes' LLM.int8() (arXiv 2208.07339), one scale for each row.
+    - "int8" is bitsandbytes' LLM.int8() (arXiv 2208.07339), one scale for each row. It rounds inputs too.
+    - "int8wo" is torchao's weight-only int8, one scale for each row. torchao quantizes no Conv1D, so GPT-2 has none.
     - "nf4" is bitsandbytes' NormalFloat (QLoRA, arXiv 2305.14314), one scale for ``group`` weights. With ``double``,
       the scales are quantized to 8 bits too.
 
