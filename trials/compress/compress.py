@@ -132,9 +132,10 @@ def compressor(
     sparsifier = None
     if compression.sparsity.level:
         count = max(1, CALIBRATION // windows.shape[1])
-        bits = None if compression.quantization.scheme == "none" else compression.quantization.bits
         how = compression.sparsity
-        sparsifier = held(student, how) if trained else sparsify(student, how, windows[:count], bits)
+        sparsifier = (
+            held(student, how) if trained else sparsify(student, how, windows[:count], compression.quantization)
+        )
     return Compressor(student, sparsifier, compression.quantization, compression.adapters)
 
 
