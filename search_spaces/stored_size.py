@@ -49,6 +49,12 @@ def matrix_sizes(shape: ModelShape, architecture: Architecture) -> Iterator[Matr
     return (one for layer in layers for one in _layer_sizes(shape, architecture.hidden, *layer))
 
 
+def distinct_matrices(shape: ModelShape, architecture: Architecture) -> set[MatrixSize]:
+    """The sizes of the matrices in the layers of ``architecture``, each once."""
+    layers = set(zip(architecture.heads, architecture.kv_heads, architecture.mlp, strict=True))
+    return {one for layer in layers for one in _layer_sizes(shape, architecture.hidden, *layer)}
+
+
 @lru_cache(maxsize=4096)
 def _layer_sizes(shape: ModelShape, hidden: int, heads: int, kv_heads: int, mlp: int) -> tuple[MatrixSize, ...]:
     inner, shared = heads * shape.head_dim, kv_heads * shape.head_dim
@@ -68,9 +74,8 @@ def runs_everywhere(shape: ModelShape, architecture: Architecture) -> bool:
         return shape.family not in CONV1D
     if how.scheme != "nf4":
         return True
-    layers = set(zip(architecture.heads, architecture.kv_heads, architecture.mlp, strict=True))
-    sizes = (one for layer in layers for one in _layer_sizes(shape, architecture.hidden, *layer))
-    return not any(one.outputs % NF4_OUTPUTS or one.inputs % how.group for one in sizes if one.part in how.matrices)
+    sizes = (one for one in distinct_matrices(shape, architecture) if one.part in how.matrices)
+    return not any(one.outputs % NF4_OUTPUTS or one.inputs % how.group for one in sizes)
 
 
 def stored_bytes(shape: ModelShape, architecture: Architecture) -> int:

@@ -31,6 +31,7 @@ from search_spaces.errors import InputError, one_line
 from search_spaces.shape import ModelShape
 from search_spaces.space import SearchSpace
 from search_spaces.stored_size import memory_bytes, stored_bytes
+from trials.export.loads_in import loads_in
 
 # Quantities that are measured before the first trial: losses before retraining, and milliseconds per generated token.
 # Architectures that differ only in the layers that they name, or in their zeros, take the same time. Their latency has
@@ -370,6 +371,7 @@ def _record(
         architecture=architecture,
         parameters=space.shape.parameters(architecture),
         stock=space.shape.is_stock(architecture),
+        loads_in=str(loads_in(space.shape, architecture)),
         state=trial.state.name,
         reason=trial.user_attrs.get("failure", trial.user_attrs.get("reason")),
         val_loss=trial.value if complete else None,
