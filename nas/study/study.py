@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import math
 import uuid
+import warnings
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import optuna
-from optuna.exceptions import StorageInternalError
+from optuna.exceptions import ExperimentalWarning, StorageInternalError
 from optuna.samplers import BaseSampler
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, Trial, TrialState
@@ -37,6 +38,8 @@ from trials.export.loads_in import loads_in
 # Architectures that differ only in the layers that they name, or in their zeros, take the same time. Their latency has
 # the key of the `Architecture.timed`.
 SCREENED, TIMED = "screened", "timed"
+
+VALUE = "val_loss"  # what Optuna's pages and tables call the value of a trial
 
 # User attributes of trials. RETRY is True when a trial failed by its surroundings. AFTER is the number of the failed
 # trial that a trial repeats.
@@ -138,8 +141,10 @@ class SearchStudy:
     def keep(self, quantity: str, key: str, value: float | None) -> None:
         """Keep the measured ``quantity`` of the architecture ``key``. A value that is not finite is kept as None."""
         finite = value if value is not None and math.isfinite(value) else None
-        self.remember(f"{quantity}/{key}", finite)
-        self._measured[quantity][key] = finite
+        known = self._measured[quantity]
+        known[key] = finite
+        group = _group(key)
+        self.remember(f"{quantity} {group}", {one: found for one, found in known.items() if _group(one) == group})
         self.sampler.forget_order()
         self._ended.clear()
 
@@ -148,8 +153,12 @@ class SearchStudy:
         return dict(self._measured[quantity])
 
     def _stored(self, quantity: str) -> dict[str, float | None]:
-        attributes, start = self._study.user_attrs, f"{quantity}/"
-        return {name.removeprefix(start): attributes[name] for name in attributes if name.startswith(start)}
+        attributes, start = self._study.user_attrs, f"{quantity}/"  # as earlier versions kept each value
+        found = {name.removeprefix(start): attributes[name] for name in attributes if name.startswith(start)}
+        for name in attributes:
+            if name.startswith(f"{quantity} "):
+                found |= attributes[name]
+        return found
 
     def costs(self, architecture: Architecture) -> Point:
         """The objectives of ``architecture`` other than the loss, in their order. An unknown latency is infinite."""
@@ -334,9 +343,14 @@ def _open(url: str, name: str, sampler: BaseSampler) -> optuna.Study:
     try:
         with opening(url):
             storage: BaseStorage = optuna.storages.get_storage(url)
-            return optuna.create_study(
+            study = optuna.create_study(
                 storage=storage, study_name=name, direction="minimize", sampler=sampler, load_if_exists=True
             )
+            if study.metric_names is None:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore", ExperimentalWarning)
+                    study.set_metric_names([VALUE])
+            return study
     except RuntimeError as error:
         if "version" not in str(error):
             raise
@@ -349,6 +363,15 @@ def _open(url: str, name: str, sampler: BaseSampler) -> optuna.Study:
             f"storage {url!r}: cannot be opened ({one_line(error, 200)}); "
             "give an Optuna URL such as sqlite:////folder/studies.db or postgresql://host/database"
         ) from error
+
+
+def _group(key: str) -> str:
+    """The part of an architecture's ``key`` that names its depth. Values are kept together by it.
+
+    One attribute for each architecture would bury the others in Optuna's dashboard. A single one for all would be
+    written anew for each of thousands.
+    """
+    return key.partition("-")[0]
 
 
 def _queued_again(trials: Iterable[FrozenTrial]) -> set[int]:
