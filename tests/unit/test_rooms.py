@@ -29,7 +29,18 @@ ROOMS = {
         "evaluate",
         "export",
     ),
-    "nas": ("study", "planning", "choosing", "running", "stages", "display", "report", "tables", "tracking"),
+    "nas": (
+        "study",
+        "planning",
+        "choosing",
+        "running",
+        "stages",
+        "display",
+        "report/html",
+        "report",
+        "tables",
+        "tracking",
+    ),
     "benchmarks": ("mini", "pruning", "peers", "distillation", "search", "service"),
 }
 ORDER = [room for top, inside in ROOMS.items() for room in (*(f"{top}/{one}" for one in inside), top)]
@@ -62,10 +73,10 @@ def imported(file: Path) -> set[str]:
 
 def room_imported(name: str) -> str | None:
     """The room that holds the dotted ``name``, a module or a name in a module; None for a library."""
-    top, *rest = name.split(".")
-    if top not in ROOMS:
+    parts = name.split(".")
+    if parts[0] not in ROOMS:
         return None
-    return f"{top}/{rest[0]}" if rest and f"{top}/{rest[0]}" in ORDER else top
+    return max((room for room in ORDER if room.split("/") == parts[: room.count("/") + 1]), key=len)
 
 
 def climbs(file: Path) -> list[str]:
