@@ -26,10 +26,14 @@ function lastLoss(model) {
   return model.screen;
 }
 
+function roleOf(model, part) {
+  const row = part.rows.find((one) => one.key === model.key);
+  return row ? row.roles[0] : KINDS[kindOf(model, part)];
+}
+
 function nameOf(model, part) {
-  const kind = kindOf(model, part), row = part.rows.find((one) => one.key === model.key);
-  const roles = row ? row.roles.join(", ") : KINDS[kind];
-  return `${model.key}\n${roles}${model.trial ? `, trial ${model.trial.number}` : ""}`;
+  const row = part.rows.find((one) => one.key === model.key);
+  return `${model.key}\n${row ? row.roles.join(", ") : KINDS[kindOf(model, part)]}${model.trial ? `, trial ${model.trial.number}` : ""}`;
 }
 
 // The legend of the kinds that are there, and what else stands above a chart.
@@ -72,7 +76,10 @@ function zoomButton(holder, hidden, redraw) {
 }
 
 function teacherLine(area, y, part) {
-  if (part.teacher_loss < y.domain[0]) return;
+  if (part.teacher_loss < y.domain[0]) {
+    text(area.drawing, area.left + 4, area.bottom - 6, `↓ teacher ${loss(part.teacher_loss)}`, { class: "strong" });
+    return;
+  }
   line(area.drawing, area.left, y(part.teacher_loss), area.right, y(part.teacher_loss), "teacher");
   text(area.drawing, area.left + 4, y(part.teacher_loss) - 5, `teacher ${loss(part.teacher_loss)}`, { class: "strong" });
 }
@@ -92,24 +99,37 @@ function drawCurves(holder, part, redraw) {
   const top = holder.dataset.whole ? Math.max(...losses) : focus(losses);
   const hidden = models.filter((one) => curveOf(one).every(([, value]) => value > top)).length;
   tools(holder, new Set(models.map((one) => kindOf(one, part))), ...zoomButton(holder, hidden, redraw));
-  const area = frame(holder, 380, { left: 52, right: 14, top: 28, bottom: 44 });
+  const named = holder.clientWidth > 560;
+  const area = frame(holder, 380, { left: 52, right: named ? 110 : 14, top: 28, bottom: 44 });
   const rungs = [...new Set(points.map((one) => one[0]))].sort((a, b) => a - b);
   const x = scale([0, Math.max(...rungs, 1)], [area.left, area.right]);
-  const y = scale(padded([part.teacher_loss, ...losses.filter((one) => one <= top)]), [area.bottom, area.top]);
+  const shown = losses.filter((one) => one <= top), least = Math.min(...shown);
+  const near = holder.dataset.whole || least - part.teacher_loss < (top - least) / 2; // else it would squeeze the curves
+  const y = scale(padded(near ? [part.teacher_loss, ...shown] : shown), [area.bottom, area.top]);
   yAxis(area, y, "validation loss, nats a token");
   xAxis(area, x, "tokens trained on", rungs, compact);
   teacherLine(area, y, part);
-  const inside = clipped(area), found = [];
+  const inside = clipped(area), found = [], names = [];
   for (const model of models) {
     const kind = kindOf(model, part), curve = curveOf(model), [end, lowest] = curve[curve.length - 1];
     const made = mark(inside, kind, `${nameOf(model, part)}\nloss ${loss(lowest)} after ${compact(end)} tokens`, model.key);
     const places = curve.map(([tokens, value]) => [x(tokens), y(value)]);
     made.append(node("path", { d: path(places), class: "line" }), symbol(kind, ...places[places.length - 1]));
+    if (named && model.final && lowest <= y.domain[1]) names.push({ y: places[places.length - 1][1], words: roleOf(model, part), kind });
     curve.forEach(([tokens, value], place) => {
       if (value <= y.domain[1]) found.push({ x: places[place][0], y: places[place][1], mark: made, words: `${nameOf(model, part)}\n${loss(value)} after ${compact(tokens)} tokens` });
     });
   }
+  apart(names, 14).forEach((one) => text(area.drawing, area.right + 10, one.y + 4, one.words, { class: `strong kind-${one.kind}` }));
   interactive(area, found);
+}
+
+// Labels {y}, moved so far that none touches the next.
+function apart(labels, room) {
+  const sorted = [...labels].sort((a, b) => a.y - b.y);
+  for (let place = 1; place < sorted.length; place++) sorted[place].y = Math.max(sorted[place].y, sorted[place - 1].y + room);
+  const over = sorted.length ? sorted[sorted.length - 1].y - Math.max(...labels.map((one) => one.y)) : 0;
+  return sorted.map((one) => ({ ...one, y: one.y - over / 2 }));
 }
 
 // The points of `models` that no other beats in both cost and loss, fewest first.
@@ -129,18 +149,17 @@ function drawSizes(holder, part, redraw) {
   const known = Object.keys(COSTS).filter((name) => part.models.some((one) => one[name] !== null));
   const models = part.models.filter((one) => one[cost] !== null && lastLoss(one) !== null).reverse();
   const losses = models.flatMap((one) => [one.screen, one.trial && one.trial.loss, one.final && one.final.loss]).filter((one) => one !== null);
-  const top = holder.dataset.whole ? Math.max(...losses) : focus(losses);
   const chooser = html("select", { "aria-label": "what the horizontal axis shows" });
   for (const name of known) chooser.append(html("option", { value: name, ...(name === cost ? { selected: "" } : {}) }, COSTS[name][0]));
   chooser.addEventListener("change", () => { holder.dataset.cost = chooser.value; redraw(); });
-  tools(holder, new Set(models.map((one) => kindOf(one, part))), ...zoomButton(holder, models.filter((one) => lastLoss(one) > top).length, redraw), chooser);
-  const area = frame(holder, 420, { left: 52, right: 16, top: 28, bottom: 44 });
+  tools(holder, new Set(models.map((one) => kindOf(one, part))), chooser);
+  const area = frame(holder, 420, { left: 52, right: 20, top: 28, bottom: 44 });
   const x = scale(padded(models.map((one) => one[cost])), [area.left, area.right]);
-  const y = scale(padded([part.teacher_loss, ...losses.filter((one) => one <= top)]), [area.bottom, area.top]);
-  yAxis(area, y, "validation loss, nats a token");
+  const y = excessScale(losses, part.teacher_loss, [area.bottom, area.top]);
+  yAxis(area, y);
   xAxis(area, x, COSTS[cost][0], null, COSTS[cost][1]);
-  teacherLine(area, y, part);
-  const inside = clipped(area), found = [];
+  const inside = node("g"), found = [];
+  area.drawing.append(inside);
   const screened = models.filter((one) => one.screen !== null).map((one) => [one[cost], one.screen]);
   const stage = models.some((one) => one.final && one.final.state === "complete") ? "final" : "trial";
   const ended = models.filter((one) => one[stage] && one[stage].state === "complete").map((one) => [one[cost], one[stage].loss]);
@@ -155,7 +174,7 @@ function drawSizes(holder, part, redraw) {
     if (steps.length > 1) made.append(node("line", { x1: at, y1: heights[0], x2: at, y2: heights[heights.length - 1], class: "joint" }));
     steps.forEach(([name, value], place) => {
       made.append(place === steps.length - 1 ? symbol(kind, at, heights[place]) : node("circle", { cx: at, cy: heights[place], r: 2.5, class: "ring" }));
-      if (value <= y.domain[1]) found.push({ x: at, y: heights[place], mark: made, words });
+      found.push({ x: at, y: heights[place], mark: made, words });
     });
   }
   interactive(area, found);
@@ -164,7 +183,7 @@ function drawSizes(holder, part, redraw) {
   for (const [name, words, points] of lines) {
     if (frontOf(points).length < 2) continue;
     const swatch = node("svg", { viewBox: "0 0 22 12", "aria-hidden": "true" }, node("path", { d: "M1 3H11V9H21", class: `front ${name}` }));
-    key.insertBefore(html("span", { class: "swatch" }, swatch, words), chooser.previousElementSibling && chooser.previousElementSibling.tagName === "BUTTON" ? chooser.previousElementSibling : chooser);
+    key.insertBefore(html("span", { class: "swatch" }, swatch, words), chooser);
   }
 }
 
@@ -183,8 +202,9 @@ function drawOverview(holder) {
   holder.append(bar);
   const area = frame(holder, 400, { left: 52, right: 16, top: 28, bottom: 44 });
   const x = scale(padded(all.map((one) => one.model.parameters)), [area.left, area.right]);
-  const y = scale(padded(all.map((one) => lastLoss(one.model))), [area.bottom, area.top]);
-  yAxis(area, y, "validation loss, nats a token");
+  const one = PAGE.parts.every((part) => part.teacher_loss === PAGE.parts[0].teacher_loss), losses = all.map((point) => lastLoss(point.model));
+  const y = one ? excessScale(losses, PAGE.parts[0].teacher_loss, [area.bottom, area.top]) : scale(padded(losses), [area.bottom, area.top]);
+  yAxis(area, y, one ? undefined : "validation loss, nats a token");
   xAxis(area, x, "parameters", null, compact);
   const found = all.map(({ part, place, model }) => {
     const value = lastLoss(model), words = `${part.name}\n${nameOf(model, part)}\n${count(model.parameters)} parameters\nloss ${loss(value)}`;
@@ -196,18 +216,18 @@ function drawOverview(holder) {
 }
 
 function drawParallel(holder, part) {
-  const models = part.models.filter((one) => lastLoss(one) !== null).reverse();
+  const models = part.models.filter((one) => lastLoss(one) !== null).reverse(), wide = holder.clientWidth > 560;
   const after = (one) => (one.final && one.final.loss !== null ? one.final.loss : one.trial ? one.trial.loss : null);
   const axes = [["layers", (one) => one.depth], ["width", (one) => one.hidden], ["heads", (one) => one.heads], ["MLP", (one) => one.mlp]];
-  if (models.some((one) => one.screen !== null)) axes.push(["loss before", (one) => one.screen, true]);
-  if (models.some((one) => after(one) !== null)) axes.push(["loss after", after, true]);
+  if (models.some((one) => one.screen !== null)) axes.push([`${wide ? "loss " : ""}before`, (one) => one.screen, true]);
+  if (models.some((one) => after(one) !== null)) axes.push([`${wide ? "loss " : ""}after`, after, true]);
   tools(holder, new Set(models.map((one) => kindOf(one, part))));
   const area = frame(holder, 360, { left: 34, right: 44, top: 34, bottom: 22 });
   area.drawing.classList.add("parallel");
   const columns = axes.map(([name, value, down], place) => {
     const values = models.map(value).filter((one) => one !== null), at = area.left + (place / (axes.length - 1)) * (area.right - area.left);
-    const range = [Math.min(...values), Math.max(...values)];
-    return { name, value, at, values, down, y: scale(range, down ? [area.top, area.bottom] : [area.bottom, area.top]) };
+    const y = down ? excessScale(values, part.teacher_loss, [area.top, area.bottom]) : scale([Math.min(...values), Math.max(...values)], [area.bottom, area.top]);
+    return { name, value, at, values, down, y };
   });
   const inside = node("g"), found = [];
   area.drawing.append(inside);
@@ -224,7 +244,8 @@ function drawParallel(holder, part) {
     line(area.drawing, at, area.top, at, area.bottom, "axisline");
     text(area.drawing, at, 14, name, { "text-anchor": "middle", class: "strong" });
     const distinct = [...new Set(values)].sort((a, b) => a - b), shown = distinct.length <= 9 && !down ? distinct : ticks(y.domain, 5);
-    for (const value of shown) text(area.drawing, at + 5, y(value) + 4, down ? value.toFixed(digits(shown)) : compactSize(value), { class: "value" });
+    const marks = y.marks || shown.map((one) => [one, down ? one.toFixed(digits(shown)) : compactSize(one)]);
+    for (const [value, words] of marks) text(area.drawing, at + 5, y(value) + 4, words, { class: "value halo" });
   }
   interactive(area, found);
 }
@@ -234,7 +255,7 @@ const compactSize = (value) => (value < 10000 ? String(Math.round(value * 10) / 
 function drawScreening(holder, part) {
   const tried = part.models.filter((one) => one.screen !== null && one.trial && one.trial.loss !== null).reverse();
   if (!tried.length) return holder.append(html("p", { class: "missing" }, "No screened architecture has reached a rung yet."));
-  const x0 = padded(tried.map((one) => one.screen), 0.15), rest = part.models.filter((one) => one.screen !== null && !one.trial);
+  const x0 = padded(tried.map((one) => one.screen), 0.3), rest = part.models.filter((one) => one.screen !== null && !one.trial);
   tools(holder, new Set(tried.map((one) => kindOf(one, part))));
   const area = frame(holder, 340, { left: 52, right: 16, top: 28, bottom: 44 });
   const x = scale(x0, [area.left, area.right]), y = scale(padded(tried.map((one) => one.trial.loss), 0.12), [area.bottom, area.top]);
@@ -255,7 +276,8 @@ function drawScreening(holder, part) {
   }
   interactive(area, found);
   const beyond = rest.filter((one) => one.screen > x0[1]).length;
-  if (rest.length) holder.append(html("p", { class: "about" }, `${rest.length} architectures were screened and not tried: the strokes at the foot${beyond ? `, and ${beyond} with higher losses than this chart shows` : ""}.`));
+  const foot = rest.length - beyond, where = [foot ? `${foot} of them are strokes at the foot` : "", beyond ? `${beyond} lie to the right of this chart` : ""];
+  if (rest.length) holder.append(html("p", { class: "about" }, `${rest.length} architectures were screened and not tried: ${where.filter(Boolean).join(", ")}.`));
 }
 
 // The layers that a winner without named layers lost: those with the lowest scores.
@@ -338,8 +360,9 @@ function drawShares(holder) {
   yAxis(area, y, "% of the square");
   area.drawing.append(node("g", { class: "kind-trial" }, node("path", { d: path(points.map(([width, share]) => [x(width), y(100 * share)])), class: "line" })));
   const part = PAGE.parts[0], own = part.winner && part.models.find((one) => one.key === part.winner.key);
+  const nearest = own && points.map((one) => one[0]).reduce((a, b) => (Math.abs(b - own.hidden) < Math.abs(a - own.hidden) ? b : a));
   const found = points.map(([width, share]) => {
-    const chosen = own && own.hidden === width, words = `width ${width} keeps ${(100 * share).toFixed(2)} %${chosen ? "\nthe winner's width" : ""}`;
+    const chosen = width === nearest, words = `width ${width} keeps ${(100 * share).toFixed(2)} %${chosen ? `\nthe winner has ${own.hidden}` : ""}`;
     const made = mark(area.drawing, chosen ? "winner" : "trial", words);
     made.append(node("circle", { cx: x(width), cy: y(100 * share), r: chosen ? 6 : 2, class: "dot" }));
     return { x: x(width), y: y(100 * share), mark: made, words };
@@ -371,7 +394,11 @@ function drawIntervals(table) {
   const all = cells.map((cell) => cell.dataset.interval.split(" ").map(Number));
   const sizes = all.map((one) => Math.abs(one[0])).sort((a, b) => a - b), middle = sizes[Math.floor((sizes.length - 1) / 2)];
   const near = all.filter((one) => Math.abs(one[0]) <= Math.max(4 * middle, sizes[0] * 4));
-  const x = scale(padded([0, ...near.flat()], 0.08), [4, 216]);
+  const x = scale(padded([0, ...near.flat()], 0.04), [26, 194]), foot = table.querySelector("th.interval");
+  const named = node("svg", { viewBox: "0 0 220 14", height: 14, width: 220, "aria-hidden": "true" });
+  text(named, x(0), 11, "0", { "text-anchor": "middle" });
+  text(named, 216, 11, "worse →", { "text-anchor": "end" });
+  foot.replaceChildren(named);
   cells.forEach((cell, place) => {
     const [mean, low, high] = all[place], row = cell.parentElement, outside = mean > x.domain[1] ? 1 : mean < x.domain[0] ? -1 : 0;
     const kind = row.classList.contains("teacher") ? "stopped" : low > 0 || high < 0 ? "finalist" : "winner";

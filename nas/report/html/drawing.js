@@ -60,9 +60,10 @@ function ticks([low, high], wanted) {
   return found;
 }
 
+// The fewest decimals that show all of `values` as they are, at most four.
 function digits(values) {
-  const step = values.length > 1 ? Math.abs(values[1] - values[0]) : Math.abs(values[0]) || 1;
-  return Math.max(0, Math.min(4, Math.ceil(-Math.log10(step) + 0.0001 + (String(step).includes("25") ? 1 : 0))));
+  const exact = (places) => values.every((one) => Math.abs(one * 10 ** places - Math.round(one * 10 ** places)) < 1e-6);
+  return [0, 1, 2, 3].find(exact) ?? 4;
 }
 
 // An empty drawing as wide as its holder. Margins are in pixels.
@@ -71,6 +72,27 @@ function frame(holder, height, margin) {
   const drawing = node("svg", { viewBox: `0 0 ${width} ${height}`, height, "aria-hidden": "false" });
   holder.append(drawing);
   return { holder, drawing, width, height, left: margin.left, right: width - margin.right, top: margin.top, bottom: height - margin.bottom };
+}
+
+// The axis of losses above the teacher's, spaced by their logarithm, so that close ones can be told apart and far ones
+// are there. Where a loss is not above the teacher's, the axis has plain losses instead.
+function excessScale(losses, teacher, range) {
+  const least = Math.min(...losses) - teacher, most = Math.max(...losses) - teacher;
+  if (!(least > 0)) return Object.assign(scale(padded(losses), range), { title: "validation loss, nats a token", marks: null });
+  const [low, high] = [least / 1.08, Math.max(most, least * 1.5) * 1.08], inner = logScale([low, high], range);
+  const place = (value) => inner(value - teacher);
+  place.domain = [teacher + low, teacher + high];
+  place.title = `validation loss above the teacher's ${loss(teacher)}, nats a token`;
+  place.marks = steps(low, high).map((step) => [teacher + step, `+${Number(step.toPrecision(3))}`]);
+  return place;
+}
+
+// The values 1, 2 and 5 times a power of ten between two numbers, and more where these are too few.
+function steps(low, high) {
+  const found = [], factors = high / low > 12 ? [1, 2, 5] : high / low > 4 ? [1, 1.5, 2, 3, 5, 7] : [1, 1.2, 1.4, 1.6, 1.8, 2, 2.5, 3, 3.5, 4, 5, 6, 7, 8, 9];
+  for (let power = Math.floor(Math.log10(low)); 10 ** power <= high; power++)
+    for (const factor of factors) if (factor * 10 ** power >= low && factor * 10 ** power <= high) found.push(factor * 10 ** power);
+  return found;
 }
 
 function line(at, x1, y1, x2, y2, name) {
@@ -84,11 +106,11 @@ function text(at, x, y, words, attributes = {}) {
 // The axis at the left: grid lines and values; the name stands above it, where it can be read.
 function yAxis(area, y, name, show) {
   const found = ticks(y.domain, Math.max(2, (area.bottom - area.top) / 52)), places = digits(found);
-  for (const value of found) {
+  for (const [value, words] of y.marks || found.map((one) => [one, show ? show(one) : one.toFixed(places)])) {
     line(area.drawing, area.left, y(value), area.right, y(value), "gridline");
-    text(area.drawing, area.left - 7, y(value) + 4, show ? show(value) : value.toFixed(places), { "text-anchor": "end" });
+    text(area.drawing, area.left - 7, y(value) + 4, words, { "text-anchor": "end" });
   }
-  if (name) text(area.drawing, 0, area.top - 10, name);
+  text(area.drawing, 0, area.top - 10, name || y.title);
 }
 
 // The axis at the foot. Values that would touch their neighbour are left out.
@@ -98,7 +120,7 @@ function xAxis(area, x, name, values, show) {
   let last = -Infinity;
   for (const value of found) {
     const words = show ? show(value) : value.toFixed(digits(found)), half = words.length * 3.4;
-    if (x(value) - half < last + 6) continue;
+    if (x(value) - half < last + 6 || x(value) > area.right + 1) continue;
     last = x(value) + half;
     line(area.drawing, x(value), area.bottom, x(value), area.bottom + 4, "axisline");
     text(area.drawing, x(value), area.bottom + 18, words, { "text-anchor": "middle" });
