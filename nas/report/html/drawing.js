@@ -176,7 +176,7 @@ function interactive(area, points) {
     let best = null, least = NEAR;
     for (const point of points) {
       const far = Math.hypot(point.x - x, point.y - y);
-      if (far < least) [best, least] = [point, far];
+      if (far <= least) [best, least] = [point, far]; // of equal ones the last, which is drawn on top
     }
     return best;
   };
