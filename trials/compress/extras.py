@@ -9,7 +9,8 @@ from typing import Any
 from search_spaces.errors import InputError
 
 SCHEMES = {"int8": "bitsandbytes", "nf4": "bitsandbytes", "int8wo": "torchao"}  # the package of a quantization
-EXTRAS = {"peft": "lora", "bitsandbytes": "quant", "torchao": "quant"}  # of pyproject.toml, by package
+BY_EXTRA = {"lora": ("peft",), "quant": ("bitsandbytes", "torchao"), "onnx": ("onnx", "onnxruntime")}
+EXTRAS = {package: extra for extra, packages in BY_EXTRA.items() for package in packages}  # of pyproject.toml
 
 
 def packages_for(axes: Mapping[str, Sequence[Any]]) -> Iterator[tuple[str, str]]:
