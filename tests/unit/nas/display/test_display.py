@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from pathlib import Path
 
 import pytest
@@ -64,6 +65,17 @@ def events(plan: Plan) -> list[tuple[Event, str]]:
         (ModelEvaluated("teacher", [reading]), "1/2 done] teacher: unseen ppl 12.50"),
         (ModelEvaluated("winner", problem="out of memory"), "winner could not be evaluated: out of memory"),
     ]
+
+
+def test_one_clock_counts_through_all_stages(plan: Plan) -> None:
+    text = io.StringIO()
+    display = Display(Console(file=text, width=200))
+    for place, (event, _) in enumerate(events(plan)):
+        display.clock.started -= 60
+        start = text.tell()
+        display(event)
+        if found := re.match(r"\[(\d+):\d\d", text.getvalue()[start:]):
+            assert int(found[1]) == place + 1
 
 
 def test_every_event_prints_its_line(plan: Plan) -> None:
