@@ -114,11 +114,9 @@ def listeners(console: Console) -> tuple[Announcer, MlflowListener]:
 def _print_result(outcomes: Sequence[Outcome], console: Console, mlflow: MlflowListener) -> None:
     from nas.report.terminal import print_result
     from nas.tables.writer import print_table
-    from nas.tracking.tracker import tracking_uri, ui_lines
 
-    output = outcomes[0].plan.output
     print_table(outcomes, console)
-    print_result(outcomes, console, ui_lines(tracking_uri(output), mlflow.experiment_id))
+    print_result(outcomes, console, mlflow.ui_lines)
 
 
 def _dry_run(settings: SearchSettings, console: Console, as_json: bool) -> int:

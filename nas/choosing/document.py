@@ -13,6 +13,7 @@ from nas.choosing.generality import Excess, excesses
 from nas.choosing.outcome import Chosen, Outcome
 from nas.choosing.selection import counts, front_values
 from nas.study.records import text_losses
+from trials.export.loads_in import loads_in
 
 
 def document(outcomes: Sequence[Outcome]) -> dict[str, Any]:
@@ -25,6 +26,9 @@ def document(outcomes: Sequence[Outcome]) -> dict[str, Any]:
 def _document(outcome: Outcome) -> dict[str, Any]:
     plan, preparation, comparison = outcome.plan, outcome.preparation, outcome.comparison
     budget = plan.target.budget
+    stock = None
+    if outcome.stock and outcome.stock_path:
+        stock = _described(outcome, outcome.stock, outcome.stock_path)
     return {
         "study": plan.study,
         "model": plan.settings.model,
@@ -39,8 +43,8 @@ def _document(outcome: Outcome) -> dict[str, Any]:
             "val_loss": preparation.teacher_loss,
             **_losses(dict(preparation.teacher_losses)),
         },
-        "best": _described(outcome.winner, outcome.winner_path),
-        "best_stock": _described(outcome.stock, outcome.stock_path) if outcome.stock and outcome.stock_path else None,
+        "best": _described(outcome, outcome.winner, outcome.winner_path),
+        "best_stock": stock,
         "screened": len(outcome.screened),
         "trials": counts(outcome.records),
         **({"front": front_values(outcome.records, plan.objectives)} if len(plan.objectives) > 1 else {}),
@@ -52,7 +56,7 @@ def _document(outcome: Outcome) -> dict[str, Any]:
     }
 
 
-def _described(chosen: Chosen, path: Path) -> dict[str, Any]:
+def _described(outcome: Outcome, chosen: Chosen, path: Path) -> dict[str, Any]:
     return {
         "architecture": chosen.record.architecture.to_dict(),
         "params": chosen.record.parameters,
@@ -60,6 +64,7 @@ def _described(chosen: Chosen, path: Path) -> dict[str, Any]:
         **_losses(text_losses(chosen.record)),
         "tokens": chosen.tokens + chosen.final_tokens,
         "stock": chosen.record.stock,
+        "loads_in": loads_in(outcome.plan.target.shape, chosen.record.architecture).to_dict(),
         "path": str(path),
     }
 
@@ -75,6 +80,7 @@ def _row(row: ComparisonRow) -> dict[str, Any]:
         "params": row.parameters,
         "share": row.share,
         "stock": row.stock,
+        **({"loads_in": row.loads_in} if row.loads_in else {}),
         "tokens": row.tokens,
         "val_loss": row.val_loss,
         **_losses(dict(row.losses)),

@@ -117,8 +117,10 @@ def _limits(plan: Plan) -> list[tuple[str, str]]:
     memory, latency = plan.settings.max_memory, plan.settings.max_latency_ms
     limits = [f"{memory:,} bytes of bfloat16 weights and cache"] if memory is not None else []
     limits += [f"{latency:g} ms for a generated token, measured before the first trial"] if latency is not None else []
+    asked = {"loads in": plan.settings.loads_in, "quantises to": plan.settings.quantises_to}
+    only = [(what, f"only students that fit {names}") for what, names in asked.items() if names is not None]
     weighed = [("objectives", ", ".join(plan.objectives))] if len(plan.objectives) > 1 else []
-    return [*([("limits", "at most " + ", ".join(limits))] if limits else []), *weighed]
+    return [*([("limits", "at most " + ", ".join(limits))] if limits else []), *only, *weighed]
 
 
 def _screening(plan: Plan) -> list[tuple[str, str]]:

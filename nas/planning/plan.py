@@ -19,11 +19,13 @@ from search_spaces.allocation import NeuronValues
 from search_spaces.architecture import Architecture
 from search_spaces.budget import Budget, check_budgets, parse_budgets, unit_of
 from search_spaces.errors import InputError
-from search_spaces.files import check_space, load_space, needs_package
+from search_spaces.files import check_space, compressions_in, load_space
+from search_spaces.requirements import narrowed
 from search_spaces.shape import ModelShape
 from search_spaces.space import SearchSpace
 from search_spaces.stored_size import fits, memory_bytes, size_in
-from trials.compress.extras import EXTRAS, PACKAGES, check_installed
+from trials.compress.extras import check_installed, packages_for
+from trials.export.loads_in import parse_formats, parse_programs, requirements
 from trials.recipe import VERSION, Recipe
 from trials.storage.cache import digest
 from trials.teacher.source import read_shape, resolve_model
@@ -196,23 +198,23 @@ def resolve_target(settings: SearchSettings) -> Target:
     """
     check_sources([*_sources(settings), *(one for _, one in parse_validation(settings.validation))])
     parse_objectives(settings.objectives)
+    programs, formats = parse_programs(settings.loads_in), parse_formats(settings.quantises_to)
     if parse_tests(settings.test) and not settings.finalists:
         raise InputError("--test: needs a final stage, and --finalists 0 has none; give --finalists 1 or more")
     if settings.tokens_per_trial == 0 and settings.finalists and not settings.final_tokens:
         rule = "finalists train on as many tokens as a trial has"
         raise InputError(f"--tokens-per-trial 0: {rule}; give --final-tokens, or --finalists 0")
     if settings.table == "stack":
-        for package in EXTRAS:
+        for package in ("bitsandbytes", "peft"):
             check_installed(package, "--table stack")
-    for axis, package in PACKAGES.items():
-        if needs_package(settings.space, axis):
-            check_installed(package, f"space {settings.space}: key {axis!r}")
+    for axis, package in packages_for(compressions_in(settings.space)):
+        check_installed(package, f"space {settings.space}: key {axis!r}")
     check_budgets(settings.budget)
     _check_output(settings.output)
     check_space(settings.space)
     folder = resolve_model(settings.model)
     shape = read_shape(folder)
-    space = load_space(settings.space, shape)
+    space = narrowed(load_space(settings.space, shape), requirements(shape, programs, formats))
     unit = unit_of(settings.budget)
     counts, teacher = space.counts_in(unit), size_in(unit, shape, shape.full)
     budgets = parse_budgets(settings.budget, teacher, counts, settings.tolerance)
@@ -284,7 +286,11 @@ def identity(settings: SearchSettings, target: Target, recipe: Recipe) -> dict[s
         bands = {"minimum": target.budget.minimum, "maximum": target.budget.maximum}
     space = target.space.to_dict()
     stock = {"stock_only": target.space.stock_only, "scheduler": settings.scheduler}
-    further = {"max_memory": settings.max_memory, "max_latency_ms": settings.max_latency_ms}
+    further: dict[str, Any] = {"max_memory": settings.max_memory, "max_latency_ms": settings.max_latency_ms}
+    further |= {
+        "loads_in": sorted(parse_programs(settings.loads_in)) or None,
+        "quantises_to": sorted(parse_formats(settings.quantises_to)) or None,
+    }
     limits = {name: value for name, value in further.items() if value is not None}
     objectives = parse_objectives(settings.objectives)
     weighed = {"objectives": list(objectives)} if len(objectives) > 1 else {}

@@ -75,6 +75,16 @@ class SearchSettings(BaseModel):
         "loss", description="loss, or loss with any of params, bytes, memory, latency for a Pareto front"
     )
     space: str = Field("default", description=f"the search space: {', '.join(PRESETS)}, or a YAML file")
+    loads_in: str | None = Field(
+        None,
+        description="only students that load without our code in all of these, separated by commas: transformers, "
+        "vllm, llama.cpp",
+    )
+    quantises_to: str | None = Field(
+        None,
+        description="only students whose sizes fit all of these, separated by commas: bf16, q8_0, q4_0, q4_k, int4, "
+        "int4-64, nf4, ...",
+    )
     sampler: Literal["screen", "tpe", "gp", "nsga2", "random", "exhaustive"] = Field(
         "screen", description="what proposes candidates; screen measures all before retraining and takes the best first"
     )
@@ -170,7 +180,18 @@ Exit codes: 0 done, 2 wrong input, 3 nothing feasible finished, 130 interrupted.
 
 
 GROUPS = {
-    "what to search": ("budget", "model", "tolerance", "space", "max_memory", "max_latency_ms", "objectives", "table"),
+    "what to search": (
+        "budget",
+        "model",
+        "tolerance",
+        "space",
+        "loads_in",
+        "quantises_to",
+        "max_memory",
+        "max_latency_ms",
+        "objectives",
+        "table",
+    ),
     "text": ("corpus", "validation", "test", "test_tokens", "test_dtype"),
     "candidates": ("sampler", "screened", "scheduler", "trials", "finalists", "baselines", "seed"),
     "training": (

@@ -19,7 +19,8 @@ from trials.evaluate.perplexity import NON_OVERLAPPING
 from trials.evaluate.reading import Reading
 
 RIGHT = ("parameters", "share", "tokens", "val loss")
-MINUS_WINNER = "minus winner [95 %]"
+MINUS_WINNER, LOADS_IN = "minus winner [95 %]", "loads in"
+WORDS = ("", "architecture", LOADS_IN)
 NEAR = 0.05  # nats; up to here the axis of the plot is linear
 
 
@@ -28,9 +29,8 @@ def comparison_table(comparison: Comparison) -> Table:
     table = Table(title="final comparison", header_style="bold", box=None, pad_edge=False, collapse_padding=True)
     table.title_justify = table.caption_justify = "left"
     texts = _texts(comparison)
-    for heading in ("", "architecture", *RIGHT, *texts, MINUS_WINNER):
-        words = heading in ("", "architecture")
-        table.add_column(heading, justify="left" if words else "right", no_wrap=heading != "")
+    for heading in ("", "architecture", *RIGHT, *texts, MINUS_WINNER, LOADS_IN):
+        table.add_column(heading, justify="left" if heading in WORDS else "right", no_wrap=heading != "")
     for row in comparison.rows:
         style = "bold green" if WINNER in row.roles else "dim" if row.val_loss is None else ""
         table.add_row(*(Text(cell) for cell in _cells(row, texts)), style=style)
@@ -42,7 +42,7 @@ def comparison_table(comparison: Comparison) -> Table:
 def comparison_markdown(comparison: Comparison) -> str:
     """The final comparison as a Markdown table, ending in a newline."""
     texts = _texts(comparison)
-    headings = ["model", "architecture", *RIGHT, *texts, MINUS_WINNER]
+    headings = ["model", "architecture", *RIGHT, *texts, MINUS_WINNER, LOADS_IN]
     return markdown(headings, [_cells(row, texts) for row in comparison.rows])
 
 
@@ -83,8 +83,8 @@ def on_test_notes(comparison: Comparison) -> list[str]:
 
 
 def markdown(headings: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    """A Markdown table, ending in a newline. The first two columns are words, the others numbers."""
-    rules = [":---", ":---", *["---:"] * (len(headings) - 2)]
+    """A Markdown table, ending in a newline. The first two columns are words, as `LOADS_IN` is, the others numbers."""
+    rules = [":---", ":---", *(":---" if one == LOADS_IN else "---:" for one in headings[2:])]
     return "".join(f"| {' | '.join(line)} |\n" for line in [headings, rules, *lines])
 
 
@@ -105,14 +105,16 @@ def comparison_csv(comparison: Comparison) -> str:
     writer = csv.writer(text, lineterminator="\n")
     fixed = ["roles", "architecture", "parameters", "share", "stock", "tokens", "val_loss"]
     writer.writerow(
-        [*fixed, *(f"val_loss/{name}" for name in texts), "minus_winner", "low", "high", *tests, "reason"],
+        [*fixed, *(f"val_loss/{name}" for name in texts), "minus_winner", "low", "high", "loads_in", *tests, "reason"],
     )
     for row in comparison.rows:
         known = (", ".join(row.roles), row.architecture, row.parameters, row.share, row.stock, row.tokens, row.val_loss)
         interval = (row.difference.mean, row.difference.low, row.difference.high) if row.difference else ("", "", "")
         losses = (row.losses.get(name, "") for name in texts)
         readings = [str(one.value) for one in row.test] or [""] * len(tests)
-        writer.writerow([*("" if one is None else one for one in known), *losses, *interval, *readings, row.reason])
+        writer.writerow(
+            [*("" if one is None else one for one in known), *losses, *interval, row.loads_in, *readings, row.reason]
+        )
     return text.getvalue()
 
 
@@ -155,4 +157,5 @@ def _cells(row: ComparisonRow, texts: Sequence[str]) -> list[str]:
         loss,
         *(f"{row.losses[name]:.4f}" if name in row.losses else "" for name in texts),
         str(row.difference) if row.difference else "",
+        row.loads_in,
     ]

@@ -55,7 +55,7 @@ def recalled(plan: Plan, study: SearchStudy, record: FinalRecord) -> FinalRecord
     known = study.recall(_label(record))
     if known is None:
         return record
-    found = replace(FinalRecord.from_dict(known), roles=record.roles)
+    found = replace(FinalRecord.from_dict(known), roles=record.roles, loads_in=record.loads_in)
     if found.ended is None or (found.state == "COMPLETE" and final_windows(plan, found) is None):
         return replace(record, started=found.started)
     return found

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import math
 import uuid
+import warnings
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import optuna
-from optuna.exceptions import StorageInternalError
+from optuna.exceptions import ExperimentalWarning, StorageInternalError
 from optuna.samplers import BaseSampler
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, Trial, TrialState
@@ -42,6 +43,7 @@ from search_spaces.errors import InputError, one_line
 from search_spaces.space import SearchSpace
 from search_spaces.stored_size import memory_bytes, stored_bytes
 
+VALUE = "val_loss"  # what Optuna's pages and tables call the value of a trial
 CODE_VERSION = "code_version"  # of `nas.planning.plan.identity`: users cannot give its old value
 
 
@@ -139,8 +141,10 @@ class SearchStudy:
     def keep(self, quantity: str, key: str, value: float | None) -> None:
         """Keep the measured ``quantity`` of the architecture ``key``. A value that is not finite is kept as None."""
         finite = value if value is not None and math.isfinite(value) else None
-        self.remember(f"{quantity}/{key}", finite)
-        self._measured[quantity][key] = finite
+        known = self._measured[quantity]
+        known[key] = finite
+        group = _group(key)
+        self.remember(f"{quantity} {group}", {one: found for one, found in known.items() if _group(one) == group})
         self.sampler.forget_order()
         self._ended.clear()
 
@@ -319,9 +323,14 @@ def _open(url: str, name: str, sampler: BaseSampler) -> optuna.Study:
     try:
         with opening(url):
             storage: BaseStorage = optuna.storages.get_storage(url)
-            return optuna.create_study(
+            study = optuna.create_study(
                 storage=storage, study_name=name, direction="minimize", sampler=sampler, load_if_exists=True
             )
+            if study.metric_names is None:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore", ExperimentalWarning)
+                    study.set_metric_names([VALUE])
+            return study
     except RuntimeError as error:
         if "version" not in str(error):
             raise
@@ -334,3 +343,12 @@ def _open(url: str, name: str, sampler: BaseSampler) -> optuna.Study:
             f"storage {url!r}: cannot be opened ({one_line(error, 200)}); "
             "give an Optuna URL such as sqlite:////folder/studies.db or postgresql://host/database"
         ) from error
+
+
+def _group(key: str) -> str:
+    """The part of an architecture's ``key`` that names its depth. Values are kept together by it.
+
+    One attribute for each architecture would bury the others in Optuna's dashboard. A single one for all would be
+    written anew for each of thousands.
+    """
+    return key.partition("-")[0]

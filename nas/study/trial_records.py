@@ -12,6 +12,7 @@ from nas.study.sampler import INTERRUPTED
 from search_spaces.architecture import Architecture
 from search_spaces.shape import ModelShape
 from search_spaces.stored_size import memory_bytes, stored_bytes
+from trials.export.loads_in import loads_in
 
 # Quantities that are measured before the first trial: losses before retraining, and milliseconds per generated token.
 # Architectures that differ only in the layers that they name, or in their zeros, take the same time. Their latency has
@@ -25,8 +26,12 @@ RETRY, AFTER, ARCHITECTURE = "retry", "after", "architecture"
 
 def measured_in(attributes: Mapping[str, Any], quantity: str) -> dict[str, float | None]:
     """The values of a ``quantity`` in the user attributes of a study, by the architecture's key; None if it failed."""
-    start = f"{quantity}/"
-    return {name.removeprefix(start): attributes[name] for name in attributes if name.startswith(start)}
+    start = f"{quantity}/"  # as earlier versions kept each value
+    found = {name.removeprefix(start): attributes[name] for name in attributes if name.startswith(start)}
+    for name in attributes:
+        if name.startswith(f"{quantity} "):
+            found |= attributes[name]
+    return found
 
 
 def queued_again(trials: Iterable[FrozenTrial]) -> set[int]:
@@ -60,6 +65,7 @@ def record_of(
         architecture=architecture,
         parameters=shape.parameters(architecture),
         stock=shape.is_stock(architecture),
+        loads_in=str(loads_in(shape, architecture)),
         state=trial.state.name,
         reason=trial.user_attrs.get("failure", trial.user_attrs.get("reason")),
         val_loss=trial.value if complete else None,

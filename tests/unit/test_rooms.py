@@ -28,6 +28,7 @@ ROOMS = {
         "distill",
         "evaluate",
         "export",
+        "export/gguf",
     ),
     "nas": (
         "study",
@@ -74,9 +75,8 @@ def imported(file: Path) -> set[str]:
 def room_imported(name: str) -> str | None:
     """The room that holds the dotted ``name``, a module or a name in a module; None for a library."""
     parts = name.split(".")
-    if parts[0] not in ROOMS:
-        return None
-    return max((room for room in ORDER if room.split("/") == parts[: room.count("/") + 1]), key=len)
+    rooms = ["/".join(parts[:length]) for length in range(len(parts), 0, -1)]
+    return next((room for room in rooms if room in ORDER), None)
 
 
 def climbs(file: Path) -> list[str]:
@@ -125,6 +125,7 @@ def test_the_init_of_a_room_says_what_the_room_is_for_and_nothing_else(room: str
         ("nas.running.client", "torch"),
         ("nas.search", "torch"),
         ("nas.evaluate", "torch"),
+        ("nas.export", "torch"),
     ],
 )
 def test_a_command_imports_what_takes_seconds_only_when_its_flags_are_right(module: str, late: str) -> None:

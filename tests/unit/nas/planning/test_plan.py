@@ -13,6 +13,7 @@ from nas.planning.plan import Plan, make_plan, resolve_target, trial_bytes
 from nas.planning.settings import load_settings
 from nas.stages.prepare import target_helpers
 from search_spaces.errors import InputError
+from trials.export.loads_in import LLAMA_CPP, loads_in
 from trials.text.mixture import GENERAL
 
 LAPTOP = Machine(cpus=2, gpus=0.0, memory=20 * 2**30, node_cpus=2)
@@ -222,11 +223,29 @@ def test_a_limit_of_memory_leaves_what_fits_and_names_the_least_where_nothing_do
         make(tiny_teacher_folder, max_memory="much")
 
 
+def test_only_what_loads_and_quantises_is_planned_baselines_included(tiny_teacher_folder: Path) -> None:
+    whole = make(tiny_teacher_folder, tolerance=0.5, quantises_to="bf16")
+    plan = make(tiny_teacher_folder, tolerance=0.5, loads_in="llama.cpp", quantises_to="bf16")
+    assert set(plan.target.feasible) == {
+        one for one in whole.target.feasible if LLAMA_CPP in loads_in(whole.target.shape, one).programs
+    }
+    assert 0 < len(plan.target.feasible) < len(whole.target.feasible)
+    every = {*plan.target.feasible, *plan.baselines.values()}
+    assert all("bf16" in loads_in(plan.target.shape, one).formats for one in every)
+    assert dict(summary(plan))["loads in"] == "only students that fit llama.cpp"
+    with pytest.raises(InputError, match="--quantises-to q4_k: no value of hidden is left"):
+        make(tiny_teacher_folder, quantises_to="q4_k")
+    with pytest.raises(InputError, match="--loads-in 'ollama'"):
+        make(tiny_teacher_folder, loads_in="ollama")
+
+
 def test_limits_and_objectives_are_part_of_what_a_study_is(tiny_teacher_folder: Path) -> None:
     plain = make(tiny_teacher_folder).identity
     changes = [{"max_memory": "1GB"}, {"max_latency_ms": 9}, {"objectives": "loss,params"}]
     changed = [make(tiny_teacher_folder, **change).identity for change in changes]
     assert [one.keys() - plain.keys() for one in changed] == [{name} for change in changes for name in change]
+    asked = make(tiny_teacher_folder, tolerance=0.5, loads_in="transformers", quantises_to="bf16").identity
+    assert {"loads_in", "quantises_to"} <= asked.keys()
     with pytest.raises(InputError, match="--objectives 'speed'"):
         make(tiny_teacher_folder, objectives="speed")
 
