@@ -7,7 +7,11 @@ import importlib.util
 from search_spaces.errors import InputError
 
 PACKAGES = {"quantization": "bitsandbytes", "adapters": "peft"}  # that an axis of a space needs
-EXTRAS = {"peft": "lora", "bitsandbytes": "quant"}  # the extra of pyproject.toml that brings a package
+EXTRAS = {
+    "peft": "lora",
+    "bitsandbytes": "quant",
+    "lm_eval": "eval",
+}  # the extra of pyproject.toml that brings a package
 
 
 def check_installed(package: str, needed_for: str) -> None:
