@@ -216,15 +216,14 @@ def study_settings(source: str) -> dict[str, Any]:
     return dict(_parse(source).study)
 
 
-def needs_package(source: str, axis: str) -> bool:
-    """Whether the space ``source`` has a value on ``axis``, such as quantization, that does something to weights."""
-    found = compression_axes(source, vars(_parse(source)))
-    return any(one.key for one in found.get(axis, ()))
+def compressions_in(source: str) -> dict[str, tuple[Any, ...]]:
+    """The values of the axes of the space ``source`` that say what may be done to weights. Raises InputError."""
+    return compression_axes(source, vars(_parse(source)))
 
 
 def check_space(source: str) -> None:
     """Check that the space ``source`` can be read, without a teacher. Raises InputError."""
-    compression_axes(source, vars(_parse(source)))
+    compressions_in(source)
 
 
 def _paired(name: str, space: SearchSpace) -> SearchSpace:

@@ -19,12 +19,12 @@ from search_spaces.allocation import NeuronValues
 from search_spaces.architecture import Architecture
 from search_spaces.budget import Budget, check_budgets, parse_budgets, unit_of
 from search_spaces.errors import InputError
-from search_spaces.files import check_space, load_space, needs_package
+from search_spaces.files import check_space, compressions_in, load_space
 from search_spaces.requirements import narrowed
 from search_spaces.shape import ModelShape
 from search_spaces.space import SearchSpace
 from search_spaces.stored_size import fits, memory_bytes, size_in
-from trials.compress.extras import PACKAGES, check_installed
+from trials.compress.extras import check_installed, packages_for
 from trials.evaluate.tasks import HarnessTask, parse_test_tasks
 from trials.export.loads_in import parse_formats, parse_programs, requirements
 from trials.recipe import VERSION, Recipe
@@ -210,11 +210,10 @@ def resolve_target(settings: SearchSettings) -> Target:
         rule = "finalists train on as many tokens as a trial has"
         raise InputError(f"--tokens-per-trial 0: {rule}; give --final-tokens, or --finalists 0")
     if settings.table == "stack":
-        for package in PACKAGES.values():
+        for package in ("bitsandbytes", "peft"):
             check_installed(package, "--table stack")
-    for axis, package in PACKAGES.items():
-        if needs_package(settings.space, axis):
-            check_installed(package, f"space {settings.space}: key {axis!r}")
+    for axis, package in packages_for(compressions_in(settings.space)):
+        check_installed(package, f"space {settings.space}: key {axis!r}")
     check_budgets(settings.budget)
     _check_output(settings.output)
     check_space(settings.space)

@@ -77,7 +77,7 @@ def train_finals(
     def on_result(name: str, update: FinalUpdate) -> None:
         before, stage[name] = stage[name], updated(stage[name], update)
         lasting = not (isinstance(update, Failure) and update.retry)  # the next run tries it again
-        if (update is None or stage[name].ended) and lasting:
+        if lasting:
             study.remember(_label(stage[name]), stage[name].to_dict())
         if stage[name] != before:
             on_change(list(stage.values()), stage[name])

@@ -25,7 +25,8 @@ from nas.running.tune_run import run_trials
 from nas.running.tune_search import StudyScheduler, StudySearcher
 from nas.running.workers import Task, Workers, open_workers
 from nas.stages import measure, prepare
-from nas.study.study import SCREENED, SearchStudy
+from nas.study.study import SearchStudy
+from nas.study.trial_records import SCREENED
 from search_spaces.errors import InputError
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import a file of tests

@@ -19,6 +19,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from search_spaces.errors import InputError
 from trials.export.compressed import TOLERANCES, as_exported, write_compressed
 from trials.export.model_card import ModelCard
+from trials.export.tokenizer_files import write_tokenizer
 from trials.storage.durable import MANIFEST, damage, write_sealed
 from trials.teacher.teacher import PROBE
 
@@ -54,12 +55,15 @@ def export_student(
     directory: Path,
     card: ModelCard,
     dtype: torch.dtype | None = None,
+    tokenizer_folder: Path | None = None,
 ) -> Path:
     """Write ``student`` to ``directory`` and return its absolute path.
 
     The weights are compressed as the card's architecture says: quantized ones are written as transformers reads them,
     sparse ones a second time in a packed file. ``student`` holds them before they are rounded. A compressed student is
     written in bfloat16, any other in ``dtype``; None keeps its own.
+
+    The tokenizer's files are those of ``tokenizer_folder``, byte for byte (`trials.export.tokenizer_files`).
 
     The folder holds safetensors weights, configuration, generation configuration, tokenizer, model card, manifest
     and, for a custom class, one modelling file. It is loaded in a fresh process before it is put in place. It replaces
@@ -74,6 +78,9 @@ def export_student(
     student.config.use_cache = True
     if student.generation_config is not None:
         student.generation_config.use_cache = True
+        if student.generation_config.pad_token_id is None:  # not in config.json, where it would freeze an embedding
+            pad = tokenizer.pad_token_id
+            student.generation_config.pad_token_id = tokenizer.eos_token_id if pad is None else pad
 
     compression = card.architecture.compression
     shown = as_exported(student, compression, dtype)
@@ -81,7 +88,7 @@ def export_student(
     def write(folder: Path) -> None:
         shown.save_pretrained(folder)
         write_compressed(student, compression, folder)
-        tokenizer.save_pretrained(folder)
+        write_tokenizer(tokenizer, tokenizer_folder, folder)
         loaded = check_fresh_load(folder, shown, tokenizer, TOLERANCES[compression.quantization.scheme])
         numbers = str(shown.dtype).removeprefix("torch.")
         text = card.render(directory.name, _carried_module(folder), loaded.difference, numbers, loaded.tokenizer)

@@ -27,7 +27,7 @@ from nas.stages.events import (
     TrialsStarted,
 )
 from nas.study.records import FinalRecord, TrialRecord
-from nas.study.study import SCREENED
+from nas.study.trial_records import SCREENED
 from trials.evaluate.reading import Reading
 
 

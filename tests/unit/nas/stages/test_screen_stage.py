@@ -28,7 +28,8 @@ from nas.stages.events import Announcer
 from nas.stages.prepare import Prepared, within_latency
 from nas.stages.screen import screen
 from nas.study.objectives import dominated_by
-from nas.study.study import SCREENED, TIMED, SearchStudy
+from nas.study.study import SearchStudy
+from nas.study.trial_records import SCREENED, TIMED
 from search_spaces.architecture import Architecture
 from search_spaces.errors import InputError
 from trials.trial import TrialSpec

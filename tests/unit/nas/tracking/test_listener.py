@@ -62,4 +62,4 @@ def test_a_search_is_announced_without_its_passwords_and_stopped_once(
     assert SECRET not in repr(tracker.messages)
     assert started.settings["storage"] == "postgresql://user:***@host/db"
     assert "postgresql://user:***@host/db" in started.tags["command"]
-    assert "postgresql://user:***@host/db" in started.tags["plan.study"]
+    assert "postgresql://user:***@host/db" in started.description

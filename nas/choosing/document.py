@@ -1,4 +1,4 @@
-"""The result as one JSON document, for ``--json``."""
+"""The result as one JSON document: for ``--json``, and in the study for whoever reads it later."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ from typing import Any
 from nas.choosing.comparison import Comparison, ComparisonRow
 from nas.choosing.generality import Excess, excesses
 from nas.choosing.outcome import Chosen, Outcome
-from nas.choosing.selection import counts
-from nas.report.front_report import front_values
+from nas.choosing.selection import counts, front_values
 from nas.study.records import text_losses
 from trials.export.loads_in import loads_in
 
