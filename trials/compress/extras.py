@@ -9,8 +9,14 @@ from typing import Any
 from search_spaces.errors import InputError
 
 SCHEMES = {"int8": "bitsandbytes", "nf4": "bitsandbytes", "int8wo": "torchao"}  # the package of a quantization
-BY_EXTRA = {"lora": ("peft",), "quant": ("bitsandbytes", "torchao"), "onnx": ("onnx", "onnxruntime")}
-EXTRAS = {package: extra for extra, packages in BY_EXTRA.items() for package in packages}  # of pyproject.toml
+EXTRAS = {  # of pyproject.toml, by package
+    "peft": "lora",
+    "bitsandbytes": "quant",
+    "torchao": "quant",
+    "onnx": "onnx",
+    "onnxruntime": "onnx",
+    "lm_eval": "eval",
+}
 
 
 def packages_for(axes: Mapping[str, Sequence[Any]]) -> Iterator[tuple[str, str]]:
