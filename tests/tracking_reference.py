@@ -6,7 +6,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nas.study.records import FinalRecord, TrialRecord
-from nas.tracking.messages import Artifacts, Event, ModelExported, SearchFinished, SearchStarted, TrialChanged
+from nas.tracking.messages import (
+    Artifacts,
+    Event,
+    ModelExported,
+    RunJudged,
+    SearchFinished,
+    SearchStarted,
+    TrialChanged,
+)
+from nas.tracking.mlflow_view import dataset
 from search_spaces.architecture import Architecture
 
 if TYPE_CHECKING:
@@ -25,6 +34,7 @@ def record(number: int, state: str = "COMPLETE", rungs: int = 4, **changes: Any)
         "architecture": Architecture.uniform(6 + number % 3, 192 + 16 * number, 6, 768),
         "parameters": 5_000_000 + number,
         "stock": number % 2 == 0,
+        "loads_in": "transformers, vLLM, llama.cpp" if number % 2 == 0 else "own code",
         "state": state,
         "reason": {"PRUNED": "stopped early", "FAIL": "NonFiniteLoss: nan"}.get(state),
         "val_loss": curve[-1][1] if curve and state == "COMPLETE" else None,
@@ -44,6 +54,7 @@ def final(place: int, state: str = "COMPLETE", **changes: Any) -> FinalRecord:
         "architecture": trial.architecture,
         "parameters": trial.parameters,
         "stock": trial.stock,
+        "loads_in": trial.loads_in,
         "tokens": 2 * RUNGS[-1],
         "roles": ("finalist",),
         "state": state,
@@ -63,16 +74,19 @@ def search_events(study: str, folder: Path) -> list[Event]:
     report, model = folder / "report.md", folder / "best"
     model.mkdir(parents=True, exist_ok=True)
     report.write_text("| rank |\n")
-    (model / "config.json").write_text("{}")
+    (model / "config.json").write_text('{"architectures": ["GPT2LMHeadModel"]}')
     (model / "model.safetensors").write_bytes(f"weights of {study}".encode())
     trials = [record(0, "RUNNING", 1), record(0, "RUNNING", 3), record(1, "RUNNING", 0), record(0)]
     trials += [record(1, "PRUNED", 2), record(2, "FAIL", 1), record(3)]
+    settings, tags, text = {"budget": "60%", "trials": 4}, {"teacher": "tiny"}, dataset("stdlib", "digest")
     return [
-        SearchStarted(study, {"budget": "60%", "trials": 4}, {"teacher": "tiny"}, f"{study} shown", STARTED),
+        SearchStarted(study, settings, tags, f"{study} shown", STARTED, "**Not finished.**", text),
         *(TrialChanged(study, one) for one in trials),
         Artifacts(study, (str(report),), "report"),
+        RunJudged(study, "3", {"test_ptb_ppl": 7.0}, {"role": "winner"}, True, STARTED + 230),
+        RunJudged(study, "99", {}, {"role": "nobody"}, False, STARTED),
         ModelExported(study, f"model-{study}", str(model), "the winner"),
-        SearchFinished(study, {"best_val_loss": 3.0}, ended=STARTED + 500),
+        SearchFinished(study, {"val_loss": 3.0}, {"winner": "d6"}, ended=STARTED + 500, description="d6 wins"),
     ]
 
 
@@ -84,7 +98,10 @@ def contents(client: MlflowClient, study: str, experiment: str) -> dict[str, Any
     models = client.search_model_versions(f"name = 'model-{study}'")
     return {
         "runs": sorted((_run(client, run, parents) for run in runs), key=lambda one: str(one["name"])),
-        "versions": sorted((str(one.version), one.tags["nas.sha256"], one.run_id in parents) for one in models),
+        "versions": sorted(
+            (str(one.version), one.tags["nas.sha256"], one.description, one.run_id in parents) for one in models
+        ),
+        "view": found.tags.get(f"mlflow.sharedViewState.{study}"),
         "best": [best_version(client, f"model-{study}") for _ in models[:1]],
     }
 
@@ -108,6 +125,7 @@ def _run(client: MlflowClient, run: Any, parents: set[str]) -> dict[str, Any]:
         "params": run.data.params,
         "tags": tags,
         "metrics": sorted(metrics),
+        "datasets": [one.dataset.name for one in run.inputs.dataset_inputs],
         "is_child": run.data.tags.get("mlflow.parentRunId") in parents,
         "files": sorted(_files(client, run.info.run_id)),
     }

@@ -21,9 +21,9 @@ from search_spaces.stored_size import stored_bytes
 
 # Columns that a narrow terminal does without, the least needed first.
 LESS_NEEDED = {
-    "final": ("share", "tokens", "parameters"),
+    "final": ("share", "tokens", "loads in", "parameters"),
     "test": ("parameters",),
-    "trials": ("trial", "ppl", "zero-shot", "time", "share", "tokens"),
+    "trials": ("trial", "loads in", "ppl", "zero-shot", "time", "share", "tokens"),
 }
 
 
@@ -36,10 +36,8 @@ def print_result(outcomes: Sequence[Outcome], console: Console, mlflow_lines: Se
         console.print(overview_table(outcomes))
         console.print()
     say = partial(console.print, soft_wrap=True)  # a path or a command must not be broken
-    command, *address = mlflow_lines
-    say(f"see it:     {command}")
-    for line in address:
-        say(f"            {line}")
+    for place, line in enumerate(mlflow_lines):
+        say(f"            {line}" if place else f"see it:     {line}")
     say(f"report:     {outcomes[0].plan.folder / 'report'}")
 
 
@@ -82,12 +80,10 @@ def _print_agreement(outcome: Outcome, console: Console) -> None:
 
 def _print_winner(outcome: Outcome, console: Console) -> None:
     winner, say = outcome.winner, partial(console.print, soft_wrap=True)
-    share = winner.record.parameters / outcome.teacher_parameters
-    sizes = f"{winner.record.parameters:,} parameters, {share:.1%} of the teacher{_bytes(outcome)}"
-    losses = f"validation loss {winner.val_loss:.4f}, the teacher's {outcome.preparation.teacher_loss:.4f}"
-    say(f"[bold]best[/bold]        {winner.key}: {sizes}; {losses}")
+    say(f"[bold]best[/bold]        {winner.key}: {size_and_loss(outcome)}")
     say(f"            {sizes_beside_teacher(outcome)}")
     say(f"            {outcome.winner_path}")
+    say(f"            loads in {winner.record.loads_in}")
     if len(outcome.plan.objectives) > 1:
         others = ", ".join(outcome.plan.objectives[1:])
         say(f"            it has the smallest loss; the Pareto front above shows what less {others} costs")
@@ -99,6 +95,14 @@ def _print_winner(outcome: Outcome, console: Console) -> None:
         say(f"            {outcome.stock_path}")
     trust = "" if winner.record.stock else ", trust_remote_code=True"
     say(f'load it:    AutoModelForCausalLM.from_pretrained("{outcome.winner_path}"{trust})')
+
+
+def size_and_loss(outcome: Outcome) -> str:
+    """The size and the loss of the winner, each beside the teacher's."""
+    winner = outcome.winner
+    share = winner.record.parameters / outcome.teacher_parameters
+    sizes = f"{winner.record.parameters:,} parameters, {share:.1%} of the teacher{_bytes(outcome)}"
+    return f"{sizes}; validation loss {winner.val_loss:.4f}, the teacher's {outcome.preparation.teacher_loss:.4f}"
 
 
 def _bytes(outcome: Outcome) -> str:

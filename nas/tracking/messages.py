@@ -19,7 +19,8 @@ class SearchStarted:
     """A run of the command starts: the first one of its study, or a later one.
 
     ``settings`` become parameters of the parent run, and ``tags`` its tags. ``name`` is the name of the parent run; the
-    default is ``study``.
+    default is ``study``. ``description`` is Markdown for the page of the parent run. ``corpus`` is the text that all
+    trials read, see `nas.tracking.mlflow_view.dataset`; empty for none.
     """
 
     study: str
@@ -27,6 +28,8 @@ class SearchStarted:
     tags: Mapping[str, str]
     name: str = ""
     started: float = field(default_factory=time.time)
+    description: str = ""
+    corpus: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,22 @@ class FinalChanged:
 
 
 @dataclass(frozen=True)
+class RunJudged:
+    """The place of one trial or final in the result: ``metrics`` and ``tags`` for its run.
+
+    ``place`` is the number of the trial, or "final " and the name of the final. A run that ``wins`` is marked in its
+    name. ``ended`` is when the trial or final ended.
+    """
+
+    study: str
+    place: str
+    metrics: Mapping[str, float]
+    tags: Mapping[str, str]
+    wins: bool
+    ended: float
+
+
+@dataclass(frozen=True)
 class Artifacts:
     """Files or folders for the parent run, in their present state, under ``artifact_path`` ("" is the top)."""
 
@@ -58,7 +77,7 @@ class Artifacts:
 class SearchFinished:
     """A run of the command ended. ``status`` is MLflow's: FINISHED, KILLED (interrupted) or FAILED.
 
-    ``metrics`` and ``tags`` go to the parent run.
+    ``metrics``, ``tags`` and ``description`` go to the parent run. An empty description leaves the one that is there.
     """
 
     study: str
@@ -66,13 +85,14 @@ class SearchFinished:
     tags: Mapping[str, str] = field(default_factory=dict)
     status: str = "FINISHED"
     ended: float = field(default_factory=time.time)
+    description: str = ""
 
 
 @dataclass(frozen=True)
 class ModelExported:
     """The winner's checkpoint in ``directory``. It becomes a version of the registered model ``name``, alias ``best``.
 
-    Equal weights and configurations make one version, even if they are exported again.
+    Equal weights and configurations make one version, even if they are exported again. ``description`` is Markdown.
     """
 
     study: str
@@ -81,9 +101,10 @@ class ModelExported:
     description: str = ""
 
 
-Event = SearchStarted | TrialChanged | FinalChanged | Artifacts | SearchFinished | ModelExported
+Event = SearchStarted | TrialChanged | FinalChanged | RunJudged | Artifacts | SearchFinished | ModelExported
 KINDS: dict[str, type[Event]] = {
-    one.__name__: one for one in (SearchStarted, TrialChanged, FinalChanged, Artifacts, SearchFinished, ModelExported)
+    one.__name__: one
+    for one in (SearchStarted, TrialChanged, FinalChanged, RunJudged, Artifacts, SearchFinished, ModelExported)
 }
 
 

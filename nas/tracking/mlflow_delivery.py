@@ -9,14 +9,12 @@ from __future__ import annotations
 
 import getpass
 import math
-import re
 from collections.abc import Callable, Mapping
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 from mlflow import MlflowClient
-from mlflow.entities import Metric, Param, RunTag
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 from requests import HTTPError
 
@@ -25,23 +23,26 @@ from nas.tracking.messages import (
     Event,
     FinalChanged,
     ModelExported,
+    RunJudged,
     SearchFinished,
     SearchStarted,
     TrialChanged,
 )
 from nas.tracking.mlflow_environment import patient_uploads
+from nas.tracking.mlflow_registry import register
 from nas.tracking.mlflow_stores import alone, is_permanent
+from nas.tracking.mlflow_view import STUDY, view_tag
 from nas.tracking.outbox import RejectedError
-from nas.tracking.run_contents import STATUS, facts, milliseconds, note, points, run_name, sizes
+from nas.tracking.run_contents import STATUS, facts, milliseconds, points, run_name, sizes
 from search_spaces.errors import named
 
-STUDY, TRIAL, CONTENT = "nas.study", "nas.trial", "nas.sha256"
+TRIAL, PARENT, NOTE = "nas.trial", "parent", "mlflow.note.content"
+STATES = {"FINISHED": "COMPLETE", "KILLED": "INTERRUPTED", "FAILED": "FAIL"}  # the tag of a parent run that ended
+MARK = "★ "  # begins the name of the winner's run
 INTERRUPTED = "the search ended before the trial; the trial runs again under another number"
 FINAL_INTERRUPTED = "the search ended before the final; the same command continues it"
-BEST = "best"
 EXPERIMENT_KIND, TRAINING = "mlflow.experimentKind", "custom_model_development"  # or MLflow shows pages for chats
 LONGEST = 6000  # maximum length of a parameter, in characters
-MODEL_FILES = ("*.safetensors", "config.json")
 
 
 class MlflowDelivery:
@@ -55,11 +56,12 @@ class MlflowDelivery:
         with alone(uri):
             self.client = MlflowClient(tracking_uri=uri, registry_uri=uri)
             self.experiment = self._find_experiment(experiment, artifact_root)
-        self._runs: dict[tuple[str, int | str | None], str] = {}
+        self._runs: dict[tuple[str, str | None], str] = {}
         self._handlers: dict[type[Event], Callable[[Any, Path], None]] = {
             SearchStarted: self._search_started,
             TrialChanged: self._trial_changed,
             FinalChanged: self._final_changed,
+            RunJudged: self._run_judged,
             Artifacts: self._artifacts,
             SearchFinished: self._search_finished,
             ModelExported: self._model_exported,
@@ -101,9 +103,16 @@ class MlflowDelivery:
         return str(found.experiment_id)
 
     def _search_started(self, event: SearchStarted, files: Path) -> None:
-        tags = {**event.tags, "mlflow.source.name": "python -m nas.search", "mlflow.note.content": note(event)}
+        tags = {
+            **event.tags,
+            "stage": "search",
+            "state": "RUNNING",
+            "mlflow.source.name": "python -m nas.search",
+            NOTE: event.description,
+        }
+        self.client.set_experiment_tag(self.experiment, *view_tag(event.study))
         run = self._run(event.study, None, event.name or event.study, event.started)
-        self._settle(event.study)
+        self._settle(event.study, unmark=True)
         known = self.client.get_run(run).data
         settings = {key: str(value)[:LONGEST] for key, value in event.settings.items() if value is not None}
         new = {key: value for key, value in settings.items() if key not in known.params}
@@ -113,13 +122,16 @@ class MlflowDelivery:
             if known.params.get(key, value) != value or f"changed.{key}" in known.tags
         }
         self._log(run, params=new, tags={**tags, **changed})
+        if event.corpus:
+            used = [InputTag("mlflow.data.context", "training")]
+            self.client.log_inputs(run, [DatasetInput(Dataset(**event.corpus), used)])
         self.client.update_run(run, status="RUNNING")
 
     def _trial_changed(self, event: TrialChanged, files: Path) -> None:
         record = event.record
         parent = self._run(event.study, None, event.study, record.started)
         tags = {"mlflow.parentRunId": parent, "mlflow.source.name": "nas trial"}
-        run = self._run(event.study, record.number, run_name(record), record.started, tags)
+        run = self._run(event.study, str(record.number), run_name(record), record.started, tags)
         self._log(run, points(record), sizes(record), facts(record))
         if record.state in STATUS:
             self.client.set_terminated(run, STATUS[record.state], milliseconds(record.ended))
@@ -135,6 +147,14 @@ class MlflowDelivery:
         else:
             self.client.update_run(run, status="RUNNING")  # an interruption has set it to KILLED
 
+    def _run_judged(self, event: RunJudged, files: Path) -> None:
+        run = self._found(event.study, event.place)
+        if run is None:  # it is in another store, which was in use then
+            return
+        self._log(run, _figures(event.metrics, event.ended), tags=event.tags)
+        name = str(self.client.get_run(run).info.run_name).removeprefix(MARK)
+        self.client.update_run(run, name=f"{MARK if event.wins else ''}{name}")
+
     def _artifacts(self, event: Artifacts, files: Path) -> None:
         run = self._run(event.study, None, event.study, None)
         with patient_uploads():
@@ -143,55 +163,36 @@ class MlflowDelivery:
     def _search_finished(self, event: SearchFinished, files: Path) -> None:
         run = self._run(event.study, None, event.study, None)
         self._settle(event.study)
-        points = [(name, value, round(event.ended * 1000), 0) for name, value in event.metrics.items()]
-        self._log(run, points, tags=event.tags)
+        told = {NOTE: event.description} if event.description else {}
+        tags = {**event.tags, **told, "state": STATES[event.status]}
+        self._log(run, _figures(event.metrics, event.ended), tags=tags)
         self.client.set_terminated(run, event.status, milliseconds(event.ended))
 
     def _model_exported(self, event: ModelExported, files: Path) -> None:
-        run = self._run(event.study, None, event.study, None)
-        name, content = re.sub(r"[/:]+", "-", event.name), _content(files)
-        own = {CONTENT: content, STUDY: event.study}
-        self._ensure_model(name)
-        if self._version(name, own) is None:
-            folder = f"model/{content[:12]}"  # one for each content, so no earlier version is overwritten
-            with patient_uploads():
-                self.client.log_artifacts(run, str(files), folder)
-            source = f"{self.client.get_run(run).info.artifact_uri}/{folder}"
-            text = event.description or None
-            self.client.create_model_version(name, source, run, own, description=text, await_creation_for=0)
-        self.client.set_registered_model_alias(name, BEST, self._version(name, own))
-
-    def _ensure_model(self, name: str) -> None:
-        if not self.client.search_registered_models(f"name = '{name}'"):
-            self.client.create_registered_model(name)
-
-    def _version(self, name: str, own: Mapping[str, str]) -> str | None:
-        """The version with the tags ``own``, or None. Of several, the first stays and the others are deleted.
-
-        A request can create a version after the client has timed out and repeated it.
-        """
-        versions = self.client.search_model_versions(f"name = '{name}'")
-        found = [one for one in versions if own.items() <= one.tags.items()]
-        first, *extra = sorted(found, key=lambda one: int(one.version)) or [None]
-        for one in extra:
-            self.client.delete_model_version(name, one.version)
-        return None if first is None else str(first.version)
+        register(self.client, self._run(event.study, None, event.study, None), event, files)
 
     def _run(
         self,
         study: str,
-        trial: int | str | None,
+        trial: str | None,
         name: str,
         started: float | None,
         tags: Mapping[str, str] | None = None,
     ) -> str:
         """The id of the parent run (``trial`` is None), or of the run of a trial or final. A missing run is created."""
+        if (known := self._found(study, trial)) is not None:
+            return known
+        own = {STUDY: study, TRIAL: trial or PARENT, "mlflow.user": getpass.getuser(), **(tags or {})}
+        made = self.client.create_run(self.experiment, milliseconds(started), own, name)
+        self._runs[study, trial] = str(made.info.run_id)
+        return self._runs[study, trial]
+
+    def _found(self, study: str, trial: str | None) -> str | None:
+        """The id of a run that is there, or None."""
         if (study, trial) not in self._runs:
-            place = "parent" if trial is None else str(trial)
-            found = self._only(self._search(f"tags.`{STUDY}` = '{study}' and tags.`{TRIAL}` = '{place}'"))
+            found = self._only(self._search(f"tags.`{STUDY}` = '{study}' and tags.`{TRIAL}` = '{trial or PARENT}'"))
             if found is None:
-                own = {STUDY: study, TRIAL: place, "mlflow.user": getpass.getuser(), **(tags or {})}
-                found = self.client.create_run(self.experiment, milliseconds(started), own, name)
+                return None
             self._runs[study, trial] = str(found.info.run_id)
         return self._runs[study, trial]
 
@@ -205,20 +206,24 @@ class MlflowDelivery:
             self.client.delete_run(one.info.run_id)
         return first
 
-    def _settle(self, study: str) -> None:
+    def _settle(self, study: str, unmark: bool = False) -> None:
         """End the runs that an interrupted search left RUNNING, and keep one run for each trial and final.
 
-        Called when a search starts or ends, because no trial is running then.
+        Called when a search starts or ends, because no trial is running then. With ``unmark`` no run is the winner's
+        any more: the search that starts may find another one.
         """
         trials: dict[str, list[Any]] = {}
         for run in self._search(f"tags.`{STUDY}` = '{study}'"):
             trials.setdefault(run.data.tags[TRIAL], []).append(run)
         for place, runs in trials.items():
             run = self._only(runs)
-            if place != "parent" and run.info.status == "RUNNING":
+            if place != PARENT and run.info.status == "RUNNING":
                 reason = FINAL_INTERRUPTED if place.startswith("final") else INTERRUPTED
                 self._log(run.info.run_id, tags={"state": "INTERRUPTED", "reason": reason})
                 self.client.set_terminated(run.info.run_id, "KILLED")
+            if unmark and str(run.info.run_name).startswith(MARK):
+                self._log(run.info.run_id, tags={"role": ""})
+                self.client.update_run(run.info.run_id, name=str(run.info.run_name).removeprefix(MARK))
 
     def _search(self, query: str) -> list[Any]:
         found, token = [], None
@@ -245,16 +250,10 @@ class MlflowDelivery:
         )
 
 
+def _figures(metrics: Mapping[str, float], ended: float) -> list[tuple[str, float, int, int]]:
+    """Points without a step, for `MlflowDelivery._log`."""
+    return [(name, value, round(ended * 1000), 0) for name, value in metrics.items()]
+
+
 def _fullness(run: Any) -> tuple[int, str]:
     return len(run.data.params) + len(run.data.metrics), str(run.info.run_id)
-
-
-def _content(folder: Path) -> str:
-    """A digest of the weights and the configuration of a model."""
-    digest = sha256()
-    for path in sorted({path for pattern in MODEL_FILES for path in folder.glob(pattern)}):
-        digest.update(path.name.encode())
-        with path.open("rb") as file:
-            for block in iter(lambda: file.read(1 << 20), b""):
-                digest.update(block)
-    return digest.hexdigest()

@@ -6,9 +6,11 @@ from typing import Any
 
 from nas.choosing.selection import perplexity
 from nas.study.records import FinalRecord, TrialRecord
-from nas.tracking.messages import SearchStarted
 
-STATUS = {"COMPLETE": "FINISHED", "PRUNED": "KILLED", "FAIL": "FAILED"}  # the MLflow status of an Optuna state
+# The MLflow status of an Optuna state. A trial that was stopped early has done what it was for; its tag says PRUNED.
+STATUS = {"COMPLETE": "FINISHED", "PRUNED": "FINISHED", "FAIL": "FAILED"}
+# Metrics that another metric or the curve of ``val_loss`` says already.
+REPEATED = ("val_loss", "trial_loss", "zero_shot_loss", "tokens", "resumed_from")
 
 
 def run_name(record: TrialRecord | FinalRecord) -> str:
@@ -19,22 +21,24 @@ def run_name(record: TrialRecord | FinalRecord) -> str:
 
 
 def points(record: TrialRecord | FinalRecord) -> list[tuple[str, float, int, int]]:
-    """The metric points of a trial or final: (key, value, timestamp in ms, step). The step is tokens distilled.
+    """The metric points of a trial or final: (key, value, timestamp in ms, step).
 
-    ``val_loss`` has a point at every rung; a final starts with the points of its trial. Metrics known at the end, such
-    as ``final_val_loss`` of a COMPLETE record, have one point at the last rung. The time of a rung is not recorded.
-    Instead, the points of the rungs get the start time plus 0, 1, 2 ... ms. These timestamps are the same in every
-    snapshot, so MLflow stores a repeated point once.
+    Only ``val_loss`` has a curve: a point at every rung, with the tokens distilled as the step. A final starts with the
+    points of its trial. Everything else is one figure of the whole run, without a step, so that MLflow draws a bar and
+    not a line. ``tokens`` are those distilled so far.
+
+    The time of a rung is not recorded. Instead, the points of the rungs get the start time plus 0, 1, 2 ... ms. These
+    timestamps are the same in every snapshot, so MLflow stores a repeated point once.
     """
     start = milliseconds(record.started) or 0
-    last = record.curve[-1][0] if record.curve else 0
     rungs = [("val_loss", loss, start + place, tokens) for place, (tokens, loss) in enumerate(record.curve)]
     known = {"parameters": float(record.parameters)}
     if record.state in STATUS:
-        known.update((key, value) for key, value in record.metrics.items() if key != "val_loss")
+        known.update((key, value) for key, value in record.metrics.items() if key not in REPEATED)
+        known["tokens"] = float(record.curve[-1][0] if record.curve else 0)
     if record.val_loss is not None:
-        known.update(final_val_loss=record.val_loss, perplexity=perplexity(record.val_loss))
-    return rungs + [(key, value, start, last if key != "parameters" else 0) for key, value in known.items()]
+        known["perplexity"] = perplexity(record.val_loss)
+    return rungs + [(key, value, start, 0) for key, value in known.items()]
 
 
 def sizes(record: TrialRecord | FinalRecord) -> dict[str, Any]:
@@ -49,22 +53,15 @@ def facts(record: TrialRecord | FinalRecord) -> dict[str, str]:
     A trial has the tag ``state`` only after its end, because MLflow itself shows which runs are running. A final always
     has it: a final can be interrupted and continue in the same run, and then the new state must replace the old one.
     """
-    tags = {"architecture": record.architecture.key, "stock": str(record.stock).lower()}
+    tags = {"architecture": record.architecture.key, "stock": str(record.stock).lower(), "loads_in": record.loads_in}
     if isinstance(record, FinalRecord):
-        roles = ", ".join(record.roles)
-        return {**tags, "stage": "final", "roles": roles, "state": record.state, "reason": record.reason or ""}
+        return {**tags, "stage": "final", "state": record.state, "reason": record.reason or ""}
     tags |= {"origin": record.origin, "stage": "trial"}
     if record.state in STATUS:
         tags["state"] = record.state
     if record.reason:
         tags["reason"] = tags["mlflow.note.content"] = record.reason
     return tags
-
-
-def note(event: SearchStarted) -> str:
-    """The description of the parent run in Markdown: a list of its tags."""
-    shown = {key: value for key, value in event.tags.items() if not key.startswith("mlflow.")}
-    return "\n".join(f"- **{key}**: {value}" for key, value in shown.items())
 
 
 def milliseconds(seconds: float | None) -> int | None:

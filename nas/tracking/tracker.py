@@ -31,6 +31,7 @@ from nas.tracking.messages import (
     TrialChanged,
 )
 from nas.tracking.mlflow_environment import set_defaults
+from nas.tracking.mlflow_view import runs_page
 from nas.tracking.outbox import Outbox, RejectedError
 from search_spaces.errors import UNCUT, InputError, named
 
@@ -179,13 +180,13 @@ def tracking_uri(output: Path) -> str:
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{output.resolve() / 'mlflow.db'}"
 
 
-def ui_lines(uri: str, experiment_id: str | None) -> tuple[str, ...]:
-    """How to see the runs of an experiment in the store at ``uri``: a command and an address, without a password.
+def ui_lines(uri: str, experiment_id: str | None, study_id: str) -> tuple[str, ...]:
+    """How to see the runs of a study in the store at ``uri``: a command and an address, without a password.
 
-    A server needs no command. The address opens the list of runs if ``experiment_id`` is known, because MLflow's start
-    page is about chats.
+    A server needs no command. The address opens the list of the study's runs if ``experiment_id`` is known, because
+    MLflow's start page is about chats.
     """
-    runs = f"/#/experiments/{experiment_id}/runs?workflowType=machine_learning" if experiment_id else ""
+    runs = runs_page(experiment_id, study_id) if experiment_id else ""
     if uri.startswith(("http://", "https://")):
         return (f"{without_password(uri).rstrip('/')}{runs}",)
     beside = Path(sys.executable).with_name("mlflow")

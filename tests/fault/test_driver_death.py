@@ -18,7 +18,7 @@ from optuna.trial import FrozenTrial, TrialState
 from small_search import arguments, sizes, trials_in, write_text
 
 from nas.study.sampler import INTERRUPTED
-from nas.study.study import SCREENED
+from nas.study.trial_records import SCREENED
 from search_spaces.architecture import Architecture
 
 STUDY, TRIALS, TOKENS = "mortal", 4, 65_536
@@ -160,8 +160,8 @@ def test_what_was_screened_is_not_screened_again(
 ) -> None:
     assert " screened]" not in interrupted[1] + last_words
     kept = optuna.load_study(storage=f"sqlite:///{output}/studies.db", study_name=STUDY).user_attrs
-    start = f"{SCREENED}/"
-    losses = {name.removeprefix(start): loss for name, loss in kept.items() if name.startswith(start)}
+    groups = [group for name, group in kept.items() if name.startswith(f"{SCREENED} ")]
+    losses = {key: loss for group in groups for key, loss in group.items()}
     order = sorted(losses, key=losses.__getitem__)
     keys = [Architecture.uniform(**one.params).key for one in counted(finished)]
     first, *others = [one.user_attrs["origin"] for one in counted(finished)]

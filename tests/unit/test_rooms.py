@@ -30,7 +30,18 @@ ROOMS = {
         "export/gguf",
         "export",
     ),
-    "nas": ("study", "planning", "choosing", "running", "stages", "display", "report", "tables", "tracking"),
+    "nas": (
+        "study",
+        "planning",
+        "choosing",
+        "running",
+        "stages",
+        "display",
+        "report/html",
+        "report",
+        "tables",
+        "tracking",
+    ),
     "benchmarks": ("mini", "pruning", "peers", "distillation", "search", "service"),
 }
 ORDER = [room for top, inside in ROOMS.items() for room in (*(f"{top}/{one}" for one in inside), top)]

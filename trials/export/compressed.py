@@ -18,7 +18,7 @@ from trials.export.packed import PACKED, unpack, write_packed
 WEIGHTS = "model.safetensors"
 # The largest difference between logits, as a share of the largest logit. bitsandbytes multiplies in half precision, and
 # LLM.int8() also rounds the inputs. A file with wrong codes differs by about 1.
-TOLERANCES = {"none": 1e-5, "int8": 0.1, "nf4": 0.1}
+TOLERANCES = {"none": 1e-5, "int8": 0.1, "int8wo": 0.1, "nf4": 0.1}
 # The same for numbers that were in float32 before.
 ROUNDING = {torch.bfloat16: 0.1, torch.float16: 0.02, torch.float32: 1e-5}
 
@@ -54,8 +54,9 @@ def write_compressed(student: PreTrainedModel, compression: Compression, folder:
     """
     quantization = compression.quantization
     if quantization.scheme != "none":
-        state = {name: one.contiguous() for name, one in quantized_state(student, quantization).items()}
-        save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
+        state, about = quantized_state(student, quantization)
+        tensors = {name: one.contiguous() for name, one in state.items()}
+        save_file(tensors, folder / WEIGHTS, metadata={"format": "pt", **about})
         config = json.loads((folder / "config.json").read_text("utf-8"))
         config["quantization_config"] = quantization_config(student, quantization)
         (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", "utf-8")

@@ -21,6 +21,7 @@ from nas.running.tune_search import StudyScheduler, StudySearcher
 from nas.study import sampler as sampler_module
 from nas.study.sampler import BEST, INNER, NEWEST
 from nas.study.study import SearchStudy
+from nas.study.trial_records import SCREENED, TIMED
 from search_spaces.architecture import Architecture
 from search_spaces.budget import parse_budget, parse_budgets
 from search_spaces.errors import InputError
@@ -166,6 +167,30 @@ def test_study_of_another_version_is_refused_without_asking_for_a_value_that_nob
     with pytest.raises(InputError, match=r"study 's' was made by another version of this program.*--study") as error:
         make_study(url, code_version=2)
     assert "old value" not in str(error.value)
+
+
+def test_what_was_measured_is_there_after_a_restart_also_as_earlier_versions_kept_it(tmp_path: Path) -> None:
+    url, study = f"sqlite:///{tmp_path / 'studies.db'}", make_study(f"sqlite:///{tmp_path / 'studies.db'}")
+    old, *new = FEASIBLE
+    study._study.set_user_attr(f"{SCREENED}/{old.key}", 1.5)
+    study = make_study(url)
+    values = {one.key: None if place % 7 == 0 else place / 8 for place, one in enumerate(new)}
+    for place, (key, value) in enumerate(values.items()):
+        study.keep(SCREENED, key, value)
+        study.keep(TIMED, key, float(place))
+    again = make_study(url)
+    assert again.kept(SCREENED) == study.kept(SCREENED) == {old.key: 1.5, **values}
+    assert again.kept(TIMED) == {key: float(place) for place, key in enumerate(values)}
+    depths = {one.depth for one in FEASIBLE}
+    assert len(again._study.user_attrs) <= 2 * len(depths) + 2  # and the identity, and the old one
+
+
+def test_optuna_calls_the_value_by_its_name(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'studies.db'}"
+    optuna.create_study(storage=url, study_name="s", direction="minimize")  # as earlier versions made it
+    advance(make_study(url), 2)
+    assert optuna.load_study(storage=url, study_name="s").metric_names == ["val_loss"]
+    assert "value_val_loss" in optuna.load_study(storage=url, study_name="s").trials_dataframe().columns
 
 
 def test_storage_that_cannot_be_opened_is_an_input_error() -> None:

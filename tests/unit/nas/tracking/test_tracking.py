@@ -20,6 +20,7 @@ from nas.tracking.messages import (
     Event,
     FinalChanged,
     ModelExported,
+    RunJudged,
     SearchFinished,
     SearchStarted,
     TrialChanged,
@@ -102,25 +103,39 @@ def test_what_is_put_while_a_look_finds_nothing_is_delivered_before_the_end(
 
 
 def test_a_search_is_in_the_store_as_it_was(expected: dict[str, Any]) -> None:
-    parent, *trials = expected["runs"]
+    parent, *trials, winner = sorted(expected["runs"], key=lambda one: one["name"].removeprefix("★ "))
+    trials.append(winner)
     assert (parent["name"], parent["status"]) == ("s shown", "FINISHED")
     assert parent["times"] == (round(STARTED * 1000), round(STARTED * 1000) + 500_000)
     assert parent["params"] == {"budget": "60%", "trials": "4"}
-    assert parent["tags"]["teacher"] == "tiny"
-    assert [one.split(":")[0].split("/")[0] for one in parent["files"]] == ["model", "model", "report"]
-    assert [one["status"] for one in trials] == ["FINISHED", "KILLED", "FAILED", "FINISHED"]
+    assert (parent["tags"]["teacher"], parent["tags"]["winner"], parent["tags"]["state"]) == ("tiny", "d6", "COMPLETE")
+    assert (parent["tags"]["mlflow.note.content"], parent["datasets"]) == ("d6 wins", ["stdlib"])
+    assert {one.split(":")[0].split("/")[0] for one in parent["files"]} == {"model", "report"}
+    assert [one["status"] for one in trials] == ["FINISHED", "FINISHED", "FAILED", "FINISHED"]
     assert [one["tags"]["state"] for one in trials] == ["COMPLETE", "PRUNED", "FAIL", "COMPLETE"]
     assert all(one["is_child"] for one in trials)
     last = record(3)
-    assert trials[3]["name"] == f"trial-003 {last.architecture.key}"
+    assert trials[3]["name"] == f"★ trial-003 {last.architecture.key}"
+    assert trials[3]["tags"]["role"] == "winner"
+    assert ("test_ptb_ppl", 7.0, round(STARTED * 1000) + 230_000, 0) in trials[3]["metrics"]
     assert trials[3]["params"] == {key: str(value) for key, value in last.architecture.to_dict().items()}
     assert [(step, value) for key, value, _, step in trials[3]["metrics"] if key == "val_loss"] == sorted(
         last.curve, key=lambda point: point[1]
     )
-    assert [value for key, value, *_ in trials[3]["metrics"] if key == "final_val_loss"] == [last.val_loss]
-    assert not [key for key, *_ in trials[1]["metrics"] if key == "final_val_loss"]
+    assert {step for key, _, _, step in trials[3]["metrics"] if key != "val_loss"} == {0}
     assert trials[2]["tags"]["reason"] == "NonFiniteLoss: nan"
-    assert (len(expected["versions"]), expected["best"]) == (1, ["1"])
+    [(_, _, description, is_of_parent)] = expected["versions"]
+    assert (description, is_of_parent, expected["best"]) == ("the winner", True, ["1"])
+
+
+def test_the_view_of_a_study_lists_its_runs_alone_and_the_best_first(expected: dict[str, Any]) -> None:
+    view = json.loads(expected["view"])
+    assert view["searchFilter"] == "tags.`nas.study` = 's'"
+    assert (view["orderByKey"], view["orderByAsc"]) == ("metrics.`val_loss`", True)
+    runs = expected["runs"]
+    known = {f"tags.`{key}`" for run in runs for key in run["tags"]}
+    known |= {f"metrics.`{key}`" for run in runs for key, *_ in run["metrics"]}
+    assert set(view["selectedColumns"]) <= known
 
 
 class Cut:
@@ -216,16 +231,29 @@ def test_finals_have_runs_of_their_own_which_go_on(store: Store, tmp_path: Path)
     assert {one["tags"]["stage"] for one in (done, longer, failed)} == {"final"}
     assert all(one["is_child"] for one in (done, longer, failed, trial))
     assert [one["status"] for one in (done, longer, failed)] == ["FINISHED", "FINISHED", "FAILED"]
-    assert (done["tags"]["roles"], done["tags"]["state"], done["tags"]["reason"]) == ("finalist", "COMPLETE", "")
+    assert (done["tags"]["state"], done["tags"]["reason"]) == ("COMPLETE", "")
     losses = [(step, value) for key, value, _, step in done["metrics"] if key == "val_loss"]
     assert sorted(losses) == sorted(final(0).curve)
-    assert [step for key, *_, step in done["metrics"] if key == "final_val_loss"] == [2 * RUNGS[-1]]
+    assert [value for key, value, *_ in done["metrics"] if key == "tokens"] == [2 * RUNGS[-1]]
     assert failed["tags"]["reason"] == "NonFiniteLoss: nan"
+
+
+def test_the_mark_of_the_winner_moves_to_another(store: Store, tmp_path: Path) -> None:
+    outbox, delivery = Outbox(tmp_path), store.delivery()
+    trials = [TrialChanged("s", record(0)), TrialChanged("s", record(1))]
+    for winner in (0, 1):
+        judged = RunJudged("s", str(winner), {}, {"role": "winner"}, True, STARTED)
+        deliver_all(delivery, outbox, [SearchStarted("s", {}, {}, "shown"), *trials, judged, SearchFinished("s")])
+        runs = [one for one in store.contents("s")["runs"] if one["is_child"]]
+        marked = [one["name"].startswith("★ ") for one in sorted(runs, key=lambda one: one["tags"]["nas.trial"])]
+        assert marked == [place == winner for place in (0, 1)]
+        assert [one["tags"].get("role") for one in runs].count("winner") == 1
 
 
 def test_versions_follow_the_weights_and_keep_their_files(store: Store, tmp_path: Path) -> None:
     outbox, delivery, model = Outbox(tmp_path / "outbox"), store.delivery(), tmp_path / "best"
     model.mkdir()
+    (model / "config.json").write_text('{"architectures": ["GPT2LMHeadModel"]}')
     event = ModelExported("s", "hub/name:one", str(model))
     for weights in (b"first", b"first", b"second", b"first"):
         (model / "model.safetensors").unlink(missing_ok=True)
@@ -295,7 +323,7 @@ def test_an_absurd_loss_is_told_as_far_as_a_chart_can_show_it(store: Store, loss
     deliver_all(store.delivery(), Outbox(tmp_path), [SearchStarted("s", {}, {}), TrialChanged("s", absurd)])
     trial = store.contents("s")["runs"][1]
     assert trial["status"] == "FINISHED"
-    assert [value for key, value, *_ in trial["metrics"] if key == "final_val_loss"] == [loss] * (loss < float("inf"))
+    assert [value for key, value, *_ in trial["metrics"] if key == "val_loss"] == [loss] * (loss < float("inf"))
 
 
 def test_a_later_snapshot_of_a_trial_replaces_those_that_wait(tmp_path: Path) -> None:
@@ -378,11 +406,11 @@ def test_the_environment_chooses_the_store(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_the_lines_that_open_the_pages_show_no_password() -> None:
-    runs = "/#/experiments/7/runs?workflowType=machine_learning"
-    assert ui_lines("http://me:secret@host:5000/x/", "7") == (f"http://host:5000/x{runs}",)
-    assert ui_lines("http://host:5000", None) == ("http://host:5000",)
-    assert "secret" not in " ".join(ui_lines("postgresql://me:secret@host/db", "7"))
-    command, address = ui_lines("sqlite:////a b/mlflow.db", "7")
+    runs = "/#/experiments/7/runs?workflowType=machine_learning&viewStateShareKey=s"
+    assert ui_lines("http://me:secret@host:5000/x/", "7", "s") == (f"http://host:5000/x{runs}",)
+    assert ui_lines("http://host:5000", None, "s") == ("http://host:5000",)
+    assert "secret" not in " ".join(ui_lines("postgresql://me:secret@host/db", "7", "s"))
+    command, address = ui_lines("sqlite:////a b/mlflow.db", "7", "s")
     assert command.endswith("mlflow ui --backend-store-uri 'sqlite:////a b/mlflow.db'")
     assert address == f"http://127.0.0.1:5000{runs}"
 
