@@ -29,8 +29,9 @@ UNIFORM_ROUTES = {
     "mistral": "llama",
     "qwen2": "qwen2",
     "qwen3": "qwen3",
+    "seed_oss": "seed_oss",
 }
-BY_LAYER_ROUTES = {"llama": "deci", "mistral": "deci", "qwen2": "deci", "qwen3": "openelm"}
+BY_LAYER_ROUTES = {"llama": "deci", "mistral": "deci", "qwen2": "deci", "qwen3": "openelm", "seed_oss": "deci"}
 
 
 @dataclass(frozen=True)
