@@ -72,7 +72,7 @@ def _write_traceback(error: Exception) -> str:
 
 
 def _search(settings: SearchSettings, console: Console, as_json: bool, started_by: str) -> int:
-    from nas.display.plan_table import plan_table
+    from nas.display.plan_table import print_plan
     from nas.planning.plan import make_plan, resolve_target
 
     target = resolve_target(settings)
@@ -82,7 +82,7 @@ def _search(settings: SearchSettings, console: Console, as_json: bool, started_b
 
     with ray_session(settings) as machine:
         plan = replace(make_plan(settings, target, machine), command=started_by)
-        console.print(plan_table(plan))
+        print_plan(plan, console)
         with open_workers(plan.resources) as workers:
             from nas.pipeline import run_search  # takes as long as the imports of the workers, which run meanwhile
 
@@ -119,13 +119,13 @@ def _print_result(outcomes: Sequence[Outcome], console: Console, mlflow: MlflowL
 
 def _dry_run(settings: SearchSettings, console: Console, as_json: bool) -> int:
     from nas.display.console import clock
-    from nas.display.plan_table import plan_table
+    from nas.display.plan_table import print_plan
     from nas.planning.forecast import estimated_seconds, plan_lines
     from nas.planning.machine import Machine
     from nas.planning.plan import make_plan, resolve_target
 
     plan = make_plan(settings, resolve_target(settings), Machine.local())
-    console.print(plan_table(plan))
+    print_plan(plan, console)
     seconds = estimated_seconds(plan)
     tests = ", without the evaluation on test text" if plan.tests else ""
     console.print(f"estimated time on this machine: {clock(seconds)}{tests}; nothing was started")
