@@ -1,27 +1,33 @@
-# make search   a first search: the embedded teacher cut to 60 %, 6 to 12 minutes on two CPU cores
+# make search   a first search, smaller than a real one: the embedded teacher cut to 60 %
 # make test     all tests
 # make check    ruff and mypy
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+FIRST := --screened 24 --trials 4 --finalists 2 --tokens-per-trial 16384
 
 .PHONY: setup search test check
 
 setup: $(VENV)/installed
 
-# 3.11 or newer; pip says so itself when it is older. The marker is remade when the dependencies change.
+# 3.11 or newer; pip says so itself when it is older. The markers are remade when the dependencies change.
 $(VENV)/installed: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --editable .
 	touch $@
 
-search: setup
-	$(BIN)/python -m nas.search --model mini --budget 60% $(ARGS)
+$(VENV)/installed-dev: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	touch $(VENV)/installed $@
 
-test: setup
+search: setup
+	$(BIN)/python -m nas.search --model mini --budget 60% $(FIRST) $(ARGS)
+
+test: $(VENV)/installed-dev
 	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder $(ARGS)
 
-check: setup
+check: $(VENV)/installed-dev
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy

@@ -13,6 +13,7 @@ from nas.running.workers import Workers
 from nas.stages.conclude import conclude
 from nas.stages.events import Listener, SearchStopped
 from nas.stages.finish import finish
+from nas.stages.keep_facts import add_seconds, timed
 from nas.stages.prepare import prepare
 from nas.stages.screen import screen
 from nas.stages.try_candidates import try_candidates
@@ -30,9 +31,14 @@ def run_search(plan: Plan, workers: Workers, announce: Listener) -> list[Outcome
     """
     with _only_driver(plan), _stopped(announce):
         prepared = prepare(plan, workers, announce)
-        screened = screen(prepared, workers, announce)
-        tried = try_candidates(screened, workers, announce)
-        finished = finish(tried, workers, announce)
+        study = prepared.study
+        add_seconds(study, "prepare", prepared.started)
+        with timed(study, "screen"):
+            screened = screen(prepared, workers, announce)
+        with timed(study, "try"):
+            tried = try_candidates(screened, workers, announce)
+        with timed(study, "finish"):
+            finished = finish(tried, workers, announce)
         return conclude(finished, workers, announce)
 
 

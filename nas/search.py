@@ -90,7 +90,7 @@ def _search(settings: SearchSettings, console: Console, as_json: bool, started_b
             outcomes = run_search(plan, workers, announce)
     _print_result(outcomes, console, mlflow)
     if as_json:
-        from nas.report.document import document
+        from nas.choosing.document import document
 
         print(json.dumps(document(outcomes), indent=2))
     return DONE
@@ -99,13 +99,15 @@ def _search(settings: SearchSettings, console: Console, as_json: bool, started_b
 def listeners(console: Console) -> tuple[Announcer, MlflowListener]:
     """Everybody who hears what happens in a search: the terminal, the report and MLflow, in this order."""
     from nas.display.display import Display
+    from nas.report.html.listener import PageWriter
     from nas.report.writer import ReportWriter
     from nas.stages.events import Announcer
     from nas.tables.writer import TableWriter
     from nas.tracking.listener import MlflowListener
 
     announce, mlflow = Announcer(), MlflowListener(console)
-    announce.listeners += [Display(console), ReportWriter(announce), TableWriter(announce), mlflow]
+    pages = PageWriter(announce)
+    announce.listeners += [Display(console), ReportWriter(announce), TableWriter(announce), pages, mlflow]
     return announce, mlflow
 
 

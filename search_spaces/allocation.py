@@ -36,20 +36,21 @@ class NeuronValues:
         return sorted(sorted(range(len(self.layers)), key=lambda layer: -self.layers[layer])[:depth])
 
 
-def allocated(uniform: Architecture, values: NeuronValues) -> Architecture:
+def allocated(uniform: Architecture, values: NeuronValues, multiple: int = 1) -> Architecture:
     """``uniform`` with the same total number of neurons, moved to the layers where they are worth most.
 
     Each layer keeps at least `LEAST` of the teacher's neurons, and the heads of ``uniform``. Heads are not spread,
-    because students with spread heads were worse (docs/lab/sizes-by-layer.md).
+    because students with spread heads were worse (docs/lab/sizes-by-layer.md). The neurons of each layer are a
+    ``multiple``, if those of ``uniform`` are.
 
     Raises InputError when ``uniform`` is not uniform.
     """
     if not uniform.is_uniform:
         raise InputError(f"architecture {uniform.key}: its layers differ already; give one with equal layers")
     rows = [values.mlp[layer] for layer in uniform.kept_layers or values.kept(uniform.depth)]
-    neurons = uniform.mlp[0]
-    size = gcd(neurons, len(rows[0]), max(1, len(rows[0]) // PIECES))
-    return replace(uniform, mlp=spread(rows, neurons, size))
+    neurons, most = uniform.mlp[0] // multiple, len(rows[0]) // multiple
+    size = multiple * gcd(neurons, most, max(1, most // PIECES))
+    return replace(uniform, mlp=spread([row[: most * multiple] for row in rows], neurons * multiple, size))
 
 
 def spread(rows: Sequence[Sequence[float]], each: int, size: int) -> tuple[int, ...]:

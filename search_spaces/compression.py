@@ -13,7 +13,7 @@ MOST_SPARSE = 0.95
 METHODS = ("magnitude", "wanda", "sparsegpt", "pdp")  # that choose which weights are 0
 LEAST_TAU = 1e-8
 DIGITS = 4  # of a number that is not whole; more would not show in a key
-BITS = {"none": 16, "int8": 8, "nf4": 4}  # of a weight, by scheme
+BITS = {"none": 16, "int8": 8, "int8wo": 8, "nf4": 4}  # of a weight, by scheme
 GROUPS = {"nf4": (64, 128, 256, 512, 1024, 2048, 4096)}  # weights that share a scale; the first is the default
 
 
@@ -53,6 +53,8 @@ class Sparsity:
     ``beta`` the sharpness of its second part (0 for none), and ``mask_aware`` scales gradients and moments by the mask.
     ``rate`` multiplies the learning rate of the recipe.
 
+    With ``distilled`` false the student trains on the text alone, and the teacher teaches it nothing.
+
     A field that means nothing for the method, or without a level, gets its default, so that equal values have one key.
     Raises InputError naming the field when a value is not legal.
     """
@@ -68,6 +70,7 @@ class Sparsity:
     beta: float = 0.0
     mask_aware: bool = False
     rate: float = 1.0
+    distilled: bool = True
 
     def __post_init__(self) -> None:
         for name in ("level", "start", "end", "warmup", "beta", "rate", "tau"):
@@ -101,8 +104,9 @@ class Sparsity:
             yield "beta", "must be from 0 to 100"
         if not 0.01 <= self.rate <= 100:
             yield "rate", "must be from 0.01 to 100"
-        if not isinstance(self.mask_aware, bool):
-            yield "mask_aware", "must be true or false"
+        for name in ("mask_aware", "distilled"):
+            if not isinstance(getattr(self, name), bool):
+                yield name, "must be true or false"
 
     def _unused(self) -> list[str]:
         """The fields that mean nothing here."""
@@ -116,14 +120,15 @@ class Sparsity:
         """``s50`` for half, ``s2of4`` for 2:4, ``s50mlp`` for half of the MLP alone; empty for none.
 
         The method and its fields come behind, if they are not the defaults: ``s50wanda``, ``s50b10e60`` for a level
-        that rises from 10 % to 60 % of the steps, ``s50pdpt0.001w30x5aware`` with all fields of "pdp".
+        that rises from 10 % to 60 % of the steps, ``s50pdpt0.001w30x5aware`` with all fields of "pdp". ``s50text`` is
+        trained without distillation.
         """
         if not self.level:
             return ""
         size = "2of4" if self.kind == "2:4" else f"{100 * self.level:.6g}"
         method = "" if self.method == "magnitude" else self.method
         ramp = f"b{100 * self.start:.6g}e{100 * self.end:.6g}" if self.end else ""
-        return f"s{size}{_named(self.matrices)}{method}{ramp}{self._soft}"
+        return f"s{size}{_named(self.matrices)}{method}{ramp}{self._soft}{'' if self.distilled else 'text'}"
 
     @property
     def _soft(self) -> str:
@@ -138,7 +143,8 @@ class Sparsity:
 class Quantization:
     """How the weights of the layers' ``matrices`` are stored. Embeddings, norms and biases stay bfloat16.
 
-    - "int8" is bitsandbytes' LLM.int8() (arXiv 2208.07339), one scale for each row.
+    - "int8" is bitsandbytes' LLM.int8() (arXiv 2208.07339), one scale for each row. It rounds inputs too.
+    - "int8wo" is torchao's weight-only int8, one scale for each row. torchao quantizes no Conv1D, so GPT-2 has none.
     - "nf4" is bitsandbytes' NormalFloat (QLoRA, arXiv 2305.14314), one scale for ``group`` weights. With ``double``,
       the scales are quantized to 8 bits too.
 

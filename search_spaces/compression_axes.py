@@ -70,7 +70,8 @@ def possible(name: str, space: SearchSpace, *, preset: bool) -> SearchSpace:
     """
     left = [one for one in space.quantization if not space.allows(one)]
     if left and not preset:
-        rule = f"outputs that are a multiple of {NF4_OUTPUTS}, and inputs that are one of {left[0].group}"
+        sizes = f"outputs that are a multiple of {NF4_OUTPUTS}, and inputs that are one of {left[0].group}"
+        rule = sizes if left[0].scheme == "nf4" else f"rows of outputs, which {space.shape.family} does not have"
         raise InputError(
             f"space {name}: key 'quantization': {left[0].key} needs matrices with {rule}; no architecture has them; "
             "leave it out, or give other sizes"

@@ -8,6 +8,9 @@ from typing import Literal
 from search_spaces.architecture import Architecture
 from search_spaces.errors import InputError
 
+Width = Literal["square", "divisible", "any"]
+"""How the width must fit the heads: hidden == head_dim * heads, hidden % heads == 0, or in any way."""
+
 
 @dataclass(frozen=True)
 class ModelShape:
@@ -21,8 +24,7 @@ class ModelShape:
     - ``norm_vectors`` is 2 for LayerNorm (weight and bias) and 1 for RMSNorm (weight).
     - ``head_norms`` is the number of vectors of head_dim that normalise queries and keys.
     - ``qkv_bias``, ``output_bias`` and ``mlp_bias`` say whether query/key/value, attention output and MLP have biases.
-    - ``stock`` is what transformers' own class requires of a uniform shape: "square" hidden == head_dim * heads,
-      "divisible" hidden % heads == 0, "any" nothing.
+    - ``stock`` is what transformers' own class requires of a uniform shape (`Width`).
     """
 
     family: str
@@ -42,7 +44,7 @@ class ModelShape:
     qkv_bias: bool = True
     output_bias: bool = True
     mlp_bias: bool = True
-    stock: Literal["square", "divisible", "any"] = "square"
+    stock: Width = "square"
 
     @property
     def kv_heads(self) -> int:
@@ -101,9 +103,12 @@ class ModelShape:
 
     def is_stock(self, architecture: Architecture) -> bool:
         """Whether transformers' own class can load it. That class has the same sizes in all layers."""
-        hidden, heads = architecture.hidden, architecture.heads[0]
+        return architecture.is_uniform and self.has_width(self.stock, architecture.hidden, architecture.heads[0])
+
+    def has_width(self, width: Width, hidden: int, heads: int) -> bool:
+        """Whether ``hidden`` fits ``heads`` as ``width`` says."""
         rules = {"square": hidden == self.head_dim * heads, "divisible": hidden % heads == 0, "any": True}
-        return architecture.is_uniform and rules[self.stock]
+        return rules[width]
 
     def whole_layers(self, architecture: Architecture) -> tuple[int, ...] | None:
         """The teacher's layers of which ``architecture`` is a slice; None if scores choose them, or more is done."""

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import product
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from search_spaces.allocation import NeuronValues, allocated
 from search_spaces.architecture import Architecture
@@ -14,6 +14,9 @@ from search_spaces.budget import PARAMETERS, Budget
 from search_spaces.compression import NOTHING, Adapters, Compression, Quantization, Sparsity
 from search_spaces.shape import ModelShape
 from search_spaces.stored_size import fits, runs_everywhere, size_in
+
+if TYPE_CHECKING:
+    from search_spaces.requirements import Requirement
 
 AXES = ("depth", "hidden", "heads", "kv_heads", "mlp")
 ALLOCATED, LAYERS = "allocated", "kept_layers"
@@ -26,12 +29,13 @@ class SearchSpace:
 
     ``kv_heads`` is empty when every head of the teacher has its own key/value head. With grouped-query attention,
     only the pairs of heads and kv_heads in `head_pairs` are used. ``stock_only`` keeps the architectures that load
-    with a plain ``from_pretrained`` (see `ModelShape.is_stock`).
+    with a plain ``from_pretrained`` (see `ModelShape.is_stock`). ``requirements`` keep those that meet all of them
+    (`search_spaces.requirements.narrowed`).
 
     Layers have equal sizes, unless the axis ``allocated`` contains 1. Then ``mlp`` is the average over layers, and
-    neurons go to the layers where they are worth most (`search_spaces.allocation`). This needs ``neuron_values``,
-    which are computed from calibration text. Before they are known, iteration yields the uniform architectures
-    instead, which have the same parameter counts.
+    neurons go to the layers where they are worth most (`search_spaces.allocation`). Each layer gets a multiple of
+    ``mlp_multiple``. This needs ``neuron_values``, which are computed from calibration text. Before they are known,
+    iteration yields the uniform architectures instead, which have the same parameter counts.
 
     ``kept_layers`` are choices of layers, each a number whose bit i says whether the teacher's layer i stays. If the
     axis is there, an architecture names its layers: every choice of as many layers as its depth. An architecture of
@@ -48,6 +52,8 @@ class SearchSpace:
     mlp: tuple[int, ...]
     kv_heads: tuple[int, ...] = ()
     stock_only: bool = field(default=False, kw_only=True)
+    requirements: tuple[Requirement, ...] = field(default=(), kw_only=True)
+    mlp_multiple: int = field(default=1, kw_only=True)
     allocated: tuple[int, ...] = field(default=(), kw_only=True)
     neuron_values: NeuronValues | None = field(default=None, kw_only=True, repr=False)
     kept_layers: tuple[int, ...] = field(default=(), kw_only=True, repr=False)
@@ -66,7 +72,8 @@ class SearchSpace:
         """JSON form of the axes. Values that are no sizes are under ``compression``, in the order of their places."""
         axes: dict[str, Any] = {axis: list(sizes) for axis, sizes in self.axes.items()}
         names = {name: [one.key or "none" for one in getattr(self, name)] for name in COMPRESSIONS if name in axes}
-        return axes | ({"compression": names} if names else {})
+        pieces = {"mlp_multiple": self.mlp_multiple} if 1 in self.allocated and self.mlp_multiple > 1 else {}
+        return axes | pieces | ({"compression": names} if names else {})
 
     @property
     def head_pairs(self) -> tuple[tuple[int, int], ...]:
@@ -98,7 +105,7 @@ class SearchSpace:
             return uniform
         if self.neuron_values is None:
             raise ValueError(f"architecture {sizes}: the values of the teacher's neurons are not known yet")
-        return allocated(uniform, self.neuron_values)
+        return allocated(uniform, self.neuron_values, self.mlp_multiple)
 
     def position(self, sizes: Mapping[str, int]) -> list[float]:
         """The coordinates of ``sizes``: each axis scaled to [0, 1], and for each layer whether it stays, 0 or 1."""
@@ -118,9 +125,8 @@ class SearchSpace:
         choices = self._choices[uniform.depth] if self.kept_layers else [0]
         for choice, done in product(choices, self._compressions_of(uniform)):
             changed = choice or done
-            yield from self._spread(
-                replace(uniform, kept_layers=_layers(choice), compression=done) if changed else uniform
-            )
+            one = replace(uniform, kept_layers=_layers(choice), compression=done) if changed else uniform
+            yield from (each for each in self._spread(one) if self._meets_all(each))
 
     def allows(self, quantization: Quantization) -> bool:
         """Whether any architecture of the space can have ``quantization`` (`runs_everywhere`)."""
@@ -149,15 +155,18 @@ class SearchSpace:
     def _uniform(self) -> Iterator[Architecture]:
         for depth, hidden, (heads, kv_heads), mlp in product(self.depth, self.hidden, self.head_pairs, self.mlp):
             uniform = Architecture.uniform(depth, hidden, heads, mlp, kv_heads)
-            if not self.stock_only or self.shape.is_stock(uniform):
+            if (not self.stock_only or self.shape.is_stock(uniform)) and self._meets_all(uniform):
                 yield uniform
+
+    def _meets_all(self, architecture: Architecture) -> bool:
+        return all(one.allows(self.shape, architecture) for one in self.requirements)
 
     def _spread(self, uniform: Architecture) -> Iterator[Architecture]:
         """The architectures of the space with these average sizes, each once."""
         if self.neuron_values is None or 0 in (self.allocated or (0,)):
             yield uniform
         if self.neuron_values is not None and 1 in self.allocated:
-            other = allocated(uniform, self.neuron_values)
+            other = allocated(uniform, self.neuron_values, self.mlp_multiple)
             if other != uniform or 0 not in self.allocated:
                 yield other
 

@@ -15,12 +15,16 @@ from search_spaces.shape import ModelShape
 
 DENSE = 2  # bytes of a bfloat16 number
 HEADER = 100  # bytes of a tensor's entry in the header of a safetensors file: its name, dtype, shape and place
+CONV1D = ("gpt2",)  # families whose matrices are no nn.Linear, which torchao does not quantize
 FUSED = ("gpt2", "gpt_neox")  # families that hold queries, keys and values in one matrix
 
 # bitsandbytes keeps these beside every NF4 matrix: 16 values of the code and a JSON with the shape. With double
 # quantization, it also keeps the 256 values of the code of the scales, and one scale for 256 scales.
 NF4_TABLE, NF4_STATE, SCALES_TABLE, SCALES_GROUP = 64, 80, 1024, 256
 NF4_DOUBLE_STATE = 170
+
+# torchao keeps a zero point of a byte beside the scale of a row, and describes every tensor in the file's header.
+TORCHAO_MATRIX, TORCHAO_TENSOR = 300, 70
 
 NF4_OUTPUTS = 32  # a matrix' outputs must be a multiple of it for bitsandbytes' kernel on a CPU, the inputs of a group
 
@@ -45,6 +49,12 @@ def matrix_sizes(shape: ModelShape, architecture: Architecture) -> Iterator[Matr
     return (one for layer in layers for one in _layer_sizes(shape, architecture.hidden, *layer))
 
 
+def distinct_matrices(shape: ModelShape, architecture: Architecture) -> set[MatrixSize]:
+    """The sizes of the matrices in the layers of ``architecture``, each once."""
+    layers = set(zip(architecture.heads, architecture.kv_heads, architecture.mlp, strict=True))
+    return {one for layer in layers for one in _layer_sizes(shape, architecture.hidden, *layer)}
+
+
 @lru_cache(maxsize=4096)
 def _layer_sizes(shape: ModelShape, hidden: int, heads: int, kv_heads: int, mlp: int) -> tuple[MatrixSize, ...]:
     inner, shared = heads * shape.head_dim, kv_heads * shape.head_dim
@@ -55,13 +65,17 @@ def _layer_sizes(shape: ModelShape, hidden: int, heads: int, kv_heads: int, mlp:
 
 
 def runs_everywhere(shape: ModelShape, architecture: Architecture) -> bool:
-    """Whether bitsandbytes can multiply all matrices of ``architecture`` on a CPU too (`NF4_OUTPUTS`)."""
+    """Whether the library of the quantization takes all matrices of ``architecture``, on a CPU too.
+
+    bitsandbytes' NF4 asks for sizes (`NF4_OUTPUTS`), and torchao for families without `CONV1D`.
+    """
     how = architecture.compression.quantization
+    if how.scheme == "int8wo":
+        return shape.family not in CONV1D
     if how.scheme != "nf4":
         return True
-    layers = set(zip(architecture.heads, architecture.kv_heads, architecture.mlp, strict=True))
-    sizes = (one for layer in layers for one in _layer_sizes(shape, architecture.hidden, *layer))
-    return not any(one.outputs % NF4_OUTPUTS or one.inputs % how.group for one in sizes if one.part in how.matrices)
+    sizes = (one for one in distinct_matrices(shape, architecture) if one.part in how.matrices)
+    return not any(one.outputs % NF4_OUTPUTS or one.inputs % how.group for one in sizes)
 
 
 def stored_bytes(shape: ModelShape, architecture: Architecture) -> int:
@@ -78,7 +92,8 @@ def stored_bytes(shape: ModelShape, architecture: Architecture) -> int:
             total += count * matrix_bytes(one, architecture.compression)
             compressed += count * one.weights
     rest = shape.parameters(architecture) - compressed
-    return DENSE * rest + total + HEADER * _tensors(shape, architecture)
+    header = HEADER + TORCHAO_TENSOR * (architecture.compression.quantization.scheme == "int8wo")
+    return DENSE * rest + total + header * _tensors(shape, architecture)
 
 
 def memory_bytes(shape: ModelShape, architecture: Architecture) -> int:
@@ -124,6 +139,8 @@ def _scale_bytes(size: MatrixSize, compression: Compression) -> int:
     how = compression.quantization
     if how.scheme == "int8":
         return 4 * size.outputs + 1 + 2 * HEADER
+    if how.scheme == "int8wo":
+        return 5 * size.outputs + 2 * HEADER + TORCHAO_MATRIX
     groups = ceil(size.weights / how.group)
     if not how.double:
         return 4 * groups + NF4_TABLE + NF4_STATE + 3 * HEADER

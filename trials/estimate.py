@@ -15,6 +15,7 @@ import torch
 
 from search_spaces.architecture import Architecture
 from search_spaces.shape import ModelShape
+from trials.compress.compress import text_share_of
 from trials.losses.precision import training_precision
 from trials.recipe import SCREEN_CALIBRATION, SCREEN_VALIDATION, Recipe
 from trials.teacher.second_moments import moments_count
@@ -62,11 +63,11 @@ def _seconds(work: int, shape: ModelShape, device: str) -> float:
 def training_flops(shape: ModelShape, architecture: Architecture, recipe: Recipe, device: str) -> int:
     """FLOPs of all training steps: the student's forward and backward pass (twice the forward), and the teacher's work.
 
-    With a ``text_share``, the student's output projection is computed once more for the text loss.
+    The student's output projection is computed once more when the text's cross-entropy has a share in the loss.
     """
     length, way = recipe.sequence_length, way_for(shape, recipe.tokens, device, recipe.teacher_targets)
     step = 3 * shape.flops_per_token(architecture, length) + teacher_flops(shape, length, way)
-    again = 6 * shape.vocab * architecture.hidden if recipe.text_share else 0
+    again = 6 * shape.vocab * architecture.hidden if text_share_of(architecture.compression, recipe.text_share) else 0
     windows = recipe.tokens // length
     return recipe.tokens * step + windows * (length - 1) * again
 

@@ -14,7 +14,7 @@ import torch
 
 from search_spaces.architecture import Architecture
 from search_spaces.errors import InputError
-from trials.compress.compress import compressor, rate_of
+from trials.compress.compress import compressor, rate_of, text_share_of
 from trials.distill.checkpoint import discard_checkpoints
 from trials.distill.distill import DistillResult, DistillSettings, Report, distill
 from trials.distill.results import RESULT, STUDENT, read_result, save_student, write_result
@@ -173,7 +173,7 @@ def _train(spec: FinalSpec, trial: TrialResult, common: Shared, identity: str, r
         identity,
         steps_before=math.ceil(trial.tokens / recipe.batch_tokens),
         first_windows=common.first,
-        text_share=recipe.text_share,
+        text_share=text_share_of(trial.architecture.compression, recipe.text_share),
     )
     outcome = distill(student, common.targets, common.corpus, settings, directory, report, compressing)
     if compressing:

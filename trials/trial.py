@@ -16,7 +16,7 @@ from transformers import GenerationConfig, PreTrainedModel
 
 from search_spaces.architecture import Architecture
 from search_spaces.shape import ModelShape
-from trials.compress.compress import compressor, rate_of
+from trials.compress.compress import compressor, rate_of, text_share_of
 from trials.distill.checkpoint import discard_checkpoints
 from trials.distill.distill import DistillResult, DistillSettings, NonFiniteLoss, Report, distill
 from trials.distill.results import SETTINGS, STUDENT, WEIGHTS, read_result, save_student, write_result
@@ -163,7 +163,7 @@ def _train(spec: TrialSpec, common: Shared, identity: str, report: Report) -> Tr
         recipe.learning_rate * rate_of(spec.architecture.compression),
         recipe.seed,
         identity,
-        text_share=recipe.text_share,
+        text_share=text_share_of(spec.architecture.compression, recipe.text_share),
     )
     calibration = windows(common.corpus.train, recipe.sequence_length)
     compressing = compressor(student, spec.architecture.compression, calibration)

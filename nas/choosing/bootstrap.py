@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from trials.losses.window_losses import WindowLosses
+if TYPE_CHECKING:  # takes seconds to import, and a report of a study needs none of it
+    from trials.losses.window_losses import WindowLosses
 
 RESAMPLES = 10_000
 COVERAGE = 0.95

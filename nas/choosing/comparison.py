@@ -25,7 +25,7 @@ class ComparisonRow:
     teacher's parameters. ``tokens`` is the total number of tokens it was distilled on. Losses are on validation text,
     in nats per token; ``losses`` holds the loss on each text if there are several. ``difference`` is its loss minus the
     winner's. ``test`` are readings on test text, and ``before`` are those before retraining, where they were asked for.
-    No choice depends on them.
+    No choice depends on them. ``loads_in`` is as in `nas.study.records.TrialRecord`.
     """
 
     roles: tuple[str, ...]
@@ -40,6 +40,7 @@ class ComparisonRow:
     reason: str = ""
     test: tuple[Reading, ...] = ()
     before: tuple[Reading, ...] = ()
+    loads_in: str = ""
 
     @property
     def is_read(self) -> bool:
@@ -153,6 +154,7 @@ def _row(
         losses=text_losses(record),
         difference=None if own is None or WINNER in roles else paired_difference(own, winner),
         reason=record.reason or "",
+        loads_in=record.loads_in,
     )
 
 

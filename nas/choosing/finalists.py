@@ -8,6 +8,7 @@ from nas.choosing.selection import FINALIST, STOCK, best_stock, weighed
 from nas.planning.plan import Plan
 from nas.study.records import FinalRecord, TrialRecord
 from search_spaces.architecture import Architecture
+from trials.export.loads_in import loads_in
 
 
 def finalists(plan: Plan, records: Sequence[TrialRecord]) -> list[FinalRecord]:
@@ -24,6 +25,14 @@ def finalists(plan: Plan, records: Sequence[TrialRecord]) -> list[FinalRecord]:
     curves = {one.architecture: one.curve for one in ranked}
     shape, tokens = plan.target.shape, plan.recipe.tokens + plan.final_tokens
     return [
-        FinalRecord(one, shape.parameters(one), shape.is_stock(one), tokens, tuple(names), curve=curves.get(one, ()))
+        FinalRecord(
+            architecture=one,
+            parameters=shape.parameters(one),
+            stock=shape.is_stock(one),
+            tokens=tokens,
+            roles=tuple(names),
+            curve=curves.get(one, ()),
+            loads_in=str(loads_in(shape, one)),
+        )
         for one, names in roles.items()
     ]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from nas.study.objectives import LOSS, PARAMETERS, places, point_of
 from nas.study.records import FinalRecord, TrialRecord
@@ -74,6 +74,13 @@ def _placed(records: Iterable[TrialRecord], objectives: Sequence[str]) -> list[t
     ranked = ranking(records)
     points = [point_of(one, objectives) for one in ranked]
     return list(zip(places(points), ranked, strict=True))
+
+
+def front_values(records: Iterable[TrialRecord], objectives: Sequence[str]) -> list[dict[str, Any]]:
+    """The `front` as JSON: the architecture, and each objective by its name. An unmeasured value is None."""
+    found = [(one.architecture.key, point_of(one, objectives)) for one in front(records, objectives)]
+    finite = [(key, [value if math.isfinite(value) else None for value in point]) for key, point in found]
+    return [{"architecture": key, **dict(zip(objectives, point, strict=True))} for key, point in finite]
 
 
 def pareto_front(records: Iterable[TrialRecord]) -> list[TrialRecord]:

@@ -8,7 +8,7 @@ from nas.display.clock import Clock
 from nas.display.final_progress import FinalProgress
 from nas.display.measuring_progress import MeasuringProgress
 from nas.display.pace import Pace
-from nas.display.readings_table import column_name, figure
+from nas.display.readings_table import column_name, measured
 from nas.display.trial_progress import TrialProgress
 from nas.stages.events import (
     ArchitectureMeasured,
@@ -79,7 +79,7 @@ class Display:
         if event.problem:
             return f"{event.name} could not be evaluated: {event.problem}"
         self._tested += 1
-        figures = ", ".join(f"{column_name(one)} {figure(one.value, one.unit)}" for one in event.readings)
+        figures = ", ".join(f"{column_name(one)} {measured(one)}" for one in event.readings)
         return f"[{self.clock}, {self._tested}/{self._models} done] {event.name}: {figures}"
 
     def _print(self, line: str) -> None:

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from nas.display.clock import Clock
-from nas.study.study import SCREENED, TIMED
+from nas.study.trial_records import SCREENED, TIMED
 
 LINES = 10  # of progress, without a terminal
 BEST = {SCREENED: "best before retraining {key}: {value:.4f}", TIMED: "fastest {key}: {value:.2f} ms a token"}

@@ -11,7 +11,9 @@ from nas.planning.plan import Plan
 from nas.planning.redact import redacted
 from nas.planning.rungs import REDUCTION
 from search_spaces.space import COMPRESSIONS, LAYERS
+from trials.evaluate.tasks import HarnessTask
 from trials.recipe import SCREEN_CALIBRATION
+from trials.text.evaluation_text import TextTask
 from trials.text.mixture import parse_mixture, shares
 
 
@@ -139,8 +141,10 @@ def _limits(plan: Plan) -> list[tuple[str, str]]:
     memory, latency = plan.settings.max_memory, plan.settings.max_latency_ms
     limits = [f"{memory:,} bytes of bfloat16 weights and cache"] if memory is not None else []
     limits += [f"{latency:g} ms for a generated token, measured before the first trial"] if latency is not None else []
+    asked = {"loads in": plan.settings.loads_in, "quantises to": plan.settings.quantises_to}
+    only = [(what, f"only students that fit {names}") for what, names in asked.items() if names is not None]
     weighed = [("objectives", ", ".join(plan.objectives))] if len(plan.objectives) > 1 else []
-    return [*([("limits", "at most " + ", ".join(limits))] if limits else []), *weighed]
+    return [*([("limits", "at most " + ", ".join(limits))] if limits else []), *only, *weighed]
 
 
 def _screening(plan: Plan) -> list[tuple[str, str]]:
@@ -168,7 +172,10 @@ def _tests(plan: Plan) -> list[tuple[str, str]]:
     if not plan.tests:
         return []
     much = f"the first {plan.settings.test_tokens:,} tokens of each" if plan.settings.test_tokens else "whole"
-    return [("test", f"{', '.join(task.name for task in plan.tests)}, {much}: only for the final tables")]
+    texts = ", ".join(task.name for task in plan.tests if isinstance(task, TextTask))
+    tasks = ", ".join(task.name for task in plan.tests if isinstance(task, HarnessTask))
+    shown = [f"{texts}, {much}"] if texts else []
+    return [("test", f"{'; '.join([*shown, *([f'{tasks}, zero-shot'] if tasks else [])])}: only for the final tables")]
 
 
 def estimated_seconds(plan: Plan) -> float:

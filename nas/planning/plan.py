@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from nas.planning.candidates import baselines
-from nas.planning.machine import Machine, Resources
+from nas.planning.machine import Machine, Resources, resources_for
 from nas.planning.rungs import rungs
 from nas.planning.settings import SearchSettings
 from nas.study.objectives import LATENCY_MS, parse_objectives
@@ -19,11 +19,14 @@ from search_spaces.allocation import NeuronValues
 from search_spaces.architecture import Architecture
 from search_spaces.budget import Budget, check_budgets, parse_budgets, unit_of
 from search_spaces.errors import InputError
-from search_spaces.files import check_space, load_space, needs_package
+from search_spaces.files import check_space, compressions_in, load_space
+from search_spaces.requirements import narrowed
 from search_spaces.shape import ModelShape
 from search_spaces.space import SearchSpace
 from search_spaces.stored_size import fits, memory_bytes, size_in
-from trials.compress.extras import EXTRAS, PACKAGES, check_installed
+from trials.compress.extras import check_installed, packages_for
+from trials.evaluate.tasks import HarnessTask, parse_test_tasks
+from trials.export.loads_in import parse_formats, parse_programs, requirements
 from trials.recipe import VERSION, Recipe
 from trials.storage.cache import digest
 from trials.teacher.source import read_shape, resolve_model
@@ -92,7 +95,7 @@ class Plan:
     recipe: Recipe
     study: str
     final_tokens: int
-    tests: tuple[TextTask, ...]
+    tests: tuple[TextTask | HarnessTask, ...]
     part: str = ""
     command: str = ""
 
@@ -196,23 +199,27 @@ def resolve_target(settings: SearchSettings) -> Target:
     """
     check_sources([*_sources(settings), *(one for _, one in parse_validation(settings.validation))])
     parse_objectives(settings.objectives)
-    if parse_tests(settings.test) and not settings.finalists:
-        raise InputError("--test: needs a final stage, and --finalists 0 has none; give --finalists 1 or more")
+    programs, formats = parse_programs(settings.loads_in), parse_formats(settings.quantises_to)
+    for flag, tests in {
+        "--test": parse_tests(settings.test),
+        "--test-tasks": parse_test_tasks(settings.test_tasks),
+    }.items():
+        if tests and not settings.finalists:
+            raise InputError(f"{flag}: needs a final stage, and --finalists 0 has none; give --finalists 1 or more")
     if settings.tokens_per_trial == 0 and settings.finalists and not settings.final_tokens:
         rule = "finalists train on as many tokens as a trial has"
         raise InputError(f"--tokens-per-trial 0: {rule}; give --final-tokens, or --finalists 0")
     if settings.table == "stack":
-        for package in EXTRAS:
+        for package in ("bitsandbytes", "peft"):
             check_installed(package, "--table stack")
-    for axis, package in PACKAGES.items():
-        if needs_package(settings.space, axis):
-            check_installed(package, f"space {settings.space}: key {axis!r}")
+    for axis, package in packages_for(compressions_in(settings.space)):
+        check_installed(package, f"space {settings.space}: key {axis!r}")
     check_budgets(settings.budget)
     _check_output(settings.output)
     check_space(settings.space)
     folder = resolve_model(settings.model)
     shape = read_shape(folder)
-    space = load_space(settings.space, shape)
+    space = narrowed(load_space(settings.space, shape), requirements(shape, programs, formats))
     unit = unit_of(settings.budget)
     counts, teacher = space.counts_in(unit), size_in(unit, shape, shape.full)
     budgets = parse_budgets(settings.budget, teacher, counts, settings.tolerance)
@@ -270,11 +277,15 @@ def make_plan(settings: SearchSettings, target: Target, machine: Machine) -> Pla
     return Plan(settings, target, resources, recipe, name, final_tokens, _tests(settings))
 
 
-def _tests(settings: SearchSettings) -> tuple[TextTask, ...]:
-    """The test texts: those that were asked for, and one of another kind unless the corpus has that text itself."""
-    asked = parse_tests(settings.test)
+def _tests(settings: SearchSettings) -> tuple[TextTask | HarnessTask, ...]:
+    """The test texts and the downstream tasks that were asked for.
+
+    A text of another kind is among them, unless the corpus has that text itself.
+    """
+    asked, tasks = parse_tests(settings.test), parse_test_tasks(settings.test_tasks)
     read = "stdlib" in _sources(settings) or any(one.name == PYTHON_DOCS for one in asked)
-    return asked if read or not settings.finalists else (*asked, TextTask(PYTHON_DOCS, None))
+    further = () if read or not settings.finalists else (TextTask(PYTHON_DOCS, None),)
+    return *asked, *further, *tasks
 
 
 def identity(settings: SearchSettings, target: Target, recipe: Recipe) -> dict[str, Any]:
@@ -284,7 +295,11 @@ def identity(settings: SearchSettings, target: Target, recipe: Recipe) -> dict[s
         bands = {"minimum": target.budget.minimum, "maximum": target.budget.maximum}
     space = target.space.to_dict()
     stock = {"stock_only": target.space.stock_only, "scheduler": settings.scheduler}
-    further = {"max_memory": settings.max_memory, "max_latency_ms": settings.max_latency_ms}
+    further: dict[str, Any] = {"max_memory": settings.max_memory, "max_latency_ms": settings.max_latency_ms}
+    further |= {
+        "loads_in": sorted(parse_programs(settings.loads_in)) or None,
+        "quantises_to": sorted(parse_formats(settings.quantises_to)) or None,
+    }
     limits = {name: value for name, value in further.items() if value is not None}
     objectives = parse_objectives(settings.objectives)
     weighed = {"objectives": list(objectives)} if len(objectives) > 1 else {}
@@ -298,17 +313,10 @@ def trial_bytes(target: Target) -> int:
 
 
 def _resources(settings: SearchSettings, target: Target, machine: Machine) -> Resources:
-    gpus = (1.0 if machine.gpus else 0.0) if settings.gpus_per_trial is None else settings.gpus_per_trial
-    if gpus > machine.gpus:
-        raise InputError(
-            f"--gpus-per-trial {gpus:g}: the machine has {machine.gpus:g} GPUs; give at most that, or 0 to use the CPU"
-        )
-    fit = machine.gpus / gpus if gpus else machine.memory * 0.9 / trial_bytes(target)
-    workers = settings.workers or max(1, min(int(fit), machine.cpus, settings.trials))
-    cpus = settings.cpus_per_trial or max(1, min(machine.cpus // workers, machine.node_cpus))
-    if cpus > machine.node_cpus:
-        raise InputError(f"--cpus-per-trial {cpus}: the smallest node has {machine.node_cpus}; give at most that")
-    return Resources(max(1, min(workers, machine.cpus // cpus)), cpus, gpus)
+    feasible, budgets = len(target.feasible), len(target.budgets)
+    trials = feasible if settings.sampler == "exhaustive" else min(budgets * settings.trials, feasible)
+    screenings = min(budgets * settings.screened, feasible) if settings.sampler == "screen" else 0
+    return resources_for(settings, machine, trials, screenings, trial_bytes(target))
 
 
 def _recipe(settings: SearchSettings, shape: ModelShape, defaults: Defaults) -> Recipe:

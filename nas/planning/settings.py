@@ -75,6 +75,16 @@ class SearchSettings(BaseModel):
         "loss", description="loss, or loss with any of params, bytes, memory, latency for a Pareto front"
     )
     space: str = Field("default", description=f"the search space: {', '.join(PRESETS)}, or a YAML file")
+    loads_in: str | None = Field(
+        None,
+        description="only students that load without our code in all of these, separated by commas: transformers, "
+        "vllm, llama.cpp",
+    )
+    quantises_to: str | None = Field(
+        None,
+        description="only students whose sizes fit all of these, separated by commas: bf16, q8_0, q4_0, q4_k, int4, "
+        "int4-64, nf4, ...",
+    )
     sampler: Literal["screen", "tpe", "gp", "nsga2", "random", "exhaustive"] = Field(
         "screen", description="what proposes candidates; screen measures all before retraining and takes the best first"
     )
@@ -127,6 +137,11 @@ class SearchSettings(BaseModel):
     test: str | None = Field(
         None, description="test texts for the final table, read after the choice: wikitext-2,ptb=./ptb.txt,..."
     )
+    test_tasks: str | None = Field(
+        None,
+        description="downstream tasks for the final table, zero-shot by lm-evaluation-harness: hellaswag,piqa:200,"
+        "mine=./mine.yaml (needs the extra eval)",
+    )
     test_tokens: Tokens | None = Field(None, ge=1, description="tokens of each test text, from its start (all)")
     test_dtype: Literal["float32", "bfloat16", "float16"] | None = Field(
         None, description="number format of models on test text (float32 on a CPU, bfloat16 on a GPU)"
@@ -170,8 +185,19 @@ Exit codes: 0 done, 2 wrong input, 3 nothing feasible finished, 130 interrupted.
 
 
 GROUPS = {
-    "what to search": ("budget", "model", "tolerance", "space", "max_memory", "max_latency_ms", "objectives", "table"),
-    "text": ("corpus", "validation", "test", "test_tokens", "test_dtype"),
+    "what to search": (
+        "budget",
+        "model",
+        "tolerance",
+        "space",
+        "loads_in",
+        "quantises_to",
+        "max_memory",
+        "max_latency_ms",
+        "objectives",
+        "table",
+    ),
+    "text": ("corpus", "validation", "test", "test_tasks", "test_tokens", "test_dtype"),
     "candidates": ("sampler", "screened", "scheduler", "trials", "finalists", "baselines", "seed"),
     "training": (
         "tokens_per_trial",

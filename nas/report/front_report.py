@@ -1,11 +1,10 @@
-"""The Pareto front of a search with several objectives: as a table, as JSON, and as a plot."""
+"""The Pareto front of a search with several objectives: as a table and as a plot."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from rich.table import Table
 from rich.text import Text
@@ -59,17 +58,6 @@ def front_markdown(records: Sequence[TrialRecord], objectives: Sequence[str]) ->
     return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
 
 
-def front_values(records: Sequence[TrialRecord], objectives: Sequence[str]) -> list[dict[str, Any]]:
-    """The front as JSON: the architecture, and each objective by its name. An unmeasured value is None."""
-    return [
-        {
-            "architecture": one.architecture.key,
-            **dict(zip(objectives, map(_finite, point_of(one, objectives)), strict=True)),
-        }
-        for one in front(records, objectives)
-    ]
-
-
 def plot_front(
     records: Sequence[TrialRecord], objectives: Sequence[str], path: Path, winner: Architecture | None = None
 ) -> Path:
@@ -89,8 +77,8 @@ def plot_front(
         axes.margins(0.12)
         grid(axes)
         legend(axes)
-    figure.axes[0].set_ylabel(f"final {LABELS[LOSS]}")
-    figure.suptitle("Loss against the other objectives", fontsize=12)
+    figure.axes[0].set_ylabel(f"{LABELS[LOSS]} of the trial")
+    figure.suptitle("What each objective costs in loss", fontsize=12)
     return save(figure, path)
 
 
@@ -104,7 +92,3 @@ def _cells(records: Sequence[TrialRecord], objectives: Sequence[str]) -> list[li
     points = (zip(objectives, point_of(one, objectives), strict=True) for one in chosen)
     figures = ([FIGURES[name](value) if math.isfinite(value) else "" for name, value in point] for point in points)
     return [[one.architecture.key, *row] for one, row in zip(chosen, figures, strict=True)]
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None

@@ -23,10 +23,10 @@ from search_spaces.stored_size import stored_bytes
 
 # Columns that a narrow terminal does without, the least needed first.
 LESS_NEEDED = {
-    "final": ("share", "tokens", "parameters"),
+    "final": ("share", "tokens", "loads in", "parameters"),
     "test": ("parameters",),
     "budgets": ("its val loss", "best stock", "share", "parameters"),
-    "trials": ("trial", "ppl", "zero-shot", "time", "share", "tokens"),
+    "trials": ("trial", "loads in", "ppl", "zero-shot", "time", "share", "tokens"),
 }
 
 
@@ -95,6 +95,7 @@ def _print_winner(outcome: Outcome, console: Console) -> None:
     say(f"[bold]best[/bold]        {winner.key}: {size_and_loss(outcome)}")
     say(f"            {sizes_beside_teacher(outcome)}")
     say(f"            {outcome.winner_path}")
+    say(f"            loads in {winner.record.loads_in}")
     if len(outcome.plan.objectives) > 1:
         others = ", ".join(outcome.plan.objectives[1:])
         say(f"            it has the smallest loss; the Pareto front above shows what less {others} costs")

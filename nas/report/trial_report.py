@@ -15,7 +15,7 @@ from nas.choosing.selection import best_stock, last_reading, listing, perplexity
 from nas.study.records import STORED, TrialRecord, text_losses
 from trials.text.validation import OF_TEXT
 
-WIDTH = 120  # of the terminal table with all its columns, in characters
+WIDTH = 150  # of the terminal table with all its columns, in characters
 MOST_ROWS = 40  # of the terminal table; files have all trials
 STATES = {"COMPLETE": "complete", "PRUNED": "stopped early", "FAIL": "failed", "RUNNING": "running"}
 
@@ -50,6 +50,7 @@ class Row:
     state: str
     reason: str
     stock: bool
+    loads_in: str
     origin: str
     losses: Mapping[str, float]
 
@@ -154,6 +155,7 @@ COLUMNS = (
     Column("ppl", "right", lambda row: _number(row.perplexity, 2)),
     Column("tokens", "right", lambda row: compact(row.tokens)),
     Column("time", "right", lambda row: _clock(row.seconds)),
+    Column("loads in", "left", lambda row: row.loads_in),
     Column("result", "left", lambda row: row.state),
 )
 # Where nothing is done to weights: names are shorter then, and bytes are twice the parameters.
@@ -196,6 +198,7 @@ def _row(record: TrialRecord, rank: int | None, teacher_parameters: int) -> Row:
         state=STATES.get(record.state, record.state.lower()),
         reason=record.reason or "",
         stock=record.stock,
+        loads_in=record.loads_in,
         origin=record.origin,
         losses=text_losses(record),
     )
@@ -235,7 +238,9 @@ def _clock(seconds: float | None) -> str:
 
 def _rule(name: str) -> str:
     return (
-        ":---" if name in ("architecture", "heads", "kv_heads", "mlp", "state", "reason", "stock", "origin") else "---:"
+        ":---"
+        if name in ("architecture", "heads", "kv_heads", "mlp", "state", "reason", "stock", "loads_in", "origin")
+        else "---:"
     )
 
 

@@ -16,6 +16,7 @@ from nas.running.workers import Workers
 from nas.stages.events import BudgetConcluded, Listener, SearchConcluded
 from nas.stages.export_winner import export_chosen
 from nas.stages.finish import Finished
+from nas.stages.keep_facts import add_seconds, keep_result
 from nas.stages.on_test_text import with_test_readings
 from nas.study.records import FinalRecord, TrialRecord
 
@@ -26,15 +27,17 @@ def conclude(finished: Finished, workers: Workers, announce: Listener) -> list[O
     Raises NothingFeasibleError when a budget has no complete trial, or no final; the winners of the other budgets are
     exported before.
     """
-    outcomes, nothing = [], []
+    began, outcomes, nothing = time.monotonic(), [], []
     for part in finished.plan.parts:
         try:
             outcomes.append(_outcome(part, finished, workers, announce))
+            keep_result(finished.study, outcomes[-1])
             announce(BudgetConcluded(outcomes[-1]))
         except NothingFeasibleError as error:
             nothing.append(f"budget {part.target.budget.text}: {error}" if part.part else str(error))
     if nothing:
         raise NothingFeasibleError("; ".join(nothing))
+    add_seconds(finished.study, "conclude", began)
     announce(SearchConcluded(finished.plan, outcomes, finished.records))
     return outcomes
 

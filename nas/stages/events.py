@@ -47,7 +47,7 @@ class SearchPrepared:
 
 @dataclass(frozen=True)
 class MeasuringStarted:
-    """``quantity`` (`nas.study.study.SCREENED` or `TIMED`) is measured for ``total`` architectures.
+    """``quantity`` (`nas.study.trial_records.SCREENED` or `TIMED`) is measured for ``total`` architectures.
 
     Of these, ``done`` were measured in an earlier run.
     """

@@ -34,7 +34,8 @@ def export_chosen(plan: Plan, preparation: Preparation, study: SearchStudy, chos
         raise InputError(f"{error}; restore the folder, or search again with a new --study") from error
     dtype = torch.bfloat16 if plan.target.budget.unit == BYTES else None  # a budget in bytes counts bfloat16 numbers
     card = _card(plan, preparation, chosen)
-    exported = export_student(student, load_tokenizer(plan.target.folder), folder, card, dtype)
+    source = plan.target.folder
+    exported = export_student(student, load_tokenizer(source), folder, card, dtype, source)
     study.remember(label, content)
     return exported
 

@@ -55,7 +55,7 @@ def recalled(plan: Plan, study: SearchStudy, record: FinalRecord) -> FinalRecord
     known = study.recall(_label(record))
     if known is None:
         return record
-    found = replace(FinalRecord.from_dict(known), roles=record.roles)
+    found = replace(FinalRecord.from_dict(known), roles=record.roles, loads_in=record.loads_in)
     if found.ended is None or (found.state == "COMPLETE" and final_windows(plan, found) is None):
         return replace(record, started=found.started)
     return found
@@ -77,7 +77,7 @@ def train_finals(
     def on_result(name: str, update: FinalUpdate) -> None:
         before, stage[name] = stage[name], updated(stage[name], update)
         lasting = not (isinstance(update, Failure) and update.retry)  # the next run tries it again
-        if (update is None or stage[name].ended) and lasting:
+        if lasting:
             study.remember(_label(stage[name]), stage[name].to_dict())
         if stage[name] != before:
             on_change(list(stage.values()), stage[name])

@@ -10,7 +10,8 @@ from nas.planning.specs import trial_spec
 from nas.running.task_lists import OnResult, run_screens, run_timings
 from nas.running.workers import Workers
 from nas.stages.events import ArchitectureMeasured, Listener, MeasuringStarted, Progressed, StepEnded
-from nas.study.study import SCREENED, TIMED, SearchStudy
+from nas.study.study import SearchStudy
+from nas.study.trial_records import SCREENED, TIMED
 from search_spaces.architecture import Architecture
 from search_spaces.errors import InputError
 from trials.trial import TrialSpec

@@ -18,9 +18,11 @@ from nas.planning.plan import Plan, with_neuron_values
 from nas.running.tasks import PreparationSpec, PreparedTeacher, preparation_task, targets_task
 from nas.running.workers import Workers, work
 from nas.stages.events import Listener, Progressed, SearchPrepared, TeacherPrepared
+from nas.stages.keep_facts import keep_facts
 from nas.stages.measure import measure
 from nas.stages.slices import measure_slices
-from nas.study.study import TIMED, SearchStudy
+from nas.study.study import SearchStudy
+from nas.study.trial_records import TIMED
 from search_spaces.errors import InputError
 from trials.preparation import Preparation
 from trials.teacher.targets import part_count
@@ -58,6 +60,7 @@ def prepare(plan: Plan, workers: Workers, announce: Listener) -> Prepared:
         study = open_study(plan, teacher.preparation)
     if study.finished() < plan.trials:
         measure_slices(plan, workers, announce)
+    keep_facts(plan, study, teacher)
     announce(SearchPrepared(plan, study.unique_id, teacher))
     return Prepared(started, plan, study, teacher)
 

@@ -23,7 +23,8 @@ class TrialRecord:
     ``curve`` holds (tokens distilled, validation loss in nats per token) for every rung reached. The point at 0 tokens
     is the student before retraining. ``val_loss`` is the final loss of a COMPLETE trial and None otherwise.
     ``stock`` means that the model loads with a plain ``from_pretrained``. ``origin`` names the idea or the sampler that
-    proposed the trial. ``started`` and ``ended`` are seconds since the epoch.
+    proposed the trial. ``loads_in`` names the programs that load it, as tables show them
+    (`trials.export.loads_in.LoadsIn`). ``started`` and ``ended`` are seconds since the epoch.
     """
 
     number: int
@@ -36,6 +37,7 @@ class TrialRecord:
     curve: tuple[tuple[int, float], ...] = ()
     metrics: Mapping[str, float] = field(default_factory=dict)
     origin: str = "sampler"
+    loads_in: str = ""
     started: float | None = None
     ended: float | None = None
 
@@ -58,6 +60,7 @@ class FinalRecord:
     RUNNING, COMPLETE or FAIL (see ``reason``). ``tokens`` counts the trial and the final together. ``curve`` starts
     with the points of the trial. The ``metrics`` of a COMPLETE final include ``trial_loss``, the loss at the end of the
     trial. ``windows`` is the digest of the losses per window. The losses themselves are stored in the final's folder.
+    ``loads_in`` is as in `TrialRecord`.
     """
 
     architecture: Architecture
@@ -71,6 +74,7 @@ class FinalRecord:
     curve: tuple[tuple[int, float], ...] = ()
     metrics: Mapping[str, float] = field(default_factory=dict)
     windows: str = ""
+    loads_in: str = ""
     started: float | None = None
     ended: float | None = None
 

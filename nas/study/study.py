@@ -23,26 +23,27 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from nas.study.database import opening
 from nas.study.objectives import LATENCY_MS, LOSS, MEMORY_BYTES, PARAMETERS, STORED_BYTES, Point, costs
-from nas.study.records import LATENCY, MEMORY, SCREEN_LOSS, STORED, TrialRecord
+from nas.study.records import TrialRecord
 from nas.study.sampler import INTERRUPTED, FeasibleSampler, band, distributions
 from nas.study.standings import Standings
+from nas.study.trial_records import (
+    AFTER,
+    ARCHITECTURE,
+    RETRY,
+    SCREENED,
+    TIMED,
+    measured_in,
+    queued_again,
+    record_of,
+    shown,
+)
 from search_spaces.architecture import Architecture
 from search_spaces.budget import Budget
 from search_spaces.errors import InputError, one_line
-from search_spaces.shape import ModelShape
 from search_spaces.space import SearchSpace
 from search_spaces.stored_size import memory_bytes, stored_bytes
 
-# Quantities that are measured before the first trial: losses before retraining, and milliseconds per generated token.
-# Architectures that differ only in the layers that they name, or in their zeros, take the same time. Their latency has
-# the key of the `Architecture.timed`.
-SCREENED, TIMED = "screened", "timed"
-
 VALUE = "val_loss"  # what Optuna's pages and tables call the value of a trial
-
-# User attributes of trials. RETRY is True when a trial failed by its surroundings. AFTER is the number of the failed
-# trial that a trial repeats.
-RETRY, AFTER = "retry", "after"
 CODE_VERSION = "code_version"  # of `nas.planning.plan.identity`: users cannot give its old value
 
 
@@ -96,7 +97,7 @@ class SearchStudy:
         self._study = _open(storage, name, self.sampler)
         self._asked: dict[int, Trial] = {}
         self._check_identity(identity)
-        self._measured = {quantity: self._stored(quantity) for quantity in (SCREENED, TIMED)}
+        self._measured = {quantity: measured_in(self._study.user_attrs, quantity) for quantity in (SCREENED, TIMED)}
         self.sampler.screened, self.sampler.costs = self._measured[SCREENED], self.costs
         self._ended: dict[int, TrialRecord] = {}  # records that cannot change any more, by number
         self._standings: defaultdict[tuple[int, int, bool], Standings] = defaultdict(Standings)
@@ -151,14 +152,6 @@ class SearchStudy:
         """All kept values of a ``quantity``, by the architecture's key. None means that the measurement failed."""
         return dict(self._measured[quantity])
 
-    def _stored(self, quantity: str) -> dict[str, float | None]:
-        attributes, start = self._study.user_attrs, f"{quantity}/"  # as earlier versions kept each value
-        found = {name.removeprefix(start): attributes[name] for name in attributes if name.startswith(start)}
-        for name in attributes:
-            if name.startswith(f"{quantity} "):
-                found |= attributes[name]
-        return found
-
     def costs(self, architecture: Architecture) -> Point:
         """The objectives of ``architecture`` other than the loss, in their order. An unknown latency is infinite."""
         shape, latency = self.space.shape, self._measured[TIMED].get(architecture.timed.key)
@@ -179,7 +172,7 @@ class SearchStudy:
         left = [one for one in trials if one.state is TrialState.RUNNING]
         for trial in left:
             self._interrupt(trial)
-        known = _queued_again(trials)
+        known = queued_again(trials)
         again = [one for one in trials if failed and one.user_attrs.get(RETRY) and one.number not in known]
         for trial in again:
             self._enqueue(trial.params, trial.user_attrs.get("origin", "sampler"), after=trial.number)
@@ -219,7 +212,9 @@ class SearchStudy:
         if "origin" not in trial.user_attrs:
             trial.set_user_attr("origin", self.sampler.name)
         self._asked[trial.number] = trial
-        return Candidate(trial.number, self.sampler.architecture(trial.params))
+        architecture = self.sampler.architecture(trial.params)
+        trial.set_user_attr(ARCHITECTURE, architecture.to_dict())  # whoever reads the study has no search space
+        return Candidate(trial.number, architecture)
 
     def report(self, number: int, tokens: int, loss: float) -> bool:
         """Record the validation ``loss`` (nats per token) after ``tokens``. Returns False for a rung already known."""
@@ -300,14 +295,7 @@ class SearchStudy:
 
     def records(self) -> list[TrialRecord]:
         """All trials, oldest first, without queued trials and without those that were interrupted and queued again."""
-        trials = self._trials()
-        known = _queued_again(trials)
-        return [
-            self._ended.get(one.number) or self._record(one)
-            for one in trials
-            if one.state is not TrialState.WAITING
-            and (one.user_attrs.get("reason") != INTERRUPTED or (RETRY in one.user_attrs and one.number not in known))
-        ]
+        return [self._ended.get(one.number) or self._record(one) for one in shown(self._trials())]
 
     def record(self, number: int) -> TrialRecord:
         """The trial ``number`` as it is now."""
@@ -316,18 +304,11 @@ class SearchStudy:
 
     def _record(self, trial: FrozenTrial) -> TrialRecord:
         architecture = self.sampler.architecture(trial.params)
-        record = _record(trial, self.space, architecture, self._known(architecture))
+        losses, latencies = self._measured[SCREENED], self._measured[TIMED]
+        record = record_of(trial, self.space.shape, architecture, losses, latencies)
         if trial.state.is_finished():
             self._ended[trial.number] = record
         return record
-
-    def _known(self, architecture: Architecture) -> dict[str, float]:
-        """The metrics of ``architecture`` that do not depend on its trial."""
-        losses, latencies = self._measured[SCREENED], self._measured[TIMED]
-        found = {SCREEN_LOSS: losses.get(architecture.key), LATENCY: latencies.get(architecture.timed.key)}
-        shape = self.space.shape
-        found |= {MEMORY: float(memory_bytes(shape, architecture)), STORED: float(stored_bytes(shape, architecture))}
-        return {metric: value for metric, value in found.items() if value is not None}
 
     def finished(self) -> int:
         """How many trials have ended: complete, stopped early or failed."""
@@ -371,34 +352,3 @@ def _group(key: str) -> str:
     written anew for each of thousands.
     """
     return key.partition("-")[0]
-
-
-def _queued_again(trials: Iterable[FrozenTrial]) -> set[int]:
-    """The numbers of trials that failed by their surroundings and were queued again under another number."""
-    return {one.user_attrs[AFTER] for one in trials if AFTER in one.user_attrs}
-
-
-def _costs(architecture: Architecture, shape: ModelShape) -> dict[str, float]:
-    """The inference costs: forward FLOPs per token at full context, and bfloat16 key/value cache bytes per token."""
-    flops = shape.flops_per_token(architecture, shape.positions)
-    return {"flops_per_token": float(flops), "kv_cache_bytes_per_token": float(shape.kv_cache_bytes(architecture))}
-
-
-def _record(
-    trial: FrozenTrial, space: SearchSpace, architecture: Architecture, known: Mapping[str, float]
-) -> TrialRecord:
-    complete = trial.state is TrialState.COMPLETE
-    return TrialRecord(
-        number=trial.number,
-        architecture=architecture,
-        parameters=space.shape.parameters(architecture),
-        stock=space.shape.is_stock(architecture),
-        state=trial.state.name,
-        reason=trial.user_attrs.get("failure", trial.user_attrs.get("reason")),
-        val_loss=trial.value if complete else None,
-        curve=tuple(sorted(trial.intermediate_values.items())),
-        metrics={**_costs(architecture, space.shape), **known, **trial.user_attrs.get("metrics", {})},
-        origin=trial.user_attrs.get("origin", "sampler"),
-        started=trial.datetime_start.timestamp() if trial.datetime_start else None,
-        ended=trial.datetime_complete.timestamp() if trial.datetime_complete else None,
-    )

@@ -153,7 +153,7 @@ def plot_pairs(removals: Removals, path: Path) -> Path:
     image = axes.imshow(matrix, cmap="viridis_r", norm=PowerNorm(0.5, least, most))  # a few layers cost far more
     ticks = least + (most - least) * np.linspace(0, 1, 7) ** 2
     figure.colorbar(image, ax=axes, label="added loss (nats per token)", ticks=ticks, format="{x:.2f}")
-    axes.set(xlabel="layer", ylabel="layer", title="Loss added without both layers; one layer on the diagonal")
+    axes.set(xlabel="layer", ylabel="layer", title="Loss added by removing two layers, or one (diagonal)")
     if removals.layers <= MOST_LABELLED:
         axes.set_xticks(range(removals.layers))
         axes.set_yticks(range(removals.layers))

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 from nas.choosing.outcome import Outcome
 from nas.choosing.selection import perplexity
-from nas.planning.plan import Plan
 from nas.study.records import TrialRecord
 from nas.tables.study_table import Cell, Column, StudyTable
 from search_spaces.compression import MATRICES, Compression, Sparsity
+from trials.recipe import Recipe
 
 SPARSITY = "sparsity"
 
@@ -20,25 +20,24 @@ def sparsity_table(outcomes: Sequence[Outcome]) -> StudyTable:
     records = [one for outcome in outcomes for one in outcome.records if one.val_loss is not None]
     ordered = sorted(records, key=lambda one: (one.architecture.compression.sparsity.level, one.val_loss))
     trained = plan.recipe.tokens > 0
-    rows = [("teacher", 0.0, "", "", None, perplexity(teacher), ""), *(_row(one, _taught_by(plan)) for one in ordered)]
+    rows = [("teacher", 0.0, "", "", None, perplexity(teacher), ""), *(_row(one, plan.recipe) for one in ordered)]
     title = f"sparsity of {plan.recipe.model}, {plan.recipe.tokens:,} tokens"
     return StudyTable(SPARSITY, title, COLUMNS, tuple(rows), NOTES if trained else NOTES[1:])
 
 
-def _taught_by(plan: Plan) -> str:
-    """Whether students were distilled, in one word or two."""
-    recipe = plan.recipe
-    if not recipe.tokens:
-        return "no"
-    return "yes" if recipe.text_share == 0 else "no, text" if recipe.text_share == 1 else "partly"
+def _taught_by(recipe: Recipe, sparsity: Sparsity) -> str:
+    """Whether a student was distilled, in a word."""
+    share = recipe.text_share if sparsity.distilled else 1.0
+    return "no" if not recipe.tokens or share == 1 else "partly" if share else "yes"
 
 
-def _row(record: TrialRecord, distilled: str) -> tuple[Cell, ...]:
+def _row(record: TrialRecord, recipe: Recipe) -> tuple[Cell, ...]:
     compression = record.architecture.compression
     before = perplexity(record.curve[0][1]) if record.curve and record.curve[0][0] == 0 else None
     assert record.val_loss is not None, "only complete trials have a row"
     bits = "" if compression.quantization.scheme == "none" else compression.quantization.key
     loss, level = perplexity(record.val_loss), compression.sparsity.level
+    distilled = _taught_by(recipe, compression.sparsity)
     return record.architecture.plain.key, level, how(compression), bits, before, loss, distilled
 
 

@@ -53,7 +53,7 @@ def facts(record: TrialRecord | FinalRecord) -> dict[str, str]:
     A trial has the tag ``state`` only after its end, because MLflow itself shows which runs are running. A final always
     has it: a final can be interrupted and continue in the same run, and then the new state must replace the old one.
     """
-    tags = {"architecture": record.architecture.key, "stock": str(record.stock).lower()}
+    tags = {"architecture": record.architecture.key, "stock": str(record.stock).lower(), "loads_in": record.loads_in}
     if isinstance(record, FinalRecord):
         return {**tags, "stage": "final", "state": record.state, "reason": record.reason or ""}
     tags |= {"origin": record.origin, "stage": "trial"}

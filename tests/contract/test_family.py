@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -71,8 +72,10 @@ CASES = {
     "llama": rotary("llama", tie_word_embeddings=True),
     "llama-biased": rotary("llama", attention_bias=True, mlp_bias=True),
     "mistral": rotary("mistral", sliding_window=None),
-    "qwen2": rotary("qwen2", tie_word_embeddings=True),
+    "qwen2": rotary("qwen2", num_attention_heads=4, num_key_value_heads=2, tie_word_embeddings=True),
     "qwen3": rotary("qwen3", attention_bias=True),
+    "seed_oss": rotary("seed_oss", residual_dropout=0.0, tie_word_embeddings=True),
+    "seed_oss-biased": rotary("seed_oss", attention_bias=False, attention_out_bias=True, mlp_bias=True),
     "mistral-windowed": rotary("mistral", sliding_window=WINDOW),
     "qwen2-windowed": rotary("qwen2", use_sliding_window=True, sliding_window=WINDOW, max_window_layers=0),
     "qwen3-windowed": rotary("qwen3", use_sliding_window=True, sliding_window=WINDOW, max_window_layers=0),
@@ -124,6 +127,10 @@ KNOWN_COUNTS: dict[str, tuple[PretrainedConfig, dict[Architecture, int]]] = {
     "qwen3": (  # Qwen3-0.6B
         published("qwen3", 28, 1024, 16, 3072, 151_936, num_key_value_heads=8, head_dim=128, tie_word_embeddings=True),
         {Architecture.uniform(28, 1024, 16, 3072, 8): 596_049_920},
+    ),
+    "seed_oss": (  # Seed-OSS-36B
+        published("seed_oss", 64, 5120, 80, 27_648, 155_136, num_key_value_heads=8, head_dim=128),
+        {Architecture.uniform(64, 5120, 80, 27_648, 8): 36_151_104_512},
     ),
     "gpt_neox": (published("gpt_neox", 6, 512, 8, 2048, 50_304), {Architecture.uniform(6, 512, 8, 2048): 70_426_624}),
 }
@@ -390,7 +397,7 @@ def test_settings_by_layer_are_those_of_the_kept_layers(case: Case, axis: str, t
         for place, layer in enumerate(kept):
             windows = [rotary_reference.window_of(*one) for one in ((config, place), (case.teacher.config, layer))]
             assert "gpt" in config.model_type or windows[0] == windows[1]
-    if kinds is not None:  # programs that do not read layer_types read this
+    if kinds is not None and stored.model_type != "seed_oss":  # programs that do not read layer_types read this
         own = ["sliding" in kinds[layer] for layer in kept]
         assert stored.max_window_layers == (own.index(True) if any(own) else len(kept))
 
@@ -418,6 +425,25 @@ def test_sizes_by_layer_of_transformers_are_refused_by_name(model_type: str) -> 
 
 
 @pytest.mark.parametrize("model_type", SHAPES)
+def test_a_student_by_layer_says_its_sizes_in_the_way_of_transformers_too(model_type: str, tmp_path: Path) -> None:
+    config = config_of(model_type)
+    architecture = axes(shape_of(config))["by layer"]
+    FAMILIES[model_type].build(config, architecture).config.save_pretrained(tmp_path)
+    stored = json.loads((tmp_path / "config.json").read_text())
+    # Not the type's own class, because transformers' llama and gpt_neox check heads before they know those by layer.
+    plain = (GPT2Config if model_type == "gpt2" else PretrainedConfig)(**stored)
+    assert plain.is_heterogeneous
+    for place, layer in enumerate(plain.per_layer_config):
+        assert layer.num_attention_heads == architecture.heads[place]
+        assert (layer.n_inner if model_type == "gpt2" else layer.intermediate_size) == architecture.mlp[place]
+        assert "gpt" in model_type or layer.num_key_value_heads == architecture.kv_heads[place]
+    again = AutoConfig.from_pretrained(tmp_path, trust_remote_code=True)
+    assert not again.is_heterogeneous  # the folder's own code reads its own lists
+    again.save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["per_layer_config"] == stored["per_layer_config"]
+
+
+@pytest.mark.parametrize("model_type", SHAPES)
 def test_what_is_the_same_for_all_layers_is_carried_and_other_lists_are_let_be(model_type: str) -> None:
     config = config_of(model_type, no_rope_layers=[1, 1, 1], eos_token_id=[1, 2, 3], remarks=["a", "b"])
     shape = shape_of(config)
@@ -425,6 +451,19 @@ def test_what_is_the_same_for_all_layers_is_carried_and_other_lists_are_let_be(m
         student = FAMILIES[model_type].build(config, architecture)
         assert student.config.no_rope_layers == [1] * architecture.depth
         assert (student.config.eos_token_id, student.config.remarks) == ([1, 2, 3], ["a", "b"])
+
+
+def test_a_qwen2_with_heads_of_another_width_becomes_a_seed_oss_and_a_square_one_stays() -> None:
+    config = config_of("qwen2", pad_token_id=7)
+    kinds = {}
+    for hidden in (46, 36, 40):  # 36 is three heads of 12
+        student = FAMILIES["qwen2"].build(config, Architecture.uniform(2, hidden, 3, 64, 3))
+        kinds[hidden] = student.config.model_type
+    assert kinds == {46: "seed_oss", 36: "qwen2", 40: "seed_oss"}
+    assert (student.config.pad_token_id, student.config.bos_token_id, student.config.eos_token_id) == (7, 0, 0)
+    assert (student.config.attention_dropout, student.config.residual_dropout) == (0.0, 0.0)
+    windowed = config_of("qwen2", use_sliding_window=True, sliding_window=WINDOW, max_window_layers=0)
+    assert FAMILIES["qwen2"].build(windowed, Architecture.uniform(2, 40, 3, 64, 3)).config.model_type == "qwen2"
 
 
 def test_a_llama_that_says_a_window_without_having_one_has_none_as_a_mistral() -> None:
@@ -447,5 +486,5 @@ def test_unknown_model_type_is_refused() -> None:
     class Other(PretrainedConfig):
         model_type = "mamba"
 
-    with pytest.raises(InputError, match=r"'mamba'.*gpt2, llama, mistral, qwen2, qwen3, gpt_neox"):
+    with pytest.raises(InputError, match=r"'mamba'.*gpt2, llama, mistral, qwen2, qwen3, seed_oss, gpt_neox"):
         family_of(Other())

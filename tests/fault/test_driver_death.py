@@ -18,7 +18,7 @@ from optuna.trial import FrozenTrial, TrialState
 from small_search import arguments, sizes, trials_in, write_text
 
 from nas.study.sampler import INTERRUPTED
-from nas.study.study import SCREENED
+from nas.study.trial_records import SCREENED
 from search_spaces.architecture import Architecture
 
 STUDY, TRIALS, TOKENS = "mortal", 4, 65_536

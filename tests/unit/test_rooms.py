@@ -28,8 +28,20 @@ ROOMS = {
         "distill",
         "evaluate",
         "export",
+        "export/gguf",
     ),
-    "nas": ("study", "planning", "choosing", "running", "stages", "display", "report", "tables", "tracking"),
+    "nas": (
+        "study",
+        "planning",
+        "choosing",
+        "running",
+        "stages",
+        "display",
+        "report/html",
+        "report",
+        "tables",
+        "tracking",
+    ),
     "benchmarks": ("mini", "pruning", "peers", "distillation", "search", "service"),
 }
 ORDER = [room for top, inside in ROOMS.items() for room in (*(f"{top}/{one}" for one in inside), top)]
@@ -62,10 +74,9 @@ def imported(file: Path) -> set[str]:
 
 def room_imported(name: str) -> str | None:
     """The room that holds the dotted ``name``, a module or a name in a module; None for a library."""
-    top, *rest = name.split(".")
-    if top not in ROOMS:
-        return None
-    return f"{top}/{rest[0]}" if rest and f"{top}/{rest[0]}" in ORDER else top
+    parts = name.split(".")
+    rooms = ["/".join(parts[:length]) for length in range(len(parts), 0, -1)]
+    return next((room for room in rooms if room in ORDER), None)
 
 
 def climbs(file: Path) -> list[str]:
@@ -114,6 +125,7 @@ def test_the_init_of_a_room_says_what_the_room_is_for_and_nothing_else(room: str
         ("nas.running.client", "torch"),
         ("nas.search", "torch"),
         ("nas.evaluate", "torch"),
+        ("nas.export", "torch"),
     ],
 )
 def test_a_command_imports_what_takes_seconds_only_when_its_flags_are_right(module: str, late: str) -> None:

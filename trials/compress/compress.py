@@ -132,15 +132,24 @@ def compressor(
     sparsifier = None
     if compression.sparsity.level:
         count = max(1, CALIBRATION // windows.shape[1])
-        bits = None if compression.quantization.scheme == "none" else compression.quantization.bits
         how = compression.sparsity
-        sparsifier = held(student, how) if trained else sparsify(student, how, windows[:count], bits)
+        sparsifier = (
+            held(student, how) if trained else sparsify(student, how, windows[:count], compression.quantization)
+        )
     return Compressor(student, sparsifier, compression.quantization, compression.adapters)
 
 
 def rate_of(compression: Compression) -> float:
     """What the learning rate of the recipe is multiplied by while a student with ``compression`` trains."""
     return compression.sparsity.rate * (ADAPTER_RATE if compression.adapters.rank else 1)
+
+
+def text_share_of(compression: Compression, text_share: float) -> float:
+    """The share of the text's cross-entropy in the loss that a student with ``compression`` trains by.
+
+    It is the ``text_share`` of the recipe, and all of the loss without distillation.
+    """
+    return text_share if compression.sparsity.distilled else 1.0
 
 
 @torch.no_grad()

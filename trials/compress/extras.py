@@ -3,11 +3,28 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from search_spaces.errors import InputError
 
-PACKAGES = {"quantization": "bitsandbytes", "adapters": "peft"}  # that an axis of a space needs
-EXTRAS = {"peft": "lora", "bitsandbytes": "quant"}  # the extra of pyproject.toml that brings a package
+SCHEMES = {"int8": "bitsandbytes", "nf4": "bitsandbytes", "int8wo": "torchao"}  # the package of a quantization
+EXTRAS = {  # of pyproject.toml, by package
+    "peft": "lora",
+    "bitsandbytes": "quant",
+    "torchao": "quant",
+    "onnx": "onnx",
+    "onnxruntime": "onnx",
+    "lm_eval": "eval",
+}
+
+
+def packages_for(axes: Mapping[str, Sequence[Any]]) -> Iterator[tuple[str, str]]:
+    """Each axis of a space with a package that one of its values needs (`search_spaces.compression_axes`)."""
+    schemes = {one.scheme for one in axes.get("quantization", ())}
+    yield from (("quantization", package) for package in sorted({SCHEMES[one] for one in schemes if one in SCHEMES}))
+    if any(one.rank for one in axes.get("adapters", ())):
+        yield "adapters", "peft"
 
 
 def check_installed(package: str, needed_for: str) -> None:

@@ -7,10 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from search_spaces.compression import Sparsity
+from search_spaces.compression import Quantization, Sparsity
 from trials.compress.matrices import Matrix
+from trials.compress.quantize import rounded
 from trials.compress.sparse_scores import Mask
 
+NONE = Quantization()
 SHARP_SHARE = 0.3  # of the improved soft mask that is its sharper part
 
 
@@ -47,31 +49,21 @@ def squared_cut(magnitudes: Tensor, level: float, kind: str) -> Tensor:
     return lowest.topk(2).values.mean().square()
 
 
-def rounded(weight: Tensor, bits: int, inputs: int) -> Tensor:
-    """``weight`` on the symmetric grid of ``bits`` bits of each output; ``inputs`` is the dimension of the inputs.
-
-    The gradient is that of ``weight`` (straight-through).
-    """
-    plain = weight.detach()
-    step = plain.abs().amax(dim=inputs, keepdim=True).clamp(min=1e-12) / ((1 << (bits - 1)) - 1)
-    grid: Tensor = torch.mul((plain / step).round(), step)
-    return torch.add(weight, grid - plain)
-
-
 class SoftMask(Mask):
     """PDP's parametrization: the model computes with w m(w), and gradients flow through m too.
 
-    ``cut`` is a further buffer, the squared thresholds. With ``bits`` the mask sees the weights as they are after
-    quantization to so many bits (quantization-aware masking). With ``mask_aware`` in ``sparsity``, gradients are scaled
-    by the mask, and so are the optimizer's moments after every step: a weight on its way out does not follow old
-    gradients. While ``hard`` is True the hard mask is used instead.
+    ``cut`` is a further buffer, the squared thresholds. With a ``quantization`` the mask sees the weights as they are
+    after it (quantization-aware masking), and gradients pass it straight through. With ``mask_aware`` in ``sparsity``,
+    gradients are scaled by the mask, and so are the optimizer's moments after every step: a weight on its way out does
+    not follow old gradients. While ``hard`` is True the hard mask is used instead.
     """
 
     cut: Tensor
 
-    def __init__(self, matrix: Matrix, sparsity: Sparsity, bits: int | None = None) -> None:
+    def __init__(self, matrix: Matrix, sparsity: Sparsity, quantization: Quantization = NONE) -> None:
         super().__init__(matrix, sparsity)
-        self.bits, self.hard = bits, False
+        coded = quantization.scheme != "none" and matrix.part in quantization.matrices
+        self.quantization, self.hard = quantization if coded else None, False
         shape = self.mask.shape if sparsity.kind == "2:4" else ()
         cut = torch.full(shape, -torch.inf, dtype=matrix.weight.dtype, device=matrix.weight.device)
         self.register_buffer("cut", cut)
@@ -92,12 +84,15 @@ class SoftMask(Mask):
 
     def seen(self, weight: Tensor) -> Tensor:
         """The stored ``weight`` as the mask sees it."""
-        return weight if self.bits is None else rounded(weight, self.bits, 0 if self.inputs_first else 1)
+        if self.quantization is None:
+            return weight
+        plain = weight.detach()
+        return weight + (self.turned(rounded(self.turned(plain), self.quantization)) - plain)
 
     def scores(self, weight: Tensor) -> Tensor:
         """The magnitudes that the mask sees (outputs, inputs). The weight's own decides between equal ones."""
         seen = super().scores(self.seen(weight))
-        return seen if self.bits is None else seen.double() + 1e-6 * super().scores(weight)
+        return seen if self.quantization is None else seen.double() + 1e-6 * super().scores(weight)
 
     def update(self, weight: Tensor, level: float) -> None:
         """Set the thresholds for ``level`` and the stored ``weight``."""

@@ -1,4 +1,4 @@
-"""Models whose matrices are modules of bitsandbytes, as servers run them: to time, and to train adapters beside."""
+"""Models with matrices of bitsandbytes or torchao, as servers run them: to time, and to train adapters beside."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from transformers import PreTrainedModel
 
 from search_spaces.compression import Quantization
 from search_spaces.stored_size import NF4_OUTPUTS
-from trials.compress.extras import check_installed
+from trials.compress.extras import SCHEMES, check_installed
 from trials.compress.matrices import Matrix, layer_matrices
+from trials.compress.torchao_codes import quantize
 from trials.families.base import bias_of
 
 NF4 = Quantization("nf4")
@@ -23,17 +24,18 @@ def with_codes(model: PreTrainedModel, quantization: Quantization = NF4) -> PreT
     On a CPU NF4 matrices are not repacked for its kernel, as bitsandbytes does at the first forward pass: gradients do
     not pass repacked matrices, and a later save is wrong. `allow_repacking` allows it, when neither is wanted any more.
 
-    Raises InputError when bitsandbytes is not installed.
+    Raises InputError when the library of the scheme is not installed.
     """
     if quantization.scheme == "none":
         return model
-    check_installed("bitsandbytes", quantization.scheme)
-    make = _in_eight_bits if quantization.scheme == "int8" else _in_four_bits
+    check_installed(SCHEMES[quantization.scheme], quantization.scheme)
+    make = {"int8": _in_eight_bits, "nf4": _in_four_bits, "int8wo": _by_torchao}[quantization.scheme]
     for matrix in layer_matrices(model, quantization.matrices):
         made = make(matrix, model, quantization)
         made.bias = bias_of(matrix.module)
         model.set_submodule(matrix.name, made.train(model.training))
-    setattr(model, f"is_loaded_in_{quantization.bits}bit", True)  # peft asks for it
+    if quantization.scheme != "int8wo":
+        setattr(model, f"is_loaded_in_{quantization.bits}bit", True)  # peft asks for it
     return model
 
 
@@ -69,3 +71,10 @@ def _in_eight_bits(matrix: Matrix, model: PreTrainedModel, how: Quantization) ->
     weight = matrix.weight.detach().contiguous().to(torch.float16)
     made.weight = Int8Params(weight, requires_grad=False, has_fp16_weights=False).to(model.device)
     return made
+
+
+def _by_torchao(matrix: Matrix, model: PreTrainedModel, how: Quantization) -> Any:
+    outputs, inputs = matrix.weight.shape
+    made = nn.Linear(inputs, outputs, bias=bias_of(matrix.module) is not None, device="meta")
+    made.weight = nn.Parameter(matrix.weight.detach().contiguous(), requires_grad=False)
+    return quantize(made)

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from transformers import PreTrainedModel
 
-from search_spaces.compression import MATRICES, Sparsity
+from search_spaces.compression import MATRICES, Quantization, Sparsity
 from search_spaces.errors import InputError
 from trials.compress.matrices import Matrix, layer_matrices
-from trials.compress.pdp import SoftMask
+from trials.compress.pdp import NONE, SoftMask
 from trials.compress.sparse_scores import Mask, layer_inputs, sparse_gpt
 
 
@@ -103,13 +103,13 @@ class Sparsifier:
 
 
 def sparsify(
-    student: PreTrainedModel, sparsity: Sparsity, windows: NDArray[np.integer], bits: int | None = None
+    student: PreTrainedModel, sparsity: Sparsity, windows: NDArray[np.integer], quantization: Quantization = NONE
 ) -> Sparsifier:
     """Put masks for ``sparsity`` on the matrices of ``student``, and set weights to 0 if that is before training.
 
     Make the optimizer afterwards. ``windows`` (n, T; token ids) are calibration text for "wanda" and "sparsegpt". These
-    go through the layers one after the other: each is measured behind layers that are sparse already. ``bits`` are
-    those that the weights will have, for "pdp".
+    go through the layers one after the other: each is measured behind layers that are sparse already. The masks
+    of "pdp" see the weights after their ``quantization``.
 
     Raises InputError when a matrix does not allow 2:4.
     """
@@ -117,7 +117,7 @@ def sparsify(
     if sparsity.kind == "2:4":
         _check_fours(matrices)
     soft = sparsity.method == "pdp"
-    masks = {one: SoftMask(one, sparsity, bits) if soft else Mask(one, sparsity) for one in matrices}
+    masks = {one: SoftMask(one, sparsity, quantization) if soft else Mask(one, sparsity) for one in matrices}
     for one, mask in masks.items():
         parametrize.register_parametrization(one.module, "weight", mask)
     with torch.no_grad():

@@ -18,7 +18,7 @@ from trials.export.packed import PACKED, unpack, write_packed
 WEIGHTS = "model.safetensors"
 # The largest difference between logits, as a share of the largest logit. bitsandbytes multiplies in half precision, and
 # LLM.int8() also rounds the inputs. A file with wrong codes differs by about 1.
-TOLERANCES = {"none": 1e-5, "int8": 0.1, "nf4": 0.1}
+TOLERANCES = {"none": 1e-5, "int8": 0.1, "int8wo": 0.1, "nf4": 0.1}
 
 
 def as_exported(student: PreTrainedModel, compression: Compression, dtype: torch.dtype | None) -> PreTrainedModel:
@@ -27,10 +27,18 @@ def as_exported(student: PreTrainedModel, compression: Compression, dtype: torch
     A compressed student is in bfloat16, any other in ``dtype``; None keeps its own.
     """
     if not compression:
-        return student if dtype is None else student.to(dtype)
+        return student if dtype is None else in_dtype(student, dtype)
     shown = copy.deepcopy(student)
     round_weights(shown, compression)
-    return shown.to(DTYPE)
+    return in_dtype(shown, DTYPE)
+
+
+def in_dtype(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
+    """``model`` itself with its parameters in ``dtype``. Buffers stay: rotary positions are in float32 when loaded."""
+    for weight in model.parameters():
+        weight.data = weight.data.to(dtype)
+    model.config.dtype = dtype
+    return model
 
 
 def write_compressed(student: PreTrainedModel, compression: Compression, folder: Path) -> None:
@@ -43,8 +51,9 @@ def write_compressed(student: PreTrainedModel, compression: Compression, folder:
     """
     quantization = compression.quantization
     if quantization.scheme != "none":
-        state = {name: one.contiguous() for name, one in quantized_state(student, quantization).items()}
-        save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
+        state, about = quantized_state(student, quantization)
+        tensors = {name: one.contiguous() for name, one in state.items()}
+        save_file(tensors, folder / WEIGHTS, metadata={"format": "pt", **about})
         config = json.loads((folder / "config.json").read_text("utf-8"))
         config["quantization_config"] = quantization_config(student, quantization)
         (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", "utf-8")

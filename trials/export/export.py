@@ -18,7 +18,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from search_spaces.errors import InputError
 from trials.export.compressed import TOLERANCES, as_exported, write_compressed
+from trials.export.errors import ExportError
 from trials.export.model_card import ModelCard
+from trials.export.tokenizer_files import write_tokenizer
 from trials.storage.durable import MANIFEST, damage, write_sealed
 from trials.teacher.teacher import PROBE
 
@@ -44,22 +46,21 @@ class FreshLoad(NamedTuple):
     tokenizer: str
 
 
-class ExportError(RuntimeError):
-    """An exported checkpoint that does not load, or differs from its student. Nothing was put in place."""
-
-
 def export_student(
     student: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     directory: Path,
     card: ModelCard,
     dtype: torch.dtype | None = None,
+    tokenizer_folder: Path | None = None,
 ) -> Path:
     """Write ``student`` to ``directory`` and return its absolute path.
 
     The weights are compressed as the card's architecture says: quantized ones are written as transformers reads them,
     sparse ones a second time in a packed file. ``student`` holds them before they are rounded. A compressed student is
     written in bfloat16, any other in ``dtype``; None keeps its own.
+
+    The tokenizer's files are those of ``tokenizer_folder``, byte for byte (`trials.export.tokenizer_files`).
 
     The folder holds safetensors weights, configuration, generation configuration, tokenizer, model card, manifest
     and, for a custom class, one modelling file. It is loaded in a fresh process before it is put in place. It replaces
@@ -70,10 +71,13 @@ def export_student(
     anything other than an export.
     """
     directory = directory.resolve()
-    _check_replaceable(directory)
+    check_replaceable(directory)
     student.config.use_cache = True
     if student.generation_config is not None:
         student.generation_config.use_cache = True
+        if student.generation_config.pad_token_id is None:  # not in config.json, where it would freeze an embedding
+            pad = tokenizer.pad_token_id
+            student.generation_config.pad_token_id = tokenizer.eos_token_id if pad is None else pad
 
     compression = card.architecture.compression
     shown = as_exported(student, compression, dtype)
@@ -81,7 +85,7 @@ def export_student(
     def write(folder: Path) -> None:
         shown.save_pretrained(folder)
         write_compressed(student, compression, folder)
-        tokenizer.save_pretrained(folder)
+        write_tokenizer(tokenizer, tokenizer_folder, folder)
         loaded = check_fresh_load(folder, shown, tokenizer, TOLERANCES[compression.quantization.scheme])
         numbers = str(shown.dtype).removeprefix("torch.")
         text = card.render(directory.name, _carried_module(folder), loaded.difference, numbers, loaded.tokenizer)
@@ -110,7 +114,7 @@ def check_fresh_load(
 
     Raises ExportError when it does not load, or when its logits or its tokenizer differ.
     """
-    tokens = _probe(student)
+    tokens = probe_tokens(student)
     answer = _load_elsewhere(folder, tokens)
     expected = student(tokens).logits
     wanted = list(tokenizer(PROBE)["input_ids"])
@@ -129,7 +133,7 @@ def check_fresh_load(
     return FreshLoad(difference, classes[0])
 
 
-def _probe(student: PreTrainedModel) -> Tensor:
+def probe_tokens(student: PreTrainedModel) -> Tensor:
     """Random tokens that are the same for all students with this vocabulary, at most as long as their positions."""
     count, length = PROBE_SHAPE
     length = min(length, student.config.max_position_embeddings)
@@ -174,7 +178,8 @@ def _carried_module(folder: Path) -> str | None:
     return reference.partition(".")[0] if reference else None
 
 
-def _check_replaceable(directory: Path) -> None:
+def check_replaceable(directory: Path) -> None:
+    """Raise InputError when ``directory`` holds anything other than an export."""
     if not directory.exists():
         return
     try:

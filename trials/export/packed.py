@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 
 from search_spaces.compression import Compression, Quantization
 from trials.compress.matrices import Matrix, layer_matrices
-from trials.compress.quantize import DTYPE, decoded, encoded, from_tensors, to_tensors
+from trials.compress.quantize import DTYPE, codes_name, decoded, encoded, from_tensors, to_tensors
 
 PACKED = "packed.safetensors"
 MASK, VALUES = "mask", "values"
@@ -64,7 +64,7 @@ def _packed(matrix: Matrix, how: Quantization | None) -> dict[str, Tensor]:
     if how is None:
         return found | {f"{matrix.name}.{VALUES}": weight.flatten()[stays].to(DTYPE)}
     tensors = to_tensors(matrix.name, encoded(weight, how))
-    codes = tensors.pop(f"{matrix.name}.weight")
+    codes = tensors.pop(codes_name(matrix.name, how))
     every = _nibbles(codes) if how.scheme == "nf4" else codes.flatten()
     kept = every[: len(stays)][stays]
     return found | tensors | {f"{matrix.name}.{VALUES}": _bytes(kept) if how.scheme == "nf4" else kept}
@@ -84,7 +84,7 @@ def _unpacked(name: str, parts: Mapping[str, Tensor], shape: tuple[int, ...], ho
     every = torch.full((count,), nothing, dtype=values.dtype).masked_scatter(stays, kept)
     codes = _bytes(every)[:, None] if how.scheme == "nf4" else every.view(shape)
     scales = {key: one for key, one in parts.items() if not key.endswith((f".{MASK}", f".{VALUES}"))}
-    return decoded(from_tensors(name, {f"{name}.weight": codes, **scales}, how), how).to(DTYPE).view(shape)
+    return decoded(from_tensors(name, {codes_name(name, how): codes, **scales}, how), how).to(DTYPE).view(shape)
 
 
 def _nibbles(codes: Tensor) -> Tensor:

@@ -39,6 +39,7 @@ class GPT2:
             "n_embd": architecture.hidden,
         }
         values |= {"n_head": max(architecture.heads), "n_inner": max(architecture.mlp)}
+        values["n_ctx"] = values["n_positions"]  # an old name, which llama.cpp's converter reads
         return without_weights(lambda: self._student(shape, architecture, values))
 
     def _student(self, shape: ModelShape, architecture: Architecture, values: dict[str, Any]) -> PreTrainedModel:

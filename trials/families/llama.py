@@ -1,4 +1,4 @@
-"""Llama-style decoders (llama, mistral, qwen2, qwen3): the only file that knows their module names.
+"""Llama-style decoders (llama, mistral, qwen2, qwen3, seed_oss): the only file that knows their module names.
 
 They differ in biases, in norms of queries and keys, and in the names in their configurations. One `LlamaStyle` for each
 names its transformers classes. Everything else comes from the configuration.
@@ -6,7 +6,7 @@ names its transformers classes. Everything else comes from the configuration.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,8 @@ from transformers import (
     PreTrainedModel,
     Qwen2ForCausalLM,
     Qwen3ForCausalLM,
+    SeedOssConfig,
+    SeedOssForCausalLM,
 )
 
 from search_spaces.architecture import Architecture
@@ -29,6 +31,7 @@ from trials.families.modeling_pruned_llama import (
     PrunedMistralForCausalLM,
     PrunedQwen2ForCausalLM,
     PrunedQwen3ForCausalLM,
+    PrunedSeedOssForCausalLM,
 )
 from trials.families.shapes import LayerSettings, shape_of
 
@@ -45,6 +48,7 @@ CUTS = {
     "mlp.up_proj": ("mlp", "hidden"),
     "mlp.down_proj": ("hidden", "mlp"),
 }
+OF_WINDOWS = ("use_sliding_window", "sliding_window", "max_window_layers")
 
 
 @dataclass(frozen=True)
@@ -59,9 +63,12 @@ class LlamaStyle:
     ) -> PreTrainedModel:
         """An empty student on the meta device, stock or custom. It inherits the rest of the teacher's configuration.
 
-        transformers rejects a ``llama`` whose hidden size is not a multiple of its heads, although the computation does
-        not need that. Such a student becomes a ``mistral`` without a sliding window, which has the same computation and
-        the same weight names.
+        Some shapes get another type, which has the same computation and the same weight names:
+
+        - transformers rejects a ``llama`` whose hidden size is not a multiple of its heads. It becomes a ``mistral``
+          without a sliding window.
+        - llama.cpp and vLLM take the width of a ``qwen2``'s head from its hidden size. Where that is wrong, it becomes
+          a ``seed_oss``, which names the width. One with a sliding window stays, because ``seed_oss`` has none.
         """
         shape = shape_of(config)
         shape.check(architecture)
@@ -87,6 +94,9 @@ class LlamaStyle:
             unused = ("attention_bias", "mlp_bias", "pretraining_tp")
             plain = {name: value for name, value in values.items() if name not in unused}
             return MistralForCausalLM(MistralConfig(**{**plain, "sliding_window": None}))
+        square = shape.head_dim * architecture.heads[0] == architecture.hidden
+        if config.model_type == "qwen2" and not square and not has_window(values):
+            return SeedOssForCausalLM(SeedOssConfig(**_of_seed_oss(values)))
         return self.stock(self.stock.config_class(**values))
 
     def cut(self, model: PreTrainedModel, kept: Kept) -> dict[str, Tensor]:
@@ -147,7 +157,25 @@ class LlamaStyle:
         return weight
 
 
+def has_window(values: Mapping[str, Any]) -> bool:
+    """Whether a layer of a model with these values in its configuration attends to its last tokens only."""
+    return "sliding_attention" in (values.get("layer_types") or ())
+
+
+def _of_seed_oss(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration of a ``seed_oss`` that computes what a ``qwen2`` with ``values`` does.
+
+    Its own defaults have dropout, and token ids of another vocabulary.
+    """
+    plain = {name: value for name, value in values.items() if name not in OF_WINDOWS}
+    biases = {"attention_bias": True, "attention_out_bias": False, "mlp_bias": False}
+    ids = {name: values.get(name) for name in ("pad_token_id", "bos_token_id", "eos_token_id")}
+    dropout = values.get("attention_dropout", 0.0)
+    return {**plain, **biases, **ids, "attention_dropout": dropout, "residual_dropout": 0.0}
+
+
 LLAMA = LlamaStyle(LlamaForCausalLM, PrunedLlamaForCausalLM)
 MISTRAL = LlamaStyle(MistralForCausalLM, PrunedMistralForCausalLM)
 QWEN2 = LlamaStyle(Qwen2ForCausalLM, PrunedQwen2ForCausalLM)
 QWEN3 = LlamaStyle(Qwen3ForCausalLM, PrunedQwen3ForCausalLM)
+SEED_OSS = LlamaStyle(SeedOssForCausalLM, PrunedSeedOssForCausalLM)

@@ -7,7 +7,7 @@ from transformers import PretrainedConfig
 from trials.families.base import Family
 from trials.families.gpt2 import GPT2
 from trials.families.gpt_neox import GPTNeoX
-from trials.families.llama import LLAMA, MISTRAL, QWEN2, QWEN3
+from trials.families.llama import LLAMA, MISTRAL, QWEN2, QWEN3, SEED_OSS
 from trials.families.shapes import shape_of
 
 OWN = "pruned_"  # begins the model types of the families' own classes
@@ -17,6 +17,7 @@ FAMILIES: dict[str, Family] = {
     "mistral": MISTRAL,
     "qwen2": QWEN2,
     "qwen3": QWEN3,
+    "seed_oss": SEED_OSS,
     "gpt_neox": GPTNeoX(),
 }
 

@@ -30,12 +30,22 @@ class PrunedGPT2Config(GPT2Config):  # type: ignore[misc]
         layer_mlp: list[int] | None = None,
         **kwargs: Any,
     ) -> None:
+        kwargs.pop("per_layer_config", None)  # the lists say the same
         super().__init__(**kwargs)
         self.head_dim = head_dim or self.n_embd // self.n_head
         self.layer_heads = layer_heads or [self.n_head] * self.n_layer
         self.layer_mlp = layer_mlp or [self.n_inner or 4 * self.n_embd] * self.n_layer
         if not self.n_layer == len(self.layer_heads) == len(self.layer_mlp):
             raise ValueError(f"layer_heads and layer_mlp must have n_layer={self.n_layer} entries each")
+
+    def to_dict(self) -> dict[str, Any]:
+        """The configuration, with the sizes of the layers also as transformers' ``per_layer_config``."""
+        sizes = zip(self.layer_heads, self.layer_mlp, strict=True)
+        layers = {
+            str(place): {"n_head": heads, "head_dim": self.head_dim, "n_inner": mlp}
+            for place, (heads, mlp) in enumerate(sizes)
+        }
+        return {**super().to_dict(), "per_layer_config": layers}
 
 
 class PrunedGPT2Attention(GPT2Attention):  # type: ignore[misc]

@@ -6,6 +6,7 @@ This file is complete: exported checkpoints contain a copy of it, so it imports 
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 from torch import nn
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
@@ -24,6 +25,19 @@ class PrunedGPTNeoXConfig(GPTNeoXConfig):  # type: ignore[misc]
     head_dim: int
     layer_heads: list[int]
     layer_mlp: list[int]
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        kwargs.pop("per_layer_config", None)  # the lists above say the same
+        super().__post_init__(**kwargs)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The configuration, with the sizes of the layers also as transformers' ``per_layer_config``."""
+        sizes = zip(self.layer_heads, self.layer_mlp, strict=True)
+        layers = {
+            str(place): {"num_attention_heads": heads, "head_dim": self.head_dim, "intermediate_size": mlp}
+            for place, (heads, mlp) in enumerate(sizes)
+        }
+        return {**super().to_dict(), "per_layer_config": layers}
 
 
 class PrunedGPTNeoXAttention(GPTNeoXAttention):  # type: ignore[misc]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 from transformers import (
@@ -19,6 +20,8 @@ from transformers import (
     Qwen2ForCausalLM,
     Qwen3Config,
     Qwen3ForCausalLM,
+    SeedOssConfig,
+    SeedOssForCausalLM,
 )
 
 
@@ -33,6 +36,17 @@ class SizesByLayer:
     layer_heads: list[int]
     layer_kv_heads: list[int]
     layer_mlp: list[int]
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        kwargs.pop("per_layer_config", None)  # the lists above say the same
+        super().__post_init__(**kwargs)  # type: ignore[misc]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The configuration, with the sizes of the layers also as transformers' ``per_layer_config``."""
+        names = ("num_attention_heads", "num_key_value_heads", "intermediate_size")
+        sizes = zip(self.layer_heads, self.layer_kv_heads, self.layer_mlp, strict=True)
+        layers = {str(place): dict(zip(names, one, strict=True)) for place, one in enumerate(sizes)}
+        return {**super().to_dict(), "per_layer_config": layers}  # type: ignore[misc]
 
 
 class LayersBySize:
@@ -78,6 +92,12 @@ class PrunedQwen3Config(SizesByLayer, Qwen3Config):  # type: ignore[misc]
     model_type = "pruned_qwen3"
 
 
+class PrunedSeedOssConfig(SizesByLayer, SeedOssConfig):  # type: ignore[misc]
+    """Seed-OSS's configuration with sizes by layer."""
+
+    model_type = "pruned_seed_oss"
+
+
 class PrunedLlamaForCausalLM(LayersBySize, LlamaForCausalLM):  # type: ignore[misc]
     """The causal language model. Use it like any Llama."""
 
@@ -102,12 +122,19 @@ class PrunedQwen3ForCausalLM(LayersBySize, Qwen3ForCausalLM):  # type: ignore[mi
     config_class = PrunedQwen3Config
 
 
+class PrunedSeedOssForCausalLM(LayersBySize, SeedOssForCausalLM):  # type: ignore[misc]
+    """The causal language model. Use it like any Seed-OSS."""
+
+    config_class = PrunedSeedOssConfig
+
+
 # Every saved checkpoint refers to these classes in its configuration and contains a copy of this file.
 for _config, _model in (
     (PrunedLlamaConfig, PrunedLlamaForCausalLM),
     (PrunedMistralConfig, PrunedMistralForCausalLM),
     (PrunedQwen2Config, PrunedQwen2ForCausalLM),
     (PrunedQwen3Config, PrunedQwen3ForCausalLM),
+    (PrunedSeedOssConfig, PrunedSeedOssForCausalLM),
 ):
     _config.register_for_auto_class()
     _model.register_for_auto_class("AutoModelForCausalLM")

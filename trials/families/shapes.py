@@ -122,7 +122,7 @@ def _llama(config: PretrainedConfig) -> ModelShape:
         norm_vectors=1,
         head_norms=HEAD_NORMS.get(config.model_type, 0),
         qkv_bias=biased or config.model_type in QKV_BIAS,
-        output_bias=biased,
+        output_bias=getattr(config, "attention_out_bias", biased),
         mlp_bias=gated,
         stock="any" if plain else "divisible",
     )
@@ -134,5 +134,6 @@ SHAPES = {
     "mistral": _llama,
     "qwen2": _llama,
     "qwen3": _llama,
+    "seed_oss": _llama,
     "gpt_neox": _gpt_neox,
 }

@@ -67,12 +67,12 @@ def check_config(folder: Path, model: str) -> None:
 def check_weights(folder: Path, model: str, *, pruned: bool) -> None:
     """Check that the weights in ``folder`` are plain numbers, or can be turned into such.
 
-    Weights in blocks of FP8 always can. Those of bitsandbytes can too, but not exactly, so a model that is to be
-    ``pruned`` must not have them. Raises InputError that begins with the name ``model``.
+    Weights in blocks of FP8 always can. Those of bitsandbytes and torchao can too, but not exactly, so a model that is
+    to be ``pruned`` must not have them. Raises InputError that begins with the name ``model``.
     """
     for part in _parts(read_object(folder / "config.json", model)):
         for quantization in (part.get("quantization_config"), part.get("compression_config")):
-            if not quantization or is_block_fp8(quantization) or (not pruned and is_bitsandbytes(quantization)):
+            if not quantization or is_block_fp8(quantization) or (not pruned and is_coded(quantization)):
                 continue
             raise InputError(
                 f"model {model}: its weights are quantized ({_method(quantization)}), and quantized matrices "
@@ -80,9 +80,9 @@ def check_weights(folder: Path, model: str, *, pruned: bool) -> None:
             )
 
 
-def is_bitsandbytes(quantization: dict[str, Any]) -> bool:
-    """Whether weights are in 4 or 8 bits of bitsandbytes."""
-    return quantization.get("quant_method") == "bitsandbytes"
+def is_coded(quantization: dict[str, Any]) -> bool:
+    """Whether weights are in codes of bitsandbytes or torchao, which transformers reads."""
+    return quantization.get("quant_method") in ("bitsandbytes", "torchao")
 
 
 def read_object(file: Path, model: str) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from functools import lru_cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from gguf import GGUFReader, GGUFWriter
 from huggingface_hub.constants import HF_HOME
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
@@ -14,12 +15,16 @@ from search_spaces.errors import InputError, one_line
 from trials.storage.cache import Cache, digest
 from trials.storage.durable import file_sha256
 
-FORMAT = 2  # part of the cache key: raise it whenever the same file gives a different folder
+FORMAT = 3  # part of the cache key: raise it whenever the same file gives a different folder
 MAGIC = b"GGUF"
+TOKENIZER_FIELDS = "tokenizer.gguf"  # the tokenizer's fields as they were, for students that become GGUF files again
+PREFIX = "tokenizer."
 
 
 def unpacked(file: Path) -> Path:
     """A checkpoint folder with the weights (dequantised, float32), config and tokenizer of a GGUF ``file``.
+
+    The tokenizer's fields are also kept as they are, in `TOKENIZER_FIELDS`.
 
     The folder is made once, in the Hugging Face cache. Raises InputError when the file is not GGUF, is truncated, or
     holds a model that transformers cannot read.
@@ -54,3 +59,17 @@ def _unpack(file: Path, folder: Path) -> None:
     model.hf_quantizer.remove_quantization_config(model)  # the weights are dequantised
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    writer = GGUFWriter(folder / TOKENIZER_FIELDS, "tokenizer")
+    copy_tokenizer(file, writer)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+
+
+def copy_tokenizer(source: Path, writer: GGUFWriter) -> int:
+    """Copy the fields of the tokenizer in the GGUF file ``source`` to ``writer``, and return its number of tokens."""
+    fields = {name: one for name, one in GGUFReader(source).fields.items() if name.startswith(PREFIX)}
+    for name, field in fields.items():
+        kind, *inner = field.types
+        writer.add_key_value(name, field.contents(), kind, inner[-1] if inner else None)
+    return len(fields[f"{PREFIX}ggml.tokens"].data)

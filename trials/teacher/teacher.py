@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 from tokenizers import Tokenizer
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -23,7 +23,7 @@ from transformers.utils import logging as transformers_logging
 from search_spaces.errors import InputError, one_line
 from search_spaces.shape import ModelShape
 from trials.storage.durable import MANIFEST, damage
-from trials.teacher.config_file import is_bitsandbytes
+from trials.teacher.config_file import is_coded
 from trials.teacher.source import UNUSABLE, fingerprint, read_config, read_shape, weight_files
 
 PROBE = "In 1984, 13888 of 2,000 don't.\n\n\tdef prune(teacher):  # naïve, 100 %\r\n    return 'student'   日本 🙂\n"
@@ -135,7 +135,7 @@ def load_weights(path: Path, dtype: torch.dtype, own_code: bool = False) -> PreT
     if missing := sorted(loading["missing_keys"]):
         raise InputError(f"model {path}: its weights lack {len(missing)} tensors, the first is {missing[0]}")
     if _is_coded(config):
-        model = model.dequantize().to(dtype)
+        model = _dequantized(model, dtype)
     _check_finite(path, model)
     return model
 
@@ -173,8 +173,19 @@ def _check_number(path: Path, config: PretrainedConfig) -> None:
 
 
 def _is_coded(config: PretrainedConfig) -> bool:
-    """Whether the weights are in codes of bitsandbytes. transformers can turn them into numbers."""
-    return is_bitsandbytes(getattr(config, "quantization_config", None) or {})
+    """Whether the weights are in codes of bitsandbytes or torchao."""
+    return is_coded(getattr(config, "quantization_config", None) or {})
+
+
+def _dequantized(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
+    """``model`` with plain numbers in place of codes. transformers does it for bitsandbytes, but not for torchao."""
+    if model.config.quantization_config.quant_method == "bitsandbytes":
+        return model.dequantize().to(dtype)
+    for module in model.modules():
+        weight = getattr(module, "weight", None)
+        if weight is not None and type(weight.data) is not Tensor:
+            module.weight = nn.Parameter(weight.data.dequantize(dtype), requires_grad=False)
+    return model.to(dtype)
 
 
 def _check_finite(path: Path, model: PreTrainedModel) -> None:

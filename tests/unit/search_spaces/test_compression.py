@@ -43,6 +43,7 @@ def sparsities(draw: st.DrawFn) -> Sparsity:
         beta=draw(st.floats(0, 100) | st.sampled_from([0.0, 5.0])),
         mask_aware=draw(st.booleans()),
         rate=draw(st.floats(0.01, 100) | st.just(1.0)),
+        distilled=draw(st.booleans()),
     )
 
 
@@ -70,7 +71,9 @@ def test_keys_are_equal_exactly_when_compressions_are(one: Compression, other: C
 @given(sparsities(), st.data())
 def test_keys_differ_when_one_field_does(one: Sparsity, data: st.DataObject) -> None:
     other = data.draw(sparsities())
-    name = data.draw(st.sampled_from(["level", "matrices", "method", "tau", "warmup", "beta", "mask_aware"]))
+    name = data.draw(
+        st.sampled_from(["level", "matrices", "method", "tau", "warmup", "beta", "mask_aware", "distilled"])
+    )
     values = {**vars(one), name: getattr(other, name)}
     changed = Sparsity(**values if values["level"] == 0.5 else {**values, "kind": "unstructured"})
     assert (one.key == changed.key) == (one == changed)
@@ -97,6 +100,7 @@ def test_keys_are_readable() -> None:
     assert Sparsity(0.5, start=0.1, end=0.6).key == "s50b10e60"
     pdp = Sparsity(0.5, method="pdp", tau=0.001, warmup=0.3, beta=5, mask_aware=True)
     assert pdp.key == "s50pdpt0.001w30x5aware"
+    assert Sparsity(0.5, end=0.6, distilled=False).key == "s50b0e60text"
     assert Compression(Sparsity(0.5), Quantization("nf4"), Adapters(8)).key == "s50-nf4-r8"
     assert not Compression(Sparsity(0, matrices=("mlp",)), Quantization(matrices=("mlp",)), Adapters(0, 3))
 
@@ -119,6 +123,7 @@ def test_keys_are_readable() -> None:
         ({"level": 0.5, "warmup": -0.1}, "sparsity.warmup -0.1"),
         ({"level": 0.5, "beta": 101}, "sparsity.beta 101"),
         ({"level": 0.5, "mask_aware": 1}, "sparsity.mask_aware 1"),
+        ({"level": 0.5, "distilled": "no"}, "sparsity.distilled 'no': must be true or false"),
         ({"level": 0.5, "matrices": ["head"]}, "sparsity.matrices"),
         ({"level": 0.5, "scope": "all"}, "sparsity: unknown field 'scope'"),
     ],

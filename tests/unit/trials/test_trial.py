@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 from transformers import PreTrainedTokenizerFast
 
 from search_spaces.architecture import Architecture
+from search_spaces.compression import Compression, Sparsity
 from search_spaces.errors import InputError
 from trials import trial as door
 from trials.distill.distill import NonFiniteLoss
@@ -83,6 +84,14 @@ def test_result_is_of_the_student_that_is_left(spec: TrialSpec, architecture: Ar
     assert Path(result.weights).is_relative_to(spec.directory)
     assert TrialResult.from_dict(json.loads(json.dumps(result.to_dict()))) == result
     assert sorted(path.name for path in Path(spec.directory).iterdir()) == ["result.json", "student"]
+
+
+def test_without_distillation_a_student_trains_on_the_text_alone(spec: TrialSpec, tmp_path: Path) -> None:
+    sparse, text = (replace(STOCK, compression=Compression(Sparsity(0.5, distilled=one))) for one in (True, False))
+    taught, found = run(replace(spec, architecture=sparse))[0], run(replace(spec, architecture=text))[0]
+    on_text = replace(spec, recipe=replace(spec.recipe, text_share=1.0), directory=str(tmp_path / "other"))
+    wanted = run(replace(on_text, architecture=sparse))[0]
+    assert found.curve == wanted.curve != taught.curve
 
 
 def test_without_training_the_student_is_as_it_was_cut(spec: TrialSpec, tmp_path: Path) -> None:

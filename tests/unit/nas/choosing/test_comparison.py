@@ -14,6 +14,7 @@ from tracking_reference import final
 from nas.choosing.bootstrap import paired_difference
 from nas.choosing.comparison import Comparison, compare
 from nas.choosing.selection import FINALIST, STOCK
+from nas.display.console import fitted
 from nas.planning.errors import NothingFeasibleError
 from nas.report.final_report import (
     comparison_csv,
@@ -23,12 +24,13 @@ from nas.report.final_report import (
     on_test_notes,
     on_test_table,
 )
+from nas.report.terminal import LESS_NEEDED
 from nas.study.records import FinalRecord
 from trials.evaluate.perplexity import NON_OVERLAPPING
 from trials.evaluate.reading import Reading
 
 NOISE = np.random.default_rng(0).normal(0, 0.02, (8, 64))
-WIDTH = 120
+WIDTH = 140
 Windows = dict[str, dict[str, np.ndarray]]
 
 
@@ -121,8 +123,9 @@ def test_a_failed_final_is_shown_with_its_reason_and_loses() -> None:
 
 
 def test_the_terminal_table_fits_and_says_what_failed() -> None:
-    console = Console(width=300, file=io.StringIO())
-    console.print(comparison_table(made(*FINALS, failed=final(6, "FAIL", roles=(FINALIST,)))))
+    console = Console(width=WIDTH, file=io.StringIO())
+    table = comparison_table(made(*FINALS, failed=final(6, "FAIL", roles=(FINALIST,))))
+    console.print(fitted(table, console, LESS_NEEDED["final"]))
     lines = [line.rstrip() for line in console.file.getvalue().splitlines()]  # type: ignore[attr-defined]
     assert max(map(len, lines)) <= WIDTH
     assert any("failed: NonFiniteLoss: nan" in line for line in lines)

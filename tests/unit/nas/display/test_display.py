@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from nas.display.display import Display
-from nas.planning.machine import Machine
+from nas.planning.machine import Machine, Node
 from nas.planning.plan import Plan, make_plan, resolve_target
 from nas.planning.settings import load_settings
 from nas.stages.events import (
@@ -28,7 +28,7 @@ from nas.stages.events import (
     TrialsStarted,
 )
 from nas.study.records import FinalRecord, TrialRecord
-from nas.study.study import SCREENED
+from nas.study.trial_records import SCREENED
 from trials.evaluate.reading import Reading
 
 
@@ -38,7 +38,7 @@ def plan(tiny_teacher_folder: Path, tmp_path: Path) -> Plan:
     text.write_text("words of a text")
     flags = {"model": str(tiny_teacher_folder), "budget": "60%", "tolerance": "0.1", "test": f"unseen={text}"}
     settings = load_settings({**flags, "corpus": "stdlib", "tokens_per_trial": "4096"}, None, {})
-    return make_plan(settings, resolve_target(settings), Machine(2, 0.0, 2**34, 2))
+    return make_plan(settings, resolve_target(settings), Machine((Node(2, 0.0, 2**34),)))
 
 
 def events(plan: Plan) -> list[tuple[Event, str]]:

@@ -14,7 +14,7 @@ from nas.display.console import clock
 from nas.display.final_progress import FinalProgress
 from nas.display.pace import Pace
 from nas.display.trial_progress import TrialProgress
-from nas.planning.machine import Machine
+from nas.planning.machine import Machine, Node
 from nas.planning.plan import Plan, make_plan, resolve_target
 from nas.planning.settings import load_settings
 from nas.study.records import FinalRecord, TrialRecord
@@ -24,7 +24,7 @@ from nas.study.records import FinalRecord, TrialRecord
 def plan(tiny_teacher_folder: Path) -> Plan:
     flags = {"model": str(tiny_teacher_folder), "budget": "60%", "tolerance": "0.1", "trials": "4"}
     settings = load_settings({**flags, "corpus": "stdlib", "tokens_per_trial": "4096"}, None, {})
-    return make_plan(settings, resolve_target(settings), Machine(2, 0.0, 2**34, 2))
+    return make_plan(settings, resolve_target(settings), Machine((Node(2, 0.0, 2**34),)))
 
 
 def trials_on(console: Console, plan: Plan) -> TrialProgress:

@@ -8,15 +8,16 @@ from typing import Any
 import pytest
 
 from nas.planning.forecast import estimated_seconds, expected_tokens, plan_lines, summary
-from nas.planning.machine import Machine
+from nas.planning.machine import Machine, Node
 from nas.planning.plan import Plan, make_plan, resolve_target, trial_bytes
 from nas.planning.settings import load_settings
 from nas.stages.prepare import target_helpers
 from search_spaces.errors import InputError
+from trials.export.loads_in import LLAMA_CPP, loads_in
 from trials.text.mixture import GENERAL
 
-LAPTOP = Machine(cpus=2, gpus=0.0, memory=20 * 2**30, node_cpus=2)
-SERVER = Machine(cpus=64, gpus=4.0, memory=500 * 2**30, node_cpus=16)
+LAPTOP = Machine((Node(2, 0.0, 20 * 2**30),))
+SERVER = Machine((Node(16, 1.0, 125 * 2**30),) * 4)
 
 
 def make(folder: Path, machine: Machine = LAPTOP, **flags: Any) -> Plan:
@@ -75,14 +76,14 @@ def test_resources_use_the_whole_machine_and_no_more(tiny_teacher_folder: Path) 
     assert (server.workers, server.gpus, server.device) == (4, 1.0, "cuda")
     assert make(tiny_teacher_folder, SERVER, gpus_per_trial=0.5).resources.workers == 8
     assert make(tiny_teacher_folder, SERVER, gpus_per_trial=0).resources.device == "cpu"
-    for wrong in ({"gpus_per_trial": 1}, {"cpus_per_trial": 3}):
-        with pytest.raises(InputError, match="give at most that"):
+    for wrong, rule in (({"gpus_per_trial": 1}, "no node has a GPU"), ({"cpus_per_trial": 3}, "give at most that")):
+        with pytest.raises(InputError, match=rule):
             make(tiny_teacher_folder, **wrong)
 
 
 def test_memory_limits_the_workers(tiny_teacher_folder: Path) -> None:
     need = trial_bytes(make(tiny_teacher_folder).target)
-    tight = Machine(cpus=16, gpus=0.0, memory=int(need * 3.5), node_cpus=16)
+    tight = Machine((Node(16, 0.0, int(need * 3.5)),))
     resources = make(tiny_teacher_folder, tight).resources
     assert (resources.workers, resources.cpus) == (3, 5)
 
@@ -222,11 +223,29 @@ def test_a_limit_of_memory_leaves_what_fits_and_names_the_least_where_nothing_do
         make(tiny_teacher_folder, max_memory="much")
 
 
+def test_only_what_loads_and_quantises_is_planned_baselines_included(tiny_teacher_folder: Path) -> None:
+    whole = make(tiny_teacher_folder, tolerance=0.5, quantises_to="bf16")
+    plan = make(tiny_teacher_folder, tolerance=0.5, loads_in="llama.cpp", quantises_to="bf16")
+    assert set(plan.target.feasible) == {
+        one for one in whole.target.feasible if LLAMA_CPP in loads_in(whole.target.shape, one).programs
+    }
+    assert 0 < len(plan.target.feasible) < len(whole.target.feasible)
+    every = {*plan.target.feasible, *plan.baselines.values()}
+    assert all("bf16" in loads_in(plan.target.shape, one).formats for one in every)
+    assert dict(summary(plan))["loads in"] == "only students that fit llama.cpp"
+    with pytest.raises(InputError, match="--quantises-to q4_k: no value of hidden is left"):
+        make(tiny_teacher_folder, quantises_to="q4_k")
+    with pytest.raises(InputError, match="--loads-in 'ollama'"):
+        make(tiny_teacher_folder, loads_in="ollama")
+
+
 def test_limits_and_objectives_are_part_of_what_a_study_is(tiny_teacher_folder: Path) -> None:
     plain = make(tiny_teacher_folder).identity
     changes = [{"max_memory": "1GB"}, {"max_latency_ms": 9}, {"objectives": "loss,params"}]
     changed = [make(tiny_teacher_folder, **change).identity for change in changes]
     assert [one.keys() - plain.keys() for one in changed] == [{name} for change in changes for name in change]
+    asked = make(tiny_teacher_folder, tolerance=0.5, loads_in="transformers", quantises_to="bf16").identity
+    assert {"loads_in", "quantises_to"} <= asked.keys()
     with pytest.raises(InputError, match="--objectives 'speed'"):
         make(tiny_teacher_folder, objectives="speed")
 
@@ -294,7 +313,9 @@ def test_the_default_text_is_a_mixture_except_for_mini(tiny_teacher_folder: Path
 
 def test_layer_removal_brings_the_settings_of_its_study(tiny_teacher_folder: Path, tmp_path: Path) -> None:
     flags = {"space": "layer-removal", "model": str(tiny_teacher_folder), "output": str(tmp_path), "corpus": "stdlib"}
-    plan = make_plan(settings := load_settings(flags, None, {}), resolve_target(settings), Machine(2, 0.0, 2**34, 2))
+    plan = make_plan(
+        settings := load_settings(flags, None, {}), resolve_target(settings), Machine((Node(2, 0.0, 2**34),))
+    )
     layers = plan.target.shape.layers
     assert plan.trials == len(plan.target.feasible) == 2**layers - 1
     assert sorted(plan.slices)[:2] == [(0,), (0, 1)]
@@ -304,7 +325,7 @@ def test_layer_removal_brings_the_settings_of_its_study(tiny_teacher_folder: Pat
     assert plan.identity["refit"] is False
     assert "none per trial: plain students are compared" in plan_lines(plan)["tokens"]
     refitted = load_settings({**flags, "refit": "yes"}, None, {})
-    other = make_plan(refitted, resolve_target(refitted), Machine(2, 0.0, 2**34, 2))
+    other = make_plan(refitted, resolve_target(refitted), Machine((Node(2, 0.0, 2**34),)))
     assert other.slices == []
     assert other.study != plan.study
     assert load_settings({"space": "layer-removal"}, None, {}).model == "distilbert/distilgpt2"

@@ -79,6 +79,12 @@ def test_csv_reads_back_to_the_same_values(records: list[TrialRecord]) -> None:
         assert {name: value for name, value in known.items() if name != "losses"} == line
 
 
+def test_the_tables_say_where_each_trial_loads(records: list[TrialRecord]) -> None:
+    table = "\n".join(shown(terminal_table(records, TEACHER)))
+    assert table.count("own code") == sum(one.loads_in == "own code" for one in records) > 0
+    assert "transformers, vLLM, llama.cpp" in markdown_table(records, TEACHER)
+
+
 def test_every_line_of_the_markdown_has_every_column(records: list[TrialRecord]) -> None:
     lines = markdown_table(records, TEACHER).splitlines()
     assert len(lines) == 2 + len(records)

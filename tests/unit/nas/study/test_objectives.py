@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from matplotlib.image import imread
 from tracking_reference import record
 
-from nas.choosing.selection import front, ranking, weighed
-from nas.report.front_report import front_markdown, front_values, plot_front
+from nas.choosing.selection import front, front_values, ranking, weighed
+from nas.report.front_report import front_markdown, plot_front
 from nas.study.objectives import dominated_by, parse_objectives
 from nas.study.records import LATENCY, MEMORY, TrialRecord
 from search_spaces.errors import InputError

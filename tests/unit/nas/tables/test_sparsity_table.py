@@ -57,11 +57,17 @@ def test_rows_ascend_by_sparsity_and_loss() -> None:
 
 
 @pytest.mark.parametrize(
-    ("tokens", "share", "word"), [(4096, 0.0, "yes"), (4096, 1.0, "no, text"), (4096, 0.5, "partly"), (0, 0.0, "no")]
+    ("tokens", "share", "word"), [(4096, 0.0, "yes"), (4096, 1.0, "no"), (4096, 0.5, "partly"), (0, 0.0, "no")]
 )
 def test_the_last_column_says_whether_students_were_distilled(tokens: int, share: float, word: str) -> None:
     rows = list(csv.DictReader(io.StringIO(csv_text(sparsity_table([outcome(tokens, share)])))))
     assert {row["distilled"] for row in rows[1:]} == {word}
+
+
+def test_a_candidate_can_be_trained_without_distillation(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("test_sparsity_table.TRIED", {Compression(Sparsity(0.5, distilled=False)): 3.0})
+    _, row = csv.DictReader(io.StringIO(csv_text(sparsity_table([outcome()]))))
+    assert (row["how"], row["distilled"]) == ("magnitude", "no")
 
 
 def test_ways_are_told_in_words() -> None:

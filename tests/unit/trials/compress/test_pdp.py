@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from search_spaces.compression import Sparsity
+from search_spaces.compression import Quantization, Sparsity
 from trials.compress.matrices import Matrix
-from trials.compress.pdp import SoftMask, rounded, soft_mask, squared_cut
+from trials.compress.pdp import SoftMask, soft_mask, squared_cut
+from trials.compress.quantize import rounded
 
 seeds, levels = st.integers(0, 99), st.floats(0.05, 0.95)
 
@@ -20,11 +21,11 @@ def random(seed: int, *shape: int, dtype: torch.dtype = torch.float64) -> Tensor
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
 
 
-def masked(seed: int, sparsity: Sparsity, conv: bool, bits: int | None = None) -> tuple[SoftMask, Tensor]:
+def masked(seed: int, sparsity: Sparsity, conv: bool, scheme: str = "none") -> tuple[SoftMask, Tensor]:
     """A soft mask at the full level and the stored weight (8 outputs, 12 inputs) in float64 that it is for."""
     module = (Conv1D(8, 12) if conv else nn.Linear(12, 8)).double()
     module.weight = nn.Parameter(random(seed, 12, 8) if conv else random(seed, 8, 12))
-    mask = SoftMask(Matrix("one", "mlp", module), sparsity, bits)
+    mask = SoftMask(Matrix("one", "mlp", module), sparsity, Quantization(scheme))
     mask.update(module.weight.detach(), sparsity.level)
     return mask, module.weight
 
@@ -72,11 +73,11 @@ def test_before_anything_goes_the_model_is_unchanged() -> None:
         assert torch.equal(slope, torch.ones_like(weight))
 
 
-@given(seeds, levels, st.sampled_from(["unstructured", "2:4"]), st.booleans(), st.sampled_from([None, 4, 8]))
+@given(seeds, levels, st.sampled_from(["unstructured", "2:4"]), st.booleans(), st.sampled_from(["none", "nf4", "int8"]))
 def test_the_hard_mask_is_where_the_soft_one_is_above_a_half(
-    seed: int, level: float, kind: str, conv: bool, bits: int | None
+    seed: int, level: float, kind: str, conv: bool, scheme: str
 ) -> None:
-    mask, weight = masked(seed, Sparsity(0.5 if kind == "2:4" else level, kind, method="pdp"), conv, bits)
+    mask, weight = masked(seed, Sparsity(0.5 if kind == "2:4" else level, kind, method="pdp"), conv, scheme)
     mask.choose(weight.detach(), int(mask.gone))
     soft = mask.soft(weight)
     assert int((~mask.mask).sum()) == int(mask.gone)
@@ -84,23 +85,22 @@ def test_the_hard_mask_is_where_the_soft_one_is_above_a_half(
     assert bool((soft[~mask.mask] <= 0.5).all())
 
 
+@pytest.mark.parametrize("scheme", ["nf4", "int8"])
 @pytest.mark.parametrize("conv", [True, False])
-def test_bits_are_what_the_mask_sees(conv: bool) -> None:
-    mask, weight = masked(1, Sparsity(0.5, method="pdp", tau=0.3), conv, bits=3)
+def test_the_mask_sees_what_the_codes_stand_for(conv: bool, scheme: str) -> None:
+    mask, weight = masked(1, Sparsity(0.5, method="pdp", tau=0.3), conv, scheme)
     seen = mask.seen(weight).detach()
-    for output in mask.turned(seen):
-        assert len((output / output.abs().max() * 3).round(decimals=6).unique()) <= 7
-        assert bool(torch.isclose(output.abs().max() / 3 * (output / output.abs().max() * 3).round(), output).all())
+    assert torch.equal(mask.turned(seen), rounded(mask.turned(weight).detach(), Quantization(scheme)))
     soft = mask.soft(weight)
-    assert len(mask.turned(soft)[0].unique()) <= 4  # one value for each magnitude on the grid
     (slope,) = torch.autograd.grad(mask(weight).sum(), weight)
     wanted = soft + weight * 2 * seen / 0.3 * soft * (1 - soft)
     torch.testing.assert_close(slope, wanted)
 
 
-def test_rounding_to_many_bits_is_close() -> None:
-    weight = random(0, 8, 12)
-    torch.testing.assert_close(rounded(weight, 16, 1), weight, rtol=0, atol=1e-3)
+def test_the_mask_sees_plain_weights_where_others_are_quantized() -> None:
+    sparsity, module = Sparsity(0.5, method="pdp"), nn.Linear(12, 8)
+    mask = SoftMask(Matrix("one", "mlp", module), sparsity, Quantization("int8", matrices=("attention",)))
+    assert mask.seen(module.weight) is module.weight
 
 
 @pytest.mark.parametrize("hard", [False, True])

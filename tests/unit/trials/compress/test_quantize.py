@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from conftest import make_decoder, make_gpt2
@@ -14,7 +16,13 @@ from trials.compress.matrices import layer_matrices
 from trials.compress.quantize import decoded, encoded, from_tensors, rounded, to_tensors
 from trials.compress.quantized_modules import allow_repacking, with_codes
 
-SCHEMES = [Quantization("int8"), Quantization("nf4"), Quantization("nf4", 128), Quantization("nf4", double=False)]
+SCHEMES = [
+    Quantization("int8"),
+    Quantization("int8wo"),
+    Quantization("nf4"),
+    Quantization("nf4", 128),
+    Quantization("nf4", double=False),
+]
 WINDOWS = torch.arange(60).view(4, 15).numpy()
 
 
@@ -77,11 +85,17 @@ def test_without_the_library_one_line_names_the_extra(monkeypatch: pytest.Monkey
 
 @pytest.mark.parametrize(
     "how",
-    [Quantization("int8"), Quantization("nf4", matrices=("mlp",)), Quantization("nf4", 128, False, ("mlp",))],
+    [
+        Quantization("int8"),
+        Quantization("int8wo"),
+        Quantization("nf4", matrices=("mlp",)),
+        Quantization("nf4", 128, False, ("mlp",)),
+    ],
     ids=lambda one: one.key,
 )
 def test_modules_of_the_library_compute_with_the_rounded_weights(how: Quantization) -> None:
-    model, other, tokens = make_gpt2(n_embd=64, n_inner=128), make_gpt2(n_embd=64, n_inner=128), torch.arange(20)[None]
+    make = partial(make_decoder, "llama") if how.scheme == "int8wo" else partial(make_gpt2, n_embd=64, n_inner=128)
+    model, other, tokens = make(), make(), torch.arange(20)[None]
     round_weights(other, Compression(quantization=how))
     plain = model(tokens).logits
     with_codes(model, how)
@@ -90,4 +104,6 @@ def test_modules_of_the_library_compute_with_the_rounded_weights(how: Quantizati
     assert (found - expected).abs().max() < 0.1 * expected.abs().max()  # it multiplies in half precision
     assert (plain - expected).abs().max() > 0
     kinds = {type(one).__name__ for name, one in model.named_modules() if name.endswith(("c_fc", "c_attn"))}
-    assert kinds == ({"Linear8bitLt"} if how.scheme == "int8" else {"Linear4bit", "Conv1D"})
+    assert kinds == {"int8": {"Linear8bitLt"}, "int8wo": set(), "nf4": {"Linear4bit", "Conv1D"}}[how.scheme]
+    if how.scheme == "int8wo":
+        assert {type(one.weight).__name__ for one in layer_matrices(model)} == {"Int8Tensor"}

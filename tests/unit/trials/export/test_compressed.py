@@ -63,6 +63,21 @@ def test_bytes_are_counted_within_one_per_cent(compression: Compression, tmp_pat
     assert counted < 0.85 * stored_bytes(shape, shape.full)
 
 
+@pytest.mark.parametrize("model_type", ["llama", "gpt_neox"])
+@pytest.mark.parametrize("sparsity", [Sparsity(), HALF], ids=["dense", "sparse"])
+def test_bytes_of_torchao_are_counted_within_one_per_cent(model_type: str, sparsity: Sparsity, tmp_path: Path) -> None:
+    sizes = {"hidden_size": 256, "intermediate_size": 768, "num_attention_heads": 8}
+    grouped = {"num_key_value_heads": 4, "head_dim": 32} if model_type == "llama" else {}
+    compression = Compression(sparsity, Quantization("int8wo"))
+    student = compressed(make_decoder(model_type, **sizes, **grouped), compression)
+    shape = shape_of(student.config)
+    as_exported(student, compression, None).save_pretrained(tmp_path)
+    write_compressed(student, compression, tmp_path)
+    file = tmp_path / (PACKED if sparsity.level else "model.safetensors")
+    counted = stored_bytes(shape, replace(shape.full, compression=compression))
+    assert counted == pytest.approx(file.stat().st_size, rel=0.01)
+
+
 def test_bytes_of_a_plain_student_are_counted(tmp_path: Path) -> None:
     student = AutoModelForCausalLM.from_pretrained(MINI, dtype=torch.bfloat16)
     student.save_pretrained(tmp_path)
@@ -95,8 +110,10 @@ def test_a_packed_file_of_other_weights_is_refused(tmp_path: Path, monkeypatch: 
         ("wide gpt2", Architecture.uniform(2, 64, 4, 64), Compression(quantization=NF4)),
         ("gpt2", Architecture(2, 40, (4, 1), (10, 96)), Compression(HALF, INT8)),
         ("llama", Architecture.uniform(2, 48, 4, 64, 2), Compression(quantization=INT8)),
+        ("llama", Architecture.uniform(2, 48, 4, 64, 2), Compression(HALF, Quantization("int8wo"))),
+        ("llama", Architecture(2, 48, (4, 2), (64, 48), (2, 1)), Compression(quantization=Quantization("int8wo"))),
     ],
-    ids=["stock-nf4", "custom-sparse-int8", "llama-int8"],
+    ids=["stock-nf4", "custom-sparse-int8", "llama-int8", "llama-torchao", "custom-llama-torchao"],
 )
 def test_a_fresh_process_loads_the_same_model(
     family: str,

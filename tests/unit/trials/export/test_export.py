@@ -112,6 +112,8 @@ def test_the_lines_of_the_card_load_it_anywhere(exported: tuple[PreTrainedModel,
         ("llama", Architecture.uniform(2, 40, 4, 64, 2), True),
         ("llama", Architecture.uniform(2, 43, 6, 64, 3), True),  # saved as a mistral: llama refuses 43 / 6
         ("llama", Architecture(2, 43, (6, 2), (64, 32), (3, 1)), False),
+        ("qwen2", Architecture.uniform(2, 40, 4, 64, 2), True),  # saved as a seed_oss
+        ("qwen2", Architecture(2, 43, (6, 2), (64, 32), (3, 1)), False),
         ("gpt_neox", Architecture.uniform(2, 43, 3, 64), False),
     ],
 )
@@ -128,7 +130,7 @@ def test_a_tokenizer_whose_rules_a_type_replaces_is_loaded_by_the_class_in_the_c
     own_tokenizer: PreTrainedTokenizerFast, tmp_path: Path
 ) -> None:
     """transformers gives every qwen2 the rules of Qwen, whatever its folder says."""
-    student = student_of(make_decoder("qwen2"), Architecture.uniform(2, 40, 4, 64, 2))
+    student = student_of(make_decoder("qwen2"), Architecture.uniform(2, 48, 4, 64, 2))
     folder = export_student(student, own_tokenizer, tmp_path / "best", CARD)
     card, text = (folder / "README.md").read_text(), "In 1984 there were 13888"
     assert "**Load the tokenizer with `PreTrainedTokenizerFast`.**" in card

@@ -12,10 +12,14 @@ import torch
 from conftest import make_decoder
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+from search_spaces.architecture import Architecture
 from search_spaces.errors import InputError
+from trials.export.export import ModelCard, export_student
+from trials.export.gguf.writer import write_gguf
+from trials.export.load import load_checkpoint
 from trials.teacher import gguf as unpacking
 from trials.teacher.source import resolve_model
-from trials.teacher.teacher import load_teacher
+from trials.teacher.teacher import load_teacher, load_tokenizer
 
 NAMES = {
     "input_layernorm": "attn_norm",
@@ -150,3 +154,19 @@ def test_a_file_of_another_kind_is_refused(file: Path) -> None:
 def test_a_missing_file_is_refused() -> None:
     with pytest.raises(InputError, match=r"'nowhere.gguf': not a folder"):
         resolve_model("nowhere.gguf")
+
+
+def test_the_fields_of_its_tokenizer_come_back_in_the_gguf_file_of_a_student(
+    model: PreTrainedModel, file: Path, tmp_path: Path
+) -> None:
+    folder = resolve_model(str(file))
+    one = Architecture.uniform(3, 48, 6, 96, 3)
+    card = ModelCard("t", 100, 2.0, "60%", one, 60, 10, 2.25, "text", "python -m nas.search")
+    export = export_student(model, load_tokenizer(folder), tmp_path / "best", card, tokenizer_folder=folder)
+    written = write_gguf(load_checkpoint(export), export, tmp_path / "student.gguf", "q8_0")
+    before, after = (gguf.GGUFReader(one).fields for one in (file, written.path))
+    own = [name for name in after if name.startswith("tokenizer.")]
+    assert set(own) == {name for name in before if name.startswith("tokenizer.")}
+    assert all(
+        (before[name].contents(), before[name].types) == (after[name].contents(), after[name].types) for name in own
+    )

@@ -168,7 +168,7 @@ def test_quantized_weights_are_refused_from_the_configuration_alone(
         resolve_model("llama")
     refused = f"model llama: its weights are quantized ({kind}), and quantized matrices cannot be"
     assert str(error.value) == f"{refused} sliced; take the unquantized checkpoint"
-    if QUANTIZED[kind].get("quant_method") == "bitsandbytes":
+    if QUANTIZED[kind].get("quant_method") in ("bitsandbytes", "torchao"):
         resolve_causal_lm("llama", False)
         return
     with pytest.raises(InputError) as error:
@@ -176,12 +176,13 @@ def test_quantized_weights_are_refused_from_the_configuration_alone(
     assert str(error.value) == f"{refused} read here; take the unquantized checkpoint"
 
 
-@pytest.mark.parametrize("scheme", ["nf4", "int8"])
+@pytest.mark.parametrize("scheme", ["nf4", "int8", "int8wo"])
 def test_a_quantized_student_is_evaluated_with_the_weights_that_its_codes_stand_for(
     scheme: str, tiny_tokenizer: PreTrainedTokenizerFast, tmp_path: Path
 ) -> None:
     how = Compression(quantization=Quantization(scheme))
-    model, tokens = make_gpt2(n_embd=64, n_inner=128), torch.arange(40)[None]
+    model = make_decoder("llama") if scheme == "int8wo" else make_gpt2(n_embd=64, n_inner=128)
+    tokens = torch.arange(40)[None]
     as_exported(model, how, None).save_pretrained(tmp_path)
     write_compressed(model, how, tmp_path)
     tiny_tokenizer.save_pretrained(tmp_path)

@@ -1,4 +1,4 @@
-"""The result as one JSON document, for ``--json``."""
+"""The result as one JSON document: for ``--json``, and in the study for whoever reads it later."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from typing import Any
 from nas.choosing.comparison import Comparison, ComparisonRow
 from nas.choosing.generality import Excess, excesses
 from nas.choosing.outcome import Chosen, Outcome
-from nas.choosing.selection import counts
-from nas.report.front_report import front_values
+from nas.choosing.selection import counts, front_values
 from nas.study.records import text_losses
+from trials.export.loads_in import loads_in
 
 
 def document(outcomes: Sequence[Outcome]) -> dict[str, Any]:
@@ -26,6 +26,9 @@ def document(outcomes: Sequence[Outcome]) -> dict[str, Any]:
 def _document(outcome: Outcome) -> dict[str, Any]:
     plan, preparation, comparison = outcome.plan, outcome.preparation, outcome.comparison
     budget = plan.target.budget
+    stock = None
+    if outcome.stock and outcome.stock_path:
+        stock = _described(outcome, outcome.stock, outcome.stock_path)
     return {
         "study": plan.study,
         "model": plan.settings.model,
@@ -40,8 +43,8 @@ def _document(outcome: Outcome) -> dict[str, Any]:
             "val_loss": preparation.teacher_loss,
             **_losses(dict(preparation.teacher_losses)),
         },
-        "best": _described(outcome.winner, outcome.winner_path),
-        "best_stock": _described(outcome.stock, outcome.stock_path) if outcome.stock and outcome.stock_path else None,
+        "best": _described(outcome, outcome.winner, outcome.winner_path),
+        "best_stock": stock,
         "screened": len(outcome.screened),
         "trials": counts(outcome.records),
         **({"front": front_values(outcome.records, plan.objectives)} if len(plan.objectives) > 1 else {}),
@@ -53,7 +56,7 @@ def _document(outcome: Outcome) -> dict[str, Any]:
     }
 
 
-def _described(chosen: Chosen, path: Path) -> dict[str, Any]:
+def _described(outcome: Outcome, chosen: Chosen, path: Path) -> dict[str, Any]:
     return {
         "architecture": chosen.record.architecture.to_dict(),
         "params": chosen.record.parameters,
@@ -61,6 +64,7 @@ def _described(chosen: Chosen, path: Path) -> dict[str, Any]:
         **_losses(text_losses(chosen.record)),
         "tokens": chosen.tokens + chosen.final_tokens,
         "stock": chosen.record.stock,
+        "loads_in": loads_in(outcome.plan.target.shape, chosen.record.architecture).to_dict(),
         "path": str(path),
     }
 
@@ -76,6 +80,7 @@ def _row(row: ComparisonRow) -> dict[str, Any]:
         "params": row.parameters,
         "share": row.share,
         "stock": row.stock,
+        **({"loads_in": row.loads_in} if row.loads_in else {}),
         "tokens": row.tokens,
         "val_loss": row.val_loss,
         **_losses(dict(row.losses)),
