@@ -18,6 +18,7 @@ from rich.console import Console
 
 from nas.display.console import console_for
 from nas.planning.errors import NothingFeasibleError
+from nas.planning.log_messages import log_messages
 from nas.planning.redact import redacted
 from nas.planning.settings import SearchSettings, command_line, parse_arguments
 from search_spaces.errors import UNCUT, InputError, named
@@ -75,7 +76,8 @@ def _search(settings: SearchSettings, console: Console, as_json: bool, started_b
     from nas.display.plan_table import print_plan
     from nas.planning.plan import make_plan, resolve_target
 
-    target = resolve_target(settings)
+    with log_messages(lambda text: console.print(text, markup=False, soft_wrap=True)):  # a download takes minutes
+        target = resolve_target(settings)
 
     from nas.running.session import ray_session  # takes seconds to import: only when the settings are right
     from nas.running.workers import open_workers
