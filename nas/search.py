@@ -131,8 +131,9 @@ def _dry_run(settings: SearchSettings, console: Console, as_json: bool) -> int:
     plan = make_plan(settings, resolve_target(settings), Machine.local())
     print_plan(plan, console)
     seconds = estimated_seconds(plan)
-    tests = ", without the evaluation on test text" if plan.tests else ""
-    console.print(f"estimated time on this machine: {clock(seconds)}{tests}; nothing was started")
+    tests = " and the evaluation on test text" if plan.tests else ""
+    least = "with this machine to itself, without the preparation of the teacher"
+    console.print(f"estimated time: {clock(seconds)} {least}{tests}; nothing was started", soft_wrap=True)
     if as_json:
         print(
             json.dumps({"study": plan.study, "plan": plan_lines(plan), "estimated_seconds": round(seconds)}, indent=2)
