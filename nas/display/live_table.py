@@ -69,8 +69,8 @@ class LiveTable:
         return widths
 
 
-def summary(done: int, total: int, text: str) -> RenderableType:
-    """A bar, and ``text`` beside it."""
+def summary(done: int, total: int, text: str, best: str) -> RenderableType:
+    """A bar with ``text`` beside it, and the ``best`` so far below them. Both lines fit in 60 characters."""
     line = Table.grid(padding=(0, 2))
     line.add_row(ProgressBar(total=max(1, total), completed=done, width=BAR), Text(text))
-    return line
+    return Group(line, Text(f"best so far {best}")) if best else line

@@ -75,7 +75,7 @@ def test_live_table_shows_every_state(plan: Plan) -> None:
         progress.update(one)
     progress.stop()
     shown = text.getvalue()
-    for part in ("4.0000", "stopped early", "running", "2 of 4 trials", "best 4.0000"):
+    for part in ("4.0000", "stopped early", "running", "2 of 4 trials", "best so far 4.0000"):
         assert part in shown
 
 
