@@ -15,6 +15,7 @@ from nas.study.database import SQLITE, opening
 from nas.study.records import FinalRecord, TrialRecord
 from nas.study.trial_records import ARCHITECTURE, SCREENED, TIMED, measured_in, record_of, shown
 from search_spaces.architecture import Architecture
+from search_spaces.compression import BITS
 from search_spaces.errors import InputError, one_line
 from search_spaces.shape import ModelShape
 from search_spaces.stored_size import memory_bytes, stored_bytes
@@ -22,7 +23,19 @@ from search_spaces.stored_size import memory_bytes, stored_bytes
 # User attributes of a study, see `nas.stages.keep_facts`. Of RESULT there is one for each budget, and of SIZES one for
 # each few hundred architectures.
 PLAN, TEACHER, IMPORTANCE, SIZES, SECONDS, RESULT = "plan", "teacher", "importance", "sizes", "seconds", "result"
-SIZE_NAMES = ("depth", "hidden", "heads", "mlp", "parameters", "stored_bytes", "memory_bytes", "flops", "stock")
+SIZE_NAMES = (
+    "depth",
+    "hidden",
+    "heads",
+    "mlp",
+    "parameters",
+    "stored_bytes",
+    "memory_bytes",
+    "flops",
+    "stock",
+    "zeros",
+    "bits",
+)
 FINAL = "final "  # the start of a final's attribute; its version and its name follow
 
 
@@ -94,7 +107,9 @@ def sizes_of(one: Architecture, shape: ModelShape, sequence: int) -> list[float]
     """
     heads, mlp = sum(one.heads) / one.depth, sum(one.mlp) / one.depth
     costs = [shape.parameters(one), stored_bytes(shape, one), memory_bytes(shape, one)]
-    return [one.depth, one.hidden, heads, mlp, *costs, shape.flops_per_token(one, sequence), int(shape.is_stock(one))]
+    done = [one.compression.sparsity.level, BITS[one.compression.quantization.scheme]]
+    flops, stock = shape.flops_per_token(one, sequence), int(shape.is_stock(one))
+    return [one.depth, one.hidden, heads, mlp, *costs, flops, stock, *done]
 
 
 def _finals(attributes: Mapping[str, Any]) -> tuple[FinalRecord, ...]:

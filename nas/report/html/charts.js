@@ -10,6 +10,8 @@ const COSTS = {
   latency_ms: ["milliseconds a generated token", (value) => Number(value.toPrecision(3)) + " ms"],
 };
 
+const WEIGHED = { params: "parameters", bytes: "stored_bytes", memory: "memory_bytes", latency: "latency_ms" };
+
 // What became of a model: a key of KINDS.
 function kindOf(model, part) {
   if (part.winner && part.winner.key === model.key) return "winner";
@@ -145,7 +147,7 @@ function stepped(area, group, points, x, y, name) {
 }
 
 function drawSizes(holder, part, redraw) {
-  const cost = holder.dataset.cost || "parameters";
+  const cost = holder.dataset.cost || WEIGHED[part.objectives[1]] || (part.budget.unit === "bytes" ? "stored_bytes" : "parameters");
   const known = Object.keys(COSTS).filter((name) => part.models.some((one) => one[name] !== null));
   const models = part.models.filter((one) => one[cost] !== null && lastLoss(one) !== null).reverse();
   const losses = models.flatMap((one) => [one.screen, one.trial && one.trial.loss, one.final && one.final.loss]).filter((one) => one !== null);
@@ -219,6 +221,8 @@ function drawParallel(holder, part) {
   const models = part.models.filter((one) => lastLoss(one) !== null).reverse(), wide = holder.clientWidth > 560;
   const after = (one) => (one.final && one.final.loss !== null ? one.final.loss : one.trial ? one.trial.loss : null);
   const axes = [["layers", (one) => one.depth], ["width", (one) => one.hidden], ["heads", (one) => one.heads], ["MLP", (one) => one.mlp]];
+  if (models.some((one) => one.zeros)) axes.push(["% zeros", (one) => Math.round(1000 * one.zeros) / 10]);
+  if (models.some((one) => one.bits < 16)) axes.push(["bits", (one) => one.bits]);
   if (models.some((one) => one.screen !== null)) axes.push([`${wide ? "loss " : ""}before`, (one) => one.screen, true]);
   if (models.some((one) => after(one) !== null)) axes.push([`${wide ? "loss " : ""}after`, after, true]);
   tools(holder, new Set(models.map((one) => kindOf(one, part))));
