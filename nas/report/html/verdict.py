@@ -143,7 +143,7 @@ def remarks(result: Mapping[str, Any], ended: int, objectives: Sequence[str]) ->
             what = f"{', '.join(row['roles'])}, {row['architecture']}: {versus['mean']:+.4f}{doubt}"
             found.append(f"A baseline has a smaller loss, but cannot win ({what}).")
     if others := ", ".join(one for one in objectives if one != LOSS):
-        found.append(f"Of all candidates it has the smallest loss. What less {others} costs is in the front below.")
+        found.append(f'Of all candidates it has the smallest loss. "Size against loss" shows what less {others} costs.')
     then = sum(count for state, count in result["trials"].items() if state != "RUNNING")
     if ended > then:
         found.append(f"This result is of {then} trials; {ended - then} more have ended since.")
@@ -187,5 +187,5 @@ def trust(found: Sequence[Agreement]) -> str:
     interval = f"95 % interval {screen.low:+.2f} to {screen.high:+.2f}, {screen.pairs} architectures"
     if screen.low is None or screen.low <= 0:
         return f"The order of the screening says little about that after training: tau {screen.tau:+.2f} ({interval})."
-    much = "most" if screen.tau >= MOSTLY else "some"
+    much = "all" if screen.tau == 1 else "most" if screen.tau >= MOSTLY else "some"
     return f"Training kept {much} of the order of the screening: tau {screen.tau:+.2f} ({interval})."
