@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, NoReturn
 
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
@@ -22,17 +23,21 @@ from nas.display.console import console_for
 from nas.display.readings_table import readings_table
 from search_spaces.errors import InputError
 from trials.evaluate.reading import Reading
-from trials.text.evaluation_text import EFFICIENCY, KNOWN, TextTask, text_task
+from trials.evaluate.tasks import YAML, HarnessTask, evaluate_tasks, harness_task, open_tasks
+from trials.text.evaluation_text import EFFICIENCY, KNOWN, PYTHON_DOCS, TextTask, text_task
 
 if TYPE_CHECKING:  # torch and transformers take seconds to import, so the arguments are checked first
     from transformers import PreTrainedModel
 
 DONE, WRONG_INPUT, INTERRUPTED = 0, 2, 130
+NEARLY = 0.9  # likeness of a mistyped name of a text; the harness' wikitext and our wikitext-2 are less alike
 MOST_SEQUENCES = 2**40  # of a batch
 DEFAULT_TASKS = f"wikitext-2,ptb,lambada,{EFFICIENCY}"
 EPILOG = f"""\
 Tasks, separated by commas: {", ".join(KNOWN)} (from the hub), any of them from a file
 (wikitext-2=./wiki.test.raw), your own text (name=path, .jsonl rows or plain text), and {EFFICIENCY}.
+Any other name is a task of lm-evaluation-harness (extra eval), zero-shot: hellaswag,arc_easy,piqa:200 (its first 200
+documents), or mine=./mine.yaml.
 docs/evaluation.md explains each figure and who publishes it.
 Exit codes: 0 done, 2 wrong input, 130 interrupted."""
 
@@ -42,7 +47,7 @@ class Request:
     """The parsed command line. ``tasks`` are in the order of the table, and None among them means efficiency."""
 
     model: str
-    tasks: tuple[TextTask | None, ...]
+    tasks: tuple[TextTask | HarnessTask | None, ...]
     length: int | None
     stride: int | None
     batch: int
@@ -115,13 +120,23 @@ class _Parser(argparse.ArgumentParser):
         raise InputError(f"{message}; see {self.prog} --help")
 
 
-def _tasks(argument: str) -> tuple[TextTask | None, ...]:
+def _tasks(argument: str) -> tuple[TextTask | HarnessTask | None, ...]:
     names = [part.strip() for part in argument.split(",") if part.strip()]
-    tasks = tuple(None if name == EFFICIENCY else text_task(name) for name in names)
+    tasks = tuple(None if name == EFFICIENCY else _task(name) for name in names)
     labels = [task.name if task else EFFICIENCY for task in tasks]
     if not tasks or len(set(labels)) < len(labels) or any(task and task.name == EFFICIENCY for task in tasks):
         raise InputError(f"--tasks {argument!r}: give at least one task, each once, and {EFFICIENCY} without =PATH")
     return tasks
+
+
+def _task(argument: str) -> TextTask | HarnessTask:
+    """A text that has a known name or a file, or else a task of lm-evaluation-harness."""
+    name, _, path = argument.partition("=")
+    if path.endswith(YAML) or not (path or name in (*KNOWN, PYTHON_DOCS)):
+        if close := get_close_matches(name, (*KNOWN, PYTHON_DOCS), 1, cutoff=NEARLY):
+            raise InputError(f"task {name!r}: unknown; did you mean {close[0]}?")
+        return harness_task(argument, "--tasks")
+    return text_task(argument)
 
 
 def evaluate(request: Request, console: Console) -> Document:
@@ -135,7 +150,8 @@ def evaluate(request: Request, console: Console) -> Document:
     from trials.text.evaluation_text import open_text
 
     path = resolve_causal_lm(request.model, request.own_code)
-    texts = [open_text(task) for task in request.tasks if task]
+    texts = [open_text(task) for task in request.tasks if isinstance(task, TextTask)]
+    downstream = open_tasks(tuple(task for task in request.tasks if isinstance(task, HarnessTask)))
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = request.dtype or DEFAULT_DTYPES[device]
     model, tokenizer = load_causal_lm(path, device, dtype, request.own_code)
@@ -147,8 +163,12 @@ def evaluate(request: Request, console: Console) -> Document:
             readings += efficiency(model, path, Workload.within(length, request.batch))
     with _progress(console) as progress:
         readings += evaluate_texts(model, tokenizer, texts, length, request.stride, progress)
+    if downstream:
+        with console.status(f"answering {', '.join(one.task.name for one in downstream)}"):
+            readings += evaluate_tasks(model, tokenizer, downstream, dtype)
     order = [task.name if task else EFFICIENCY for task in request.tasks]
-    readings.sort(key=lambda reading: order.index(reading.task))
+    # The tasks of a group have names of their own; they come last.
+    readings.sort(key=lambda reading: order.index(reading.task) if reading.task in order else len(order))
     about = {"model": request.model, "path": str(path), **_about(model), "device": _device(device), "dtype": dtype}
     return Document({**about, "seconds": round(time.perf_counter() - started, 1)}, readings)
 

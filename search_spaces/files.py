@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from importlib.resources import files
 from itertools import combinations
-from math import ceil, comb, prod
+from math import ceil, comb, gcd, prod
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -19,6 +19,7 @@ from search_spaces.space import AXES, COMPRESSIONS, LAYERS, SearchSpace
 
 PRESETS = (
     "default",
+    "fine",
     "depth",
     "width",
     "stock",
@@ -32,6 +33,8 @@ PRESETS = (
 MOST_CHOICES = 100_000  # of layers; the identity of a study lists them all
 MOST_LAYERS = 53  # of a teacher whose layers can be named; a database holds a choice as a float64, a bit for each layer
 MOST_ARCHITECTURES = 2_000_000  # in a space; listing them takes a minute and a gigabyte
+WIDEST = 64  # the largest multiple that sizes have by themselves
+LEAST_STEPS = 8  # from nothing to the teacher's size, in multiples
 LONGEST_NAME = 300  # characters of a path in an error
 LONGEST_FILE = 100_000  # characters of a YAML file, which is read at about that many a second
 LONGEST_VALUE = 2_000  # characters of one value in it; Python itself reads numbers of at most 4,300 digits
@@ -106,11 +109,16 @@ class _Forbidding(BaseModel):
 
 
 class AxisRange(_Forbidding):
-    """Sizes from ``max`` down to ``min`` in steps. Each is a whole number or a share of the teacher's size ("50%")."""
+    """Sizes from ``max`` down to ``min`` in steps. Each is a whole number or a share of the teacher's size ("50%").
+
+    All are a multiple of ``multiple``, which divides the teacher's size. ``auto`` stands for that of `own_multiple`.
+    The step is rounded to it too.
+    """
 
     min: Size
     max: Size = "100%"
     step: Size = 1
+    multiple: Annotated[int, Field(strict=True, ge=1)] | Literal["auto"] = 1
 
 
 class SpaceFile(_Forbidding):
@@ -151,11 +159,12 @@ def load_space(source: str, shape: ModelShape) -> SearchSpace:
         raise InputError(
             f"space {source}: key 'kv_heads': every head of this teacher has its own key/value head; leave the key out"
         )
+    values = {axis: getattr(default if getattr(given, axis) is None else given, axis) for axis in AXES}
+    multiples = {axis: _multiple(value, own_multiple(shape, axis)) for axis, value in values.items()}
+    limits = dict(zip(AXES, ("layers", "hidden", "heads", "kv_heads", "mlp"), strict=True))
     axes: dict[str, Any] = {
-        axis: _sizes(
-            source, axis, getattr(default if getattr(given, axis) is None else given, axis), getattr(shape, limit)
-        )
-        for axis, limit in zip(AXES, ("layers", "hidden", "heads", "kv_heads", "mlp"), strict=True)
+        axis: _sizes(source, axis, value, getattr(shape, limits[axis]), multiples[axis])
+        for axis, value in values.items()
     }
     if shape.group == 1:
         axes["kv_heads"] = ()
@@ -167,7 +176,8 @@ def load_space(source: str, shape: ModelShape) -> SearchSpace:
     if given.kept_layers is not None:
         axes |= _choices(source, given, shape.layers, axes["depth"])
     axes |= compression_axes(source, vars(given))
-    space = SearchSpace(shape, stock_only=given.stock_only, allocated=spread, neuron_values=None, **axes)
+    axes |= {"allocated": spread, "mlp_multiple": multiples["mlp"]}
+    space = SearchSpace(shape, stock_only=given.stock_only, neuron_values=None, **axes)
     return possible(source, _checked(source, _paired(source, space)), preset=source in PRESETS)
 
 
@@ -289,17 +299,53 @@ def describe(error: ValidationError, allowed: tuple[str, ...]) -> str:
     return f"key {key!r}: {worst['msg'].removeprefix('Value error, ')} (got {_short(value)})"
 
 
-def _sizes(name: str, axis: str, value: AxisRange | list[int | str], teacher: int) -> tuple[int, ...]:
+def own_multiple(shape: ModelShape, axis: str) -> int:
+    """What the sizes of ``axis`` are multiples of if nothing else is asked for: of kernels' tiles, not odd numbers.
+
+    It is the largest power of two up to `WIDEST` that divides the teacher's size and is at most an eighth of it. So at
+    least five sizes are left between half and all of it. A width that must be that of whole heads stays so: there it
+    divides the width of a head too. Other axes have none.
+    """
+    if axis not in ("hidden", "mlp"):
+        return 1
+    size: int = getattr(shape, axis)
+    whole = shape.head_dim if axis == "hidden" and shape.stock == "square" else size
+    found = WIDEST
+    while found > 1 and (size % found or whole % found or found > size // LEAST_STEPS):
+        found //= 2
+    return found
+
+
+def _multiple(value: AxisRange | list[int | str], own: int) -> int:
+    """What the sizes of an axis are multiples of. A list of sizes is taken as it is."""
+    if not isinstance(value, AxisRange):
+        return 1
+    return own if value.multiple == "auto" else value.multiple
+
+
+def _sizes(name: str, axis: str, value: AxisRange | list[int | str], teacher: int, multiple: int) -> tuple[int, ...]:
     given = [value.min, value.max] if isinstance(value, AxisRange) else value
     if (largest := max((_resolve(size, teacher) for size in given), default=0)) > teacher:
         raise InputError(f"space {name}: key {axis!r}: {_short(largest)} exceeds the teacher's {teacher}")
     sizes = {_resolve(size, teacher) for size in given}
     if isinstance(value, AxisRange):
-        smallest, largest = _resolve(value.min, teacher), _resolve(value.max, teacher)
-        sizes = set(range(largest, smallest - 1, -max(1, int(_exact(value.step, teacher)))))
+        sizes = set(_range(name, axis, value, teacher, multiple))
     if not sizes:
-        raise InputError(f"space {name}: key {axis!r} has no values: {_short(value)}; min must not exceed max")
+        rule = f", and a multiple of {multiple} must lie between them" if multiple > 1 else ""
+        raise InputError(f"space {name}: key {axis!r} has no values: {_short(value)}; min must not exceed max{rule}")
     return tuple(sorted(sizes))
+
+
+def _range(name: str, axis: str, value: AxisRange, teacher: int, multiple: int) -> range:
+    """The sizes of a range, largest first. A step between two multiples becomes the nearer one."""
+    if teacher % multiple:
+        raise InputError(
+            f"space {name}: key {axis!r}: multiple {multiple} does not divide the teacher's {teacher}; "
+            f"{gcd(multiple, teacher)} does"
+        )
+    smallest, largest = _resolve(value.min, teacher), _resolve(value.max, teacher) // multiple * multiple
+    step = multiple * max(1, ceil(int(_exact(value.step, teacher)) / multiple - 0.5))
+    return range(largest, smallest - 1, -step)
 
 
 def _resolve(size: int | str, teacher: int) -> int:

@@ -16,6 +16,7 @@ from trials.distill.results import WEIGHTS
 from trials.evaluate.evaluation import default_length, headline, read
 from trials.evaluate.likelihood import Measurement
 from trials.evaluate.reading import Reading
+from trials.evaluate.tasks import HarnessTask, evaluate_tasks, open_tasks
 from trials.preparation import shared
 from trials.prune.prune import prune
 from trials.recipe import VERSION as TRIALS
@@ -34,8 +35,9 @@ READINGS = "readings.json"
 
 @dataclass(frozen=True)
 class EvaluationSpec:
-    """One model to evaluate on ``tasks``: the student in the folder ``weights``, or the teacher of ``trial`` if None.
+    """One model to evaluate on ``tasks``, which are texts and downstream tasks.
 
+    It is the student in the folder ``weights``, or the teacher of ``trial`` if None.
     If ``untrained``, it is the student of ``trial`` before retraining instead: pruned and refitted, made again here.
     ``tokens`` is the largest number of tokens taken from the start of each text; None means all. ``dtype``, a key of
     `DTYPES`, is the model's number format; None means the default of ``python -m nas.evaluate`` on the device.
@@ -43,35 +45,51 @@ class EvaluationSpec:
 
     trial: TrialSpec
     weights: str | None
-    tasks: tuple[TextTask, ...]
+    tasks: tuple[TextTask | HarnessTask, ...]
     tokens: int | None
     dtype: str | None = None
     untrained: bool = False
 
 
-def check_tests(model: str, tasks: Sequence[TextTask], tokens: int | None) -> None:
-    """Open and tokenise all ``tasks`` for the teacher ``model``, so that a wrong one fails before a long search starts.
+def check_tests(model: str, tasks: Sequence[TextTask | HarnessTask], tokens: int | None) -> None:
+    """Open all ``tasks`` for the teacher ``model``, so that a wrong one fails before a long search starts.
 
     Raises InputError.
     """
-    _measurements(resolve_model(model), tuple(tasks), tokens)
+    texts, downstream = _by_kind(tasks)
+    _measurements(resolve_model(model), texts, tokens)
+    open_tasks(downstream)
+
+
+def _by_kind(tasks: Sequence[TextTask | HarnessTask]) -> tuple[tuple[TextTask, ...], tuple[HarnessTask, ...]]:
+    texts = tuple(one for one in tasks if isinstance(one, TextTask))
+    return texts, tuple(one for one in tasks if isinstance(one, HarnessTask))
 
 
 def evaluate_on_tests(spec: EvaluationSpec) -> list[Reading]:
-    """The `headline` readings of one model on its tasks, from the cache or measured now.
+    """The `headline` readings of one model on its texts, then those of its downstream tasks, cached or measured now.
 
     They equal those of ``python -m nas.evaluate`` with the same conventions and number format.
     """
     path, device = resolve_model(spec.trial.recipe.model), spec.trial.device
     dtype = spec.dtype or DEFAULT_DTYPES[device]
-    measurements = _measurements(path, spec.tasks, spec.tokens)
+    texts, downstream = _by_kind(spec.tasks)
+    measurements, opened = _measurements(path, texts, spec.tokens), open_tasks(downstream)
 
     def write(folder: Path) -> None:
         model = _load(spec, path).to(DTYPES[dtype]).to(device).eval().requires_grad_(False)
         readings = read(model, [one for _, one in measurements])
+        if opened:
+            readings += evaluate_tasks(model, load_tokenizer(path), opened, dtype)
         (folder / READINGS).write_text(json.dumps([asdict(one) for one in readings]))
 
-    key = digest(VERSION, _identity(spec, path), dtype, *(content for content, _ in measurements))
+    key = digest(
+        VERSION,
+        _identity(spec, path),
+        dtype,
+        *(content for content, _ in measurements),
+        *(one.content for one in opened),
+    )
     try:
         folder = Cache(Path(spec.trial.cache)).build("final_readings", key, write)
     finally:

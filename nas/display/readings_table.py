@@ -24,7 +24,7 @@ def readings_table(readings: Sequence[Reading]) -> Table:
             table.add_row()
         task = "" if reading.task == before else reading.task
         metric = f"{reading.metric}, {reading.unit}" if _unit_is_news(reading) else reading.metric
-        value = Text(figure(reading.value, reading.unit), style="bold")
+        value = Text(measured(reading), style="bold")
         table.add_row(task, metric, value, _how(reading), _counted(reading))
         before = reading.task
     return table
@@ -35,7 +35,13 @@ SHORT = {TOKEN_PERPLEXITY: "ppl", "last-word accuracy": "acc", "last-word perple
 
 def column_name(reading: Reading) -> str:
     """A heading for readings of this kind, where all of one table are of one length and convention."""
-    return f"{reading.task} {SHORT[reading.metric]}"
+    return f"{reading.task} {SHORT.get(reading.metric, reading.metric)}"
+
+
+def measured(reading: Reading) -> str:
+    """The value of a reading, with its standard error if that is known."""
+    value = figure(reading.value, reading.unit)
+    return value if reading.stderr is None else f"{value} ± {figure(reading.stderr, reading.unit)}"
 
 
 def figure(value: float, unit: str) -> str:
@@ -50,7 +56,7 @@ def figure(value: float, unit: str) -> str:
 
 
 def _unit_is_news(reading: Reading) -> bool:
-    return reading.unit not in ("share", "parameters", "bits") and "perplexity" not in reading.metric
+    return reading.unit not in ("", "share", "parameters", "bits") and "perplexity" not in reading.metric
 
 
 def _how(reading: Reading) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from nas.planning.candidates import baselines
-from nas.planning.machine import Machine, Resources
+from nas.planning.machine import Machine, Resources, resources_for
 from nas.planning.rungs import rungs
 from nas.planning.settings import SearchSettings
 from nas.study.objectives import LATENCY_MS, parse_objectives
@@ -25,6 +25,7 @@ from search_spaces.shape import ModelShape
 from search_spaces.space import SearchSpace
 from search_spaces.stored_size import fits, memory_bytes, size_in
 from trials.compress.extras import check_installed, packages_for
+from trials.evaluate.tasks import HarnessTask, parse_test_tasks
 from trials.export.loads_in import parse_formats, parse_programs, requirements
 from trials.recipe import VERSION, Recipe
 from trials.storage.cache import digest
@@ -94,7 +95,7 @@ class Plan:
     recipe: Recipe
     study: str
     final_tokens: int
-    tests: tuple[TextTask, ...]
+    tests: tuple[TextTask | HarnessTask, ...]
     part: str = ""
     command: str = ""
 
@@ -199,8 +200,12 @@ def resolve_target(settings: SearchSettings) -> Target:
     check_sources([*_sources(settings), *(one for _, one in parse_validation(settings.validation))])
     parse_objectives(settings.objectives)
     programs, formats = parse_programs(settings.loads_in), parse_formats(settings.quantises_to)
-    if parse_tests(settings.test) and not settings.finalists:
-        raise InputError("--test: needs a final stage, and --finalists 0 has none; give --finalists 1 or more")
+    for flag, tests in {
+        "--test": parse_tests(settings.test),
+        "--test-tasks": parse_test_tasks(settings.test_tasks),
+    }.items():
+        if tests and not settings.finalists:
+            raise InputError(f"{flag}: needs a final stage, and --finalists 0 has none; give --finalists 1 or more")
     if settings.tokens_per_trial == 0 and settings.finalists and not settings.final_tokens:
         rule = "finalists train on as many tokens as a trial has"
         raise InputError(f"--tokens-per-trial 0: {rule}; give --final-tokens, or --finalists 0")
@@ -272,11 +277,15 @@ def make_plan(settings: SearchSettings, target: Target, machine: Machine) -> Pla
     return Plan(settings, target, resources, recipe, name, final_tokens, _tests(settings))
 
 
-def _tests(settings: SearchSettings) -> tuple[TextTask, ...]:
-    """The test texts: those that were asked for, and one of another kind unless the corpus has that text itself."""
-    asked = parse_tests(settings.test)
+def _tests(settings: SearchSettings) -> tuple[TextTask | HarnessTask, ...]:
+    """The test texts and the downstream tasks that were asked for.
+
+    A text of another kind is among them, unless the corpus has that text itself.
+    """
+    asked, tasks = parse_tests(settings.test), parse_test_tasks(settings.test_tasks)
     read = "stdlib" in _sources(settings) or any(one.name == PYTHON_DOCS for one in asked)
-    return asked if read or not settings.finalists else (*asked, TextTask(PYTHON_DOCS, None))
+    further = () if read or not settings.finalists else (TextTask(PYTHON_DOCS, None),)
+    return *asked, *further, *tasks
 
 
 def identity(settings: SearchSettings, target: Target, recipe: Recipe) -> dict[str, Any]:
@@ -304,17 +313,10 @@ def trial_bytes(target: Target) -> int:
 
 
 def _resources(settings: SearchSettings, target: Target, machine: Machine) -> Resources:
-    gpus = (1.0 if machine.gpus else 0.0) if settings.gpus_per_trial is None else settings.gpus_per_trial
-    if gpus > machine.gpus:
-        raise InputError(
-            f"--gpus-per-trial {gpus:g}: the machine has {machine.gpus:g} GPUs; give at most that, or 0 to use the CPU"
-        )
-    fit = machine.gpus / gpus if gpus else machine.memory * 0.9 / trial_bytes(target)
-    workers = settings.workers or max(1, min(int(fit), machine.cpus, settings.trials))
-    cpus = settings.cpus_per_trial or max(1, min(machine.cpus // workers, machine.node_cpus))
-    if cpus > machine.node_cpus:
-        raise InputError(f"--cpus-per-trial {cpus}: the smallest node has {machine.node_cpus}; give at most that")
-    return Resources(max(1, min(workers, machine.cpus // cpus)), cpus, gpus)
+    feasible, budgets = len(target.feasible), len(target.budgets)
+    trials = feasible if settings.sampler == "exhaustive" else min(budgets * settings.trials, feasible)
+    screenings = min(budgets * settings.screened, feasible) if settings.sampler == "screen" else 0
+    return resources_for(settings, machine, trials, screenings, trial_bytes(target))
 
 
 def _recipe(settings: SearchSettings, shape: ModelShape, defaults: Defaults) -> Recipe:

@@ -137,6 +137,11 @@ class SearchSettings(BaseModel):
     test: str | None = Field(
         None, description="test texts for the final table, read after the choice: wikitext-2,ptb=./ptb.txt,..."
     )
+    test_tasks: str | None = Field(
+        None,
+        description="downstream tasks for the final table, zero-shot by lm-evaluation-harness: hellaswag,piqa:200,"
+        "mine=./mine.yaml (needs the extra eval)",
+    )
     test_tokens: Tokens | None = Field(None, ge=1, description="tokens of each test text, from its start (all)")
     test_dtype: Literal["float32", "bfloat16", "float16"] | None = Field(
         None, description="number format of models on test text (float32 on a CPU, bfloat16 on a GPU)"
@@ -192,7 +197,7 @@ GROUPS = {
         "objectives",
         "table",
     ),
-    "text": ("corpus", "validation", "test", "test_tokens", "test_dtype"),
+    "text": ("corpus", "validation", "test", "test_tasks", "test_tokens", "test_dtype"),
     "candidates": ("sampler", "screened", "scheduler", "trials", "finalists", "baselines", "seed"),
     "training": (
         "tokens_per_trial",

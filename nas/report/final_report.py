@@ -12,11 +12,11 @@ from rich.table import Table
 from rich.text import Text
 
 from nas.choosing.comparison import TEACHER, UNEQUAL, WINNER, Comparison, ComparisonRow
-from nas.display.readings_table import column_name, figure
+from nas.display.readings_table import column_name, measured
 from nas.report.plots import BLUE, GREY, ORANGE, blank, grid, save
 from nas.report.trial_report import compact
 from trials.evaluate.perplexity import NON_OVERLAPPING
-from trials.evaluate.reading import Reading
+from trials.evaluate.reading import HARNESS, Reading
 
 RIGHT = ("parameters", "share", "tokens", "val loss")
 MINUS_WINNER, LOADS_IN = "minus winner [95 %]", "loads in"
@@ -76,10 +76,16 @@ def on_test_notes(comparison: Comparison) -> list[str]:
     return [
         f"{column_name(one)}: {one.metric}, {one.convention}"
         + (f" of {one.length:,}" if one.convention == NON_OVERLAPPING else "")
-        + (f", {one.documents:,} passages" if one.documents else f", {one.tokens:,} tokens")
+        + _read(one)
         + (f", in {one.dtype}" if one.dtype else "")
         for one in _readings(comparison)
     ]
+
+
+def _read(one: Reading) -> str:
+    if one.convention.startswith(HARNESS):
+        return f", {one.documents:,} documents" if one.documents else ""
+    return f", {one.documents:,} passages" if one.documents else f", {one.tokens:,} tokens"
 
 
 def markdown(headings: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
@@ -89,7 +95,7 @@ def markdown(headings: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
 
 
 def _test_cells(row: ComparisonRow) -> list[str]:
-    figures = (figure(one.value, one.unit) for one in row.test)
+    figures = (measured(one) for one in row.test)
     return [", ".join(row.roles), row.architecture, f"{row.parameters:,}", *figures]
 
 

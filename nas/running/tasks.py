@@ -18,6 +18,7 @@ from nas.running.client import FINAL, LOSS, METRICS, TOKENS, WORKER
 from search_spaces.allocation import NeuronValues
 from trials.distill.checkpoint import Rung
 from trials.evaluate.reading import Reading
+from trials.evaluate.tasks import HarnessTask
 from trials.evaluate_on_tests import EvaluationSpec, check_tests, evaluate_on_tests
 from trials.final import FinalResult, FinalSpec, run_final
 from trials.losses.window_losses import WindowLosses
@@ -56,7 +57,7 @@ class PreparationSpec(NamedTuple):
     recipe: Recipe
     cache: str
     device: str
-    tests: tuple[TextTask, ...] = ()
+    tests: tuple[TextTask | HarnessTask, ...] = ()
     test_tokens: int | None = None
     by_layer: bool = False
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from command import run, small_settings
+from downstream_task import written
 from mlflow import MlflowClient
 from transformers import AutoModelForCausalLM
 
@@ -114,10 +115,13 @@ def test_a_study_of_three_sizes_ends_with_its_own_table(small: list[object], tmp
     unseen = str(small[small.index("--test") + 1]).split(",")[0].partition("=")[2]
     passages = str(small[small.index("--test") + 1]).partition("lambada=")[2]
     flags = ["--space", "pruned-gpt", "--tolerance", 0.015, "--test", f"wikitext-2={unseen},lambada={passages}"]
+    flags += ["--test-tasks", f"quiz={written(tmp_path)}"]
     done = run(*small, *flags, "--trials", 2, "--finalists", 1, "--output", tmp_path, "--json")
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
     report = tmp_path / result["study"] / "report"
+    for row in (row for one in result["budgets"] for row in one["final"]):
+        assert [(one["task"], one["stderr"] > 0) for one in row["test"][-2:]] == [("quiz", True)] * 2
     rows = list(csv.DictReader((report / "pruned-gpt.csv").read_text().splitlines()))
     assert rows[0]["model"] == "teacher"
     winners = [one for one in rows if "winner" in one["model"].split(", ") and one["trained"] == "yes"]

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 TOKEN_PERPLEXITY = "token perplexity"  # a metric
+HARNESS = "lm-evaluation-harness"  # begins the convention of a downstream task (`trials.evaluate.tasks`)
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,7 @@ class Reading:
     ``tokens`` (predicted tokens), ``words``, ``bytes`` and ``documents`` are counts of the data. ``length`` is the
     largest number of tokens in the model's input; ``stride`` is the distance between windows. For timings, ``value`` is
     computed from the median time of ``repeats`` samples after ``warmup`` untimed ones. ``at_p5`` is computed from the
-    5th percentile, which other load on the machine affects least.
+    5th percentile, which other load on the machine affects least. ``stderr`` is the standard error of ``value``.
     """
 
     task: str
@@ -38,6 +39,7 @@ class Reading:
     repeats: int | None = None
     at_p5: float | None = None
     dtype: str | None = None
+    stderr: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """JSON form. Fields that do not apply are left out; an infinite or NaN value becomes None."""

@@ -8,10 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import TEXT
+from downstream_task import written
 
 from search_spaces.architecture import Architecture
 from trials import evaluate_on_tests as final_readings
 from trials.evaluate.evaluation import headline, read
+from trials.evaluate.tasks import HarnessTask, evaluate_tasks, open_tasks
 from trials.evaluate_on_tests import EvaluationSpec, evaluate_on_tests
 from trials.preparation import shared
 from trials.prune.prune import prune
@@ -47,6 +49,23 @@ def test_a_model_is_evaluated_in_the_requested_dtype(
     other = EvaluationSpec(spec.trial, spec.weights, spec.tasks, spec.tokens, "float16")
     with pytest.raises(TypeError):
         evaluate_on_tests(other)
+
+
+def test_downstream_tasks_come_after_the_texts_and_are_cached_by_their_data(
+    spec: EvaluationSpec, tiny_teacher_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = HarnessTask("quiz", written(tmp_path))
+    spec = replace(spec, tasks=(*spec.tasks, task))
+    found = evaluate_on_tests(spec)
+    assert [(one.task, one.metric) for one in found][1:] == [("quiz", "acc"), ("quiz", "acc_norm")]
+    model, tokenizer = load_weights(tiny_teacher_folder, torch.float32).eval(), load_tokenizer(tiny_teacher_folder)
+    assert found[1:] == evaluate_tasks(model, tokenizer, open_tasks((task,)), "float32")
+    monkeypatch.setattr(final_readings, "load_weights", None)  # another evaluation would fail
+    assert evaluate_on_tests(spec) == found
+    open_tasks.cache_clear()
+    written(tmp_path, doc_to_text="Q: {{question}}")
+    with pytest.raises(TypeError):
+        evaluate_on_tests(spec)
 
 
 def test_a_student_before_retraining_is_the_pruned_and_refitted_one(

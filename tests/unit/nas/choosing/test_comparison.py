@@ -30,7 +30,7 @@ from trials.evaluate.perplexity import NON_OVERLAPPING
 from trials.evaluate.reading import Reading
 
 NOISE = np.random.default_rng(0).normal(0, 0.02, (8, 64))
-WIDTH = 120
+WIDTH = 140
 Windows = dict[str, dict[str, np.ndarray]]
 
 
