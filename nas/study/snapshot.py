@@ -22,6 +22,7 @@ from search_spaces.stored_size import memory_bytes, stored_bytes
 
 # User attributes of a study, see `nas.stages.keep_facts`. Of RESULT there is one for each budget, and of SIZES one for
 # each few hundred architectures.
+FORMAT = 1  # of all of these, kept in PLAN: raise it whenever one of them holds something else
 PLAN, TEACHER, IMPORTANCE, SIZES, SECONDS, RESULT = "plan", "teacher", "importance", "sizes", "seconds", "result"
 SIZE_NAMES = (
     "depth",
@@ -87,10 +88,11 @@ def open_study(url: str, name: str) -> optuna.Study:
 def snapshot(study: optuna.Study) -> StudySnapshot:
     """The ``study`` as it is now. Raises InputError when a version of this program made it that kept too little."""
     attributes, trials = study.user_attrs, shown(study.get_trials(deepcopy=False))
-    if TEACHER not in attributes or any(ARCHITECTURE not in one.user_attrs for one in trials):
+    if attributes.get(PLAN, {}).get("format") != FORMAT or any(ARCHITECTURE not in one.user_attrs for one in trials):
         raise InputError(
-            f"study {study.study_name!r}: it was made by an earlier version of this program, or its teacher was never "
-            "prepared, so that it does not hold what a report needs; search again under another --study"
+            f"study {study.study_name!r}: it was made by another version of this program, or its teacher was never "
+            "prepared, so that it does not hold what a report needs; give the command of the search again, or another "
+            "--study"
         )
     shape = ModelShape(**attributes[TEACHER]["shape"])
     screened, timed = measured_in(attributes, SCREENED), measured_in(attributes, TIMED)
