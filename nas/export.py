@@ -8,22 +8,26 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 from search_spaces.errors import InputError
+from trials.export.errors import ExportError
+
+if TYPE_CHECKING:  # torch and transformers take seconds to import, so the arguments are checked first
+    from transformers import PreTrainedModel
 
 DONE, WRONG_INPUT, INTERRUPTED = 0, 2, 130
-FORMATS = ("gguf",)
+FORMATS = ("gguf", "bf16", "fp16", "fp32", "int8", "nf4", "onnx")
 GGUF_TYPES = ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0")
 STUDIES = "outputs"  # where nas.search puts the folders of studies, unless told otherwise
 EPILOG = """\
 FOLDER is an export of nas.search (outputs/STUDY/best), or any checkpoint of a family that can be searched. For a STUDY,
 give its name or its folder: its winner is taken. A STUDY with several budgets has several winners: give their folder.
 docs/after-the-search.md says what reads which format.
-Exit codes: 0 done, 2 wrong input, 130 interrupted."""
+Exit codes: 0 done, 2 wrong input or a result that is not the model it should be, 130 interrupted."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         request = parse_arguments(sys.argv[1:] if arguments is None else arguments)
         for line in export(request):
             print(line)
-    except InputError as error:
+    except (InputError, ExportError) as error:
         print(f"error: {error}", file=sys.stderr)
         return WRONG_INPUT
     except KeyboardInterrupt:
@@ -73,7 +77,8 @@ def parse_arguments(arguments: Sequence[str]) -> Request:
     if given.type and given.format != "gguf":
         raise InputError(f"--type {given.type}: is for --format gguf; leave it out")
     folder, kind = find_checkpoint(given.model), given.type or "f16"
-    output = given.output or folder.with_name(f"{folder.name}-{kind}.gguf")
+    ending = f"{kind}.gguf" if given.format == "gguf" else given.format
+    output = given.output or folder.with_name(f"{folder.name}-{ending}")
     return Request(folder, given.format, kind, output.absolute())
 
 
@@ -98,11 +103,27 @@ def find_checkpoint(model: str) -> Path:
 
 
 def export(request: Request) -> list[str]:
-    """Write what was asked for; returns what to tell the user. Raises InputError."""
-    from trials.export.gguf.writer import write_gguf
+    """Write what was asked for; returns what to tell the user. Raises InputError and ExportError."""
     from trials.export.load import load_checkpoint
 
     model = load_checkpoint(request.folder)
+    return _gguf(request, model) if request.format == "gguf" else _folder(request, model)
+
+
+def _folder(request: Request, model: PreTrainedModel) -> list[str]:
+    from trials.export.formats import write_format
+
+    written = write_format(model, request.folder, request.output, request.format)
+    return [
+        f"{written.path}: {written.bytes / 1e6:,.1f} MB in {request.format}",
+        f"loaded again; logits differ by at most {written.difference:.2g} from those before, of which the largest is "
+        f"{written.largest:.3g}",
+    ]
+
+
+def _gguf(request: Request, model: PreTrainedModel) -> list[str]:
+    from trials.export.gguf.writer import write_gguf
+
     written = write_gguf(model, request.folder, request.output, request.kind)
     lines = [
         f"{written.path}: {written.bytes / 1e6:,.1f} MB, {written.tensors} tensors in {request.kind}, "

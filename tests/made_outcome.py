@@ -12,7 +12,7 @@ from nas.choosing.agreement import agreements
 from nas.choosing.comparison import Comparison, compare
 from nas.choosing.outcome import Chosen, Outcome
 from nas.choosing.selection import FINALIST
-from nas.planning.machine import Machine
+from nas.planning.machine import Machine, Node
 from nas.planning.plan import Plan, make_plan, resolve_target
 from nas.planning.settings import load_settings
 from nas.study.records import LATENCY, SCREEN_LOSS, FinalRecord
@@ -27,7 +27,7 @@ def made_plan(teacher: Path, output: Path, **more: Any) -> Plan:
     """A plan for 60 % of the tiny teacher."""
     given = {"model": teacher, "output": output, "corpus": "stdlib", "budget": "60%", "tolerance": 0.2, **more}
     settings = load_settings({name: str(value) for name, value in given.items()}, None, {})
-    return make_plan(settings, resolve_target(settings), Machine(2, 0.0, 2**34, 2))
+    return make_plan(settings, resolve_target(settings), Machine((Node(2, 0.0, 2**34),)))
 
 
 def made_finals(parameters: int, tokens: int) -> tuple[list[FinalRecord], dict[str, dict[str, np.ndarray]]]:

@@ -14,7 +14,7 @@ from nas.choosing.comparison import compare
 from nas.choosing.finalists import finalists
 from nas.choosing.outcome import Chosen, Outcome
 from nas.choosing.selection import inside
-from nas.planning.machine import Machine
+from nas.planning.machine import Machine, Node
 from nas.planning.plan import Plan, make_plan, resolve_target
 from nas.planning.settings import load_settings
 from nas.running.tasks import PreparedTeacher
@@ -38,7 +38,7 @@ class MadeUp:
         flags = {"model": teacher, "output": output, "corpus": "stdlib", "budget": "60%", "tolerance": "0.2"}
         flags |= {"study": "made-up", "trials": 6, "screened": 20, **changes}
         settings = load_settings({name: str(value) for name, value in flags.items()}, None, {})
-        plan = make_plan(settings, resolve_target(settings), Machine(2, 0.0, 2**34, 2))
+        plan = make_plan(settings, resolve_target(settings), Machine((Node(2, 0.0, 2**34),)))
         self.plan: Plan = replace(plan, command="python -m nas.search --budget 60%")
         self.teacher = _teacher(self.plan)
         self.plan.folder.mkdir(parents=True, exist_ok=True)

@@ -1,8 +1,14 @@
-"""Estimates how long a trial takes, from its FLOPs and a speed test of this machine that takes under a second."""
+"""Estimates how long a trial takes, from its FLOPs and a speed test of this machine that takes under a second.
+
+Neighbours on the machine are not counted.
+"""
 
 from __future__ import annotations
 
+import statistics
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 
 import torch
@@ -16,22 +22,33 @@ from trials.teacher.second_moments import moments_count
 from trials.teacher.streams import most_windows
 from trials.teacher.targets import Way, way_for
 
-PROBE_SECONDS = 0.3
+PROBE_SECONDS, PROBES = 0.02, 9  # of one measurement, at least; their number
+CLOCKS = {"cpu": time.process_time, "cuda": time.perf_counter}
 PROBE_TOKENS = {"cpu": 1024, "cuda": 16384}
 # The share of a bare matrix product's speed that a trial reaches. Softmax, norms, attention and the optimizer take the
 # rest.
-EFFICIENCY = {"cpu": 0.55, "cuda": 0.35}
+EFFICIENCY = {"cpu": 0.22, "cuda": 0.35}
 
 
 def estimate_seconds(shape: ModelShape, architecture: Architecture, recipe: Recipe, device: str) -> float:
-    """Seconds of a full trial of ``architecture`` that has this machine's ``device`` to itself, within about 2x.
+    """Seconds of a full trial of ``architecture`` on one core of this machine, or on one GPU, within about 2x.
 
     Work that is shared by all trials is not counted: corpus, importance scores, the teacher's streams and targets.
     """
     work = training_flops(shape, architecture, recipe, device) + evaluation_flops(shape, architecture, recipe)
-    if recipe.refit:
-        work += refit_flops(shape, architecture, recipe, refit_windows(shape, recipe, device))
-    return _seconds(work, shape, device)
+    return _seconds(work + _refit_flops(shape, architecture, recipe, device), shape, device)
+
+
+def estimate_making_seconds(shape: ModelShape, architecture: Architecture, recipe: Recipe, device: str) -> float:
+    """Seconds until ``architecture`` is cut from the teacher and evaluated once; otherwise as `estimate_seconds`."""
+    evaluation = evaluation_flops(shape, architecture, recipe) // (len(recipe.rungs) + 1)
+    return _seconds(evaluation + _refit_flops(shape, architecture, recipe, device), shape, device)
+
+
+def _refit_flops(shape: ModelShape, architecture: Architecture, recipe: Recipe, device: str) -> int:
+    if not recipe.refit:
+        return 0
+    return refit_flops(shape, architecture, recipe, refit_windows(shape, recipe, device))
 
 
 def estimate_screen_seconds(shape: ModelShape, architecture: Architecture, recipe: Recipe, device: str) -> float:
@@ -100,22 +117,39 @@ def refit_flops(shape: ModelShape, architecture: Architecture, recipe: Recipe, w
 
 @lru_cache(maxsize=8)
 def _flops_per_second(hidden: int, device: str) -> float:
-    """Measured FLOPs per second of an MLP's matrix product at this width, in the training dtype, after a warm-up."""
+    """Measured FLOPs per second of an MLP's matrix product at this width, in the training dtype, after a warm-up.
+
+    On a CPU these are seconds of one core's own time, which neighbours on the machine do not take away. The median of
+    `PROBES` measurements counts.
+    """
     dtype, _ = training_precision(device)
     tokens = torch.ones(PROBE_TOKENS[device], hidden, dtype=dtype, device=device)
     matrix = torch.ones(hidden, 4 * hidden, dtype=dtype, device=device)
-    _products(tokens, matrix, 1)
-    count, seconds = 1, _products(tokens, matrix, 1)
-    while seconds < PROBE_SECONDS / 2:
-        count *= 2
-        seconds = _products(tokens, matrix, count)
-    return count * 2 * tokens.shape[0] * matrix.numel() / seconds
+    clock = CLOCKS[device]
+    with _one_thread():
+        _products(tokens, matrix, 1, clock)
+        count, seconds = 1, _products(tokens, matrix, 1, clock)
+        while seconds < PROBE_SECONDS:
+            count *= 2
+            seconds = _products(tokens, matrix, count, clock)
+        middle = statistics.median(_products(tokens, matrix, count, clock) for _ in range(PROBES))
+    return count * 2 * tokens.shape[0] * matrix.numel() / middle
 
 
-def _products(tokens: torch.Tensor, matrix: torch.Tensor, count: int) -> float:
-    """Seconds for ``count`` products."""
-    started = time.perf_counter()
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _products(tokens: torch.Tensor, matrix: torch.Tensor, count: int, clock: Callable[[], float]) -> float:
+    """Seconds of ``clock`` for ``count`` products."""
+    started = clock()
     for _ in range(count):
         product = tokens @ matrix
     float(product[0, 0])  # waits for CUDA to finish
-    return time.perf_counter() - started
+    return clock() - started

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rich.console import Console, Group, RenderableType
-from rich.progress_bar import ProgressBar
-from rich.table import Table
-from rich.text import Text
+from rich.console import Console
 
-from nas.display.console import clock
-from nas.display.trial_progress import LiveTable
+from nas.display.clock import Clock, left
+from nas.display.live_table import LiveTable, Shown, summary
+from nas.display.pace import Pace
+from nas.planning.forecast import Work
 from nas.planning.plan import Plan
 from nas.study.records import FinalRecord
 
@@ -20,51 +19,53 @@ STATES = {"WAITING": "waiting", "RUNNING": "running", "COMPLETE": "complete", "F
 class FinalProgress(LiveTable):
     """Shows the finals of a search as they change. ``finals`` are all of them at the start."""
 
-    def __init__(self, console: Console, plan: Plan, finals: Sequence[FinalRecord]) -> None:
-        self.plan, self.finals = plan, finals
-        self.tokens_before = self._tokens()
+    headings = ("final", "role", "tokens", "val loss", "state")
+
+    def __init__(self, console: Console, clock: Clock, pace: Pace, plan: Plan, finals: Sequence[FinalRecord]) -> None:
+        self.clock, self.pace, self.plan, self.finals = clock, pace, plan, finals
         super().__init__(console)
 
     def update(self, finals: Sequence[FinalRecord], changed: FinalRecord) -> None:
         """``finals`` are all of them now; ``changed`` is the one that changed."""
         self.finals = finals
+        tokens = changed.curve[-1][0] if changed.curve else None
+        self.pace.note(f"final {changed.name}", tokens, changed.state in ("COMPLETE", "FAIL"))
         if not self.live:
             self.console.print(self._line(changed), highlight=False, soft_wrap=True)
 
     def seconds_left(self) -> float | None:
-        """An estimate from the tokens trained so far; None before the first rung."""
-        spent = self._tokens() - self.tokens_before
-        left = sum(one.tokens - _trained(one) for one in self.finals if one.state in ("WAITING", "RUNNING"))
-        return self.elapsed / spent * left if spent > 0 else None
-
-    def _tokens(self) -> int:
-        return sum(_trained(one) for one in self.finals)
+        """An estimate from what was trained so far, in the trials too; None before anything was."""
+        going = [one for one in self.finals if one.state in ("WAITING", "RUNNING")]
+        work = Work(sum(not one.curve for one in going), sum(one.tokens - _trained(one) for one in going))
+        return self.pace.seconds(work, self.plan.resources.workers)
 
     def _line(self, record: FinalRecord) -> str:
-        left = self.seconds_left()
-        rest = f", about {clock(left)} left" if left else ""
-        so_far = f"[{clock(self.elapsed)}, {self._ended()}/{len(self.finals)} done]"
-        return f"{so_far} final {record.architecture.key} ({', '.join(record.roles)}): {_what(record)}{rest}"
+        seconds, best = self.seconds_left(), self._best() if record.state == "COMPLETE" else None
+        lead = f", best so far {best.val_loss:.4f} {best.architecture.key}" if best else ""
+        rest = f", {left(seconds)}" if seconds else ""
+        so_far = f"[{self.clock}, {self._ended()}/{len(self.finals)} done]"
+        return f"{so_far} final {record.architecture.key} ({', '.join(record.roles)}): {_what(record)}{lead}{rest}"
+
+    def _best(self) -> FinalRecord | None:
+        known = [one for one in self.finals if one.val_loss is not None]
+        return min(known, key=lambda one: one.val_loss or 0.0, default=None)
 
     def _ended(self) -> int:
         return sum(one.state in ("COMPLETE", "FAIL") for one in self.finals)
 
-    def table(self) -> RenderableType:
+    def shown(self) -> Shown:
         """All finals, and a summary."""
-        table = Table(box=None, pad_edge=False, header_style="bold")
-        for heading in ("final", "role", "tokens", "val loss", "state"):
-            table.add_column(heading, justify="right" if heading in ("tokens", "val loss") else "left")
+        rows = []
         for one in self.finals:
             loss = f"{one.curve[-1][1]:.4f}" if one.curve else "-"
             style = "bold cyan" if one.state == "RUNNING" else "dim" if one.state == "WAITING" else ""
             cells = (one.architecture.key, ", ".join(one.roles), f"{_trained(one):,}", loss, STATES[one.state])
-            table.add_row(*map(Text, cells), style=style)
-        left = self.seconds_left()
-        rest = "time left unknown" if left is None else f"about {clock(left)} left"
-        line = Table.grid(padding=(0, 2))
-        bar = ProgressBar(total=max(1, len(self.finals)), completed=self._ended(), width=20)
-        line.add_row(bar, Text(f"{self._ended()} of {len(self.finals)} finals   {clock(self.elapsed)} so far, {rest}"))
-        return Group(table, line)
+            rows.append((style, cells))
+        best = self._best()
+        lead = f"best {best.val_loss:.4f} {best.architecture.key}, " if best else ""
+        ended = f"{self._ended()} of {len(self.finals)} finals"
+        text = f"{ended}, {lead}{self.clock} so far, {left(self.seconds_left())}"
+        return rows, summary(self._ended(), len(self.finals), text)
 
 
 def _trained(record: FinalRecord) -> int:

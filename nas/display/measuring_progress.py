@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from nas.display.console import clock
+from nas.display.clock import Clock
 from nas.study.trial_records import SCREENED, TIMED
 
 LINES = 10  # of progress, without a terminal
@@ -18,9 +17,8 @@ BEST = {SCREENED: "best before retraining {key}: {value:.4f}", TIMED: "fastest {
 class MeasuringProgress:
     """Shows how many of ``total`` architectures are measured, and the best value so far."""
 
-    def __init__(self, console: Console, quantity: str, total: int, done: int) -> None:
-        self.console, self.quantity, self.total = console, quantity, total
-        self.done, self.started = done, time.monotonic()
+    def __init__(self, console: Console, clock: Clock, quantity: str, total: int, done: int) -> None:
+        self.console, self.clock, self.quantity, self.total, self.done = console, clock, quantity, total, done
         columns = (TextColumn(quantity), BarColumn(30), MofNCompleteColumn(), TextColumn("{task.fields[best]}"))
         self._bar = Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal)
         self._task = self._bar.add_task("", total=total, completed=self.done, best="")
@@ -42,5 +40,5 @@ class MeasuringProgress:
         text = "nothing so far" if best is None else BEST[self.quantity].format(key=best, value=known[best])
         self._bar.update(self._task, completed=self.done, best=text)
         if self._bar.disable and self.done * LINES // self.total > (self.done - 1) * LINES // self.total:
-            so_far = f"[{clock(time.monotonic() - self.started)}, {self.done}/{self.total} {self.quantity}]"
+            so_far = f"[{self.clock}, {self.done}/{self.total} {self.quantity}]"
             self.console.print(f"{so_far} {text}", highlight=False, soft_wrap=True)

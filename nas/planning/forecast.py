@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections import defaultdict
+from dataclasses import dataclass, replace
 
 from nas.planning.plan import Plan
 from nas.planning.redact import redacted
@@ -16,18 +17,39 @@ from trials.text.evaluation_text import TextTask
 from trials.text.mixture import parse_mixture, shares
 
 
+@dataclass(frozen=True)
+class Work:
+    """Students that have to be made from the teacher, and tokens to train, by all students together."""
+
+    students: int
+    tokens: int
+
+    def __add__(self, other: Work) -> Work:
+        return Work(self.students + other.students, self.tokens + other.tokens)
+
+
+def trial_work(plan: Plan) -> Work:
+    """What the trials of all budgets take."""
+    return sum((Work(part.trials, trial_tokens(part)) for part in plan.parts), Work(0, 0))
+
+
+def final_work(plan: Plan) -> Work:
+    """An upper bound for what the final stage of all budgets takes: a baseline may also be a finalist."""
+    return sum((_final_work(part) for part in plan.parts), Work(0, 0))
+
+
 def expected_tokens(plan: Plan) -> int:
     """Training tokens of the whole search, the final stage included."""
-    return sum(trial_tokens(part) + final_stage_tokens(part) for part in plan.parts)
+    return trial_work(plan).tokens + final_work(plan).tokens
 
 
-def final_stage_tokens(plan: Plan) -> int:
-    """An upper bound for the training tokens of the final stage of one budget: a baseline may also be a finalist."""
+def _final_work(plan: Plan) -> Work:
     if not plan.settings.finalists:
-        return 0
+        return Work(0, 0)
     stock = [plan.target.shape.is_stock(one) for one in plan.target.feasible]
     going_on = min(plan.settings.finalists, plan.trials) + (any(stock) and not all(stock))
-    return going_on * plan.final_tokens + len(set(plan.baselines.values())) * (plan.recipe.tokens + plan.final_tokens)
+    new = len(set(plan.baselines.values()))
+    return Work(new, going_on * plan.final_tokens + new * (plan.recipe.tokens + plan.final_tokens))
 
 
 def trial_tokens(plan: Plan) -> int:
@@ -157,12 +179,18 @@ def _tests(plan: Plan) -> list[tuple[str, str]]:
 
 
 def estimated_seconds(plan: Plan) -> float:
-    """How long the search will take on this machine, from FLOPs and a short measurement of its speed."""
-    from trials.estimate import estimate_screen_seconds, estimate_seconds  # takes seconds; a search needs none of it
+    """How long the search will take with this machine to itself, from FLOPs and a short measurement of its speed.
+
+    The preparation of the teacher and the evaluation on test text are not counted.
+    """
+    from trials import estimate  # takes seconds; a search needs none of it
 
     candidate = plan.target.feasible[len(plan.target.feasible) // 2]
-    whole_trial = estimate_seconds(plan.target.shape, candidate, plan.recipe, plan.resources.device)
-    screening = estimate_screen_seconds(plan.target.shape, candidate, plan.recipe, plan.resources.device)
-    at_a_time = plan.resources.workers if plan.resources.gpus else 1  # trials on a CPU share what is measured
-    trials = expected_tokens(plan) / plan.recipe.tokens if plan.recipe.tokens else sum(one.trials for one in plan.parts)
-    return (screening * plan.screenings + whole_trial * trials) / at_a_time
+    tokens = plan.recipe.tokens or plan.final_tokens
+    recipe = replace(plan.recipe, tokens=tokens, rungs=plan.recipe.rungs or (tokens,))
+    given = plan.target.shape, candidate, recipe, plan.resources.device
+    making, work = estimate.estimate_making_seconds(*given), trial_work(plan) + final_work(plan)
+    training = (estimate.estimate_seconds(*given) - making) / tokens
+    screening = estimate.estimate_screen_seconds(*given)
+    devices = plan.resources.workers * (plan.resources.gpus or plan.resources.cpus)
+    return (screening * plan.screenings + making * work.students + training * work.tokens) / devices

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from nas.planning.candidates import baselines
-from nas.planning.machine import Machine, Resources
+from nas.planning.machine import Machine, Resources, resources_for
 from nas.planning.rungs import rungs
 from nas.planning.settings import SearchSettings
 from nas.study.objectives import LATENCY_MS, parse_objectives
@@ -313,17 +313,10 @@ def trial_bytes(target: Target) -> int:
 
 
 def _resources(settings: SearchSettings, target: Target, machine: Machine) -> Resources:
-    gpus = (1.0 if machine.gpus else 0.0) if settings.gpus_per_trial is None else settings.gpus_per_trial
-    if gpus > machine.gpus:
-        raise InputError(
-            f"--gpus-per-trial {gpus:g}: the machine has {machine.gpus:g} GPUs; give at most that, or 0 to use the CPU"
-        )
-    fit = machine.gpus / gpus if gpus else machine.memory * 0.9 / trial_bytes(target)
-    workers = settings.workers or max(1, min(int(fit), machine.cpus, settings.trials))
-    cpus = settings.cpus_per_trial or max(1, min(machine.cpus // workers, machine.node_cpus))
-    if cpus > machine.node_cpus:
-        raise InputError(f"--cpus-per-trial {cpus}: the smallest node has {machine.node_cpus}; give at most that")
-    return Resources(max(1, min(workers, machine.cpus // cpus)), cpus, gpus)
+    feasible, budgets = len(target.feasible), len(target.budgets)
+    trials = feasible if settings.sampler == "exhaustive" else min(budgets * settings.trials, feasible)
+    screenings = min(budgets * settings.screened, feasible) if settings.sampler == "screen" else 0
+    return resources_for(settings, machine, trials, screenings, trial_bytes(target))
 
 
 def _recipe(settings: SearchSettings, shape: ModelShape, defaults: Defaults) -> Recipe:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Sequence
+from pathlib import Path
 
+from matplotlib.ticker import FuncFormatter
 from rich.table import Table
 from rich.text import Text
 
 from nas.choosing.comparison import TEACHER, UNEQUAL, WINNER, Comparison, ComparisonRow
 from nas.display.readings_table import column_name, measured
+from nas.report.plots import BLUE, GREY, ORANGE, blank, grid, save
 from nas.report.trial_report import compact
 from trials.evaluate.perplexity import NON_OVERLAPPING
 from trials.evaluate.reading import HARNESS, Reading
@@ -18,6 +21,7 @@ from trials.evaluate.reading import HARNESS, Reading
 RIGHT = ("parameters", "share", "tokens", "val loss")
 MINUS_WINNER, LOADS_IN = "minus winner [95 %]", "loads in"
 WORDS = ("", "architecture", LOADS_IN)
+NEAR = 0.05  # nats; up to here the axis of the plot is linear
 
 
 def comparison_table(comparison: Comparison) -> Table:
@@ -118,6 +122,29 @@ def comparison_csv(comparison: Comparison) -> str:
             [*("" if one is None else one for one in known), *losses, *interval, row.loads_in, *readings, row.reason]
         )
     return text.getvalue()
+
+
+def plot_finals(comparison: Comparison, path: Path) -> Path:
+    """The loss of each model minus the winner's, with its 95 % interval, in the order of the table."""
+    rows = [row for row in comparison.rows if row.difference or WINNER in row.roles]
+    figure = blank(8.5, 1.3 + 0.36 * len(rows))
+    axes = figure.subplots()
+    for place, row in enumerate(rows):
+        found, colour = row.difference, ORANGE if WINNER in row.roles else GREY if TEACHER in row.roles else BLUE
+        mean, low, high = (found.mean, found.low, found.high) if found else (0.0, 0.0, 0.0)
+        axes.plot([low, high], [place, place], color=colour, linewidth=2.5, solid_capstyle="butt")
+        axes.plot(mean, place, "*" if WINNER in row.roles else "o", color=colour, markersize=13 if not found else 6)
+        axes.annotate(f"{row.val_loss:.4f}", (1.01, place), xycoords=("axes fraction", "data"), va="center", fontsize=9)
+    axes.axvline(0, color="black", linewidth=0.8)
+    axes.set_yticks(range(len(rows)), [f"{', '.join(row.roles)}  {row.architecture}".strip() for row in rows])
+    axes.invert_yaxis()
+    axes.margins(x=0.05)
+    axes.set_xscale("symlog", linthresh=NEAR, linscale=1.5)  # a baseline far away would hide who is close
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:+g}" if value else "0"))
+    axes.set_xlabel("loss minus the winner's (nats per token), 95 % interval; right: the loss itself")
+    axes.set_title("Final comparison: an interval that reaches 0 means not distinguishable")
+    grid(axes)
+    return save(figure, path)
 
 
 def _texts(comparison: Comparison) -> list[str]:

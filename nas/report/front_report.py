@@ -77,8 +77,8 @@ def plot_front(
         axes.margins(0.12)
         grid(axes)
         legend(axes)
-    figure.axes[0].set_ylabel(f"final {LABELS[LOSS]}")
-    figure.suptitle("Loss against the other objectives", fontsize=12)
+    figure.axes[0].set_ylabel(f"{LABELS[LOSS]} of the trial")
+    figure.suptitle("What each objective costs in loss", fontsize=12)
     return save(figure, path)
 
 

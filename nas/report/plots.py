@@ -26,7 +26,7 @@ from search_spaces.architecture import Architecture
 
 DPI = 150
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#9A9A9A"
-LOSS = "validation loss (nats per token)"
+LOSS, TRIAL_LOSS = "validation loss (nats per token)", "validation loss of the trial (nats per token)"
 SIZES = {"depth": "layers", "hidden": "hidden size", "heads": "heads per layer", "mlp": "MLP neurons per layer"}
 EQUAL: dict[str, Any] = {"color": BLUE, "alpha": 0.7, "linewidth": 0}
 VARIED: dict[str, Any] = {"facecolor": "none", "edgecolor": BLUE, "marker": "D", "label": "mean of unequal layers"}
@@ -65,11 +65,11 @@ def plot_losses(
             )
         axes.set_xlabel("tokens distilled")
         grid(axes)
-    whole.set_ylabel(LOSS)
+    whole.set_ylabel(TRIAL_LOSS)
     whole.xaxis.set_major_locator(MaxNLocator(4))
     whole.xaxis.set_major_formatter(FuncFormatter(lambda value, _: compact(value)))
-    whole.set_title("including the loss before retraining")
-    near.set_title("after retraining, at the rungs")
+    whole.set_title("Trials from before training on")
+    near.set_title("The same trials from their first rung on")
     _at_rungs(near, records)
     legend(near)
     return save(figure, path)
@@ -80,12 +80,19 @@ def plot_pareto(
     path: Path,
     teacher_loss: float | None = None,
     winner_architecture: Architecture | None = None,
+    screened: Sequence[tuple[int, float]] = (),
 ) -> Path:
-    """Final loss against parameters: every COMPLETE trial, the Pareto front, the winner and the best stock trial."""
+    """Loss against parameters: every COMPLETE trial, the Pareto front, the winner and the best stock trial.
+
+    ``screened`` are pairs (parameters, loss before training), drawn with a front of their own. The axis ends at their
+    median, because the worst of them would squeeze the trials into a line.
+    """
     figure = blank(7.5, 5)
     axes = figure.subplots()
     complete, front = ranking(records), pareto_front(records)
-    axes.step(*_points(front), where="post", color=BLUE, linewidth=1.5, label="Pareto front", zorder=1)
+    if screened:
+        _screened_points(axes, screened, complete)
+    axes.step(*_points(front), where="post", color=BLUE, linewidth=1.5, label="front of the trials", zorder=1)
     for stock, marker, label in (
         (False, "o", "custom model class"),
         (True, "s", "stock: loads with plain transformers"),
@@ -98,14 +105,14 @@ def plot_pareto(
         if record is not None and not (text == "best stock" and record == winner):
             label = f"{text}: {record.architecture.key}, {record.val_loss:.3f}"
             axes.scatter(*_points([record]), s=130, marker="*", color=colour, zorder=4, label=label)
-    axes.set(xlabel="parameters", ylabel=f"final {LOSS}", title="Loss against size, inside the budget")
+    axes.set(xlabel="parameters", ylabel=TRIAL_LOSS, title="Size against loss at the end of the trials")
     if teacher_loss is not None:
-        axes.set_title(f"Loss against size, inside the budget (teacher: {teacher_loss:.3f})")
+        axes.set_title(f"Size against loss at the end of the trials (teacher: {teacher_loss:.3f})")
     axes.xaxis.set_major_locator(MaxNLocator(6))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value / 1e6:g}M"))
     axes.margins(0.1)
     grid(axes)
-    legend(axes)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False, fontsize=8.5)
     return save(figure, path)
 
 
@@ -140,7 +147,7 @@ def plot_importance(layers: Array, shares: Array | None, heads: Array, mlp: Arra
 
 
 def plot_sizes(records: Sequence[TrialRecord], path: Path, winner_architecture: Architecture | None = None) -> Path:
-    """The sizes that were tried: final loss against each axis, one panel per axis.
+    """The sizes that were tried: loss of the trial against each axis, one panel per axis.
 
     Open diamonds are means of sizes that differ between layers. Ticks at the bottom are trials without a final loss.
     """
@@ -166,8 +173,8 @@ def plot_sizes(records: Sequence[TrialRecord], path: Path, winner_architecture: 
         axes.margins(0.1, 0.12)
         _size_ticks(axes, sorted({*(_size(one, name) for one in complete), *without}))
         grid(axes)
-    panels[0].set_ylabel(f"final {LOSS}")
-    figure.suptitle("Final loss by size", x=0.05, ha="left", fontsize=12)
+    panels[0].set_ylabel(TRIAL_LOSS)
+    figure.suptitle("Which sizes do well", x=0.05, ha="left", fontsize=12)
     shown = {label: handle for axes in panels for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
     figure.legend(shown.values(), shown, loc="outside upper right", ncols=len(shown), frameon=False, fontsize=9)
     return save(figure, path)
@@ -190,7 +197,11 @@ def plot_agreement(found: Sequence[Agreement], path: Path) -> Path:
         label = str(one).replace(" (", "\n(")
         axes.annotate(label, (place, max(one.tau or 0, 0)), (0, 3), textcoords="offset points", ha="center", fontsize=8)
     axes.set_xticks(range(len(found)), [one.what.replace(", with", "\nwith") for one in found], fontsize=8)
-    axes.set(ylim=(-1.05, 1.45), ylabel="Kendall's tau", title="Agreement of early and late rankings")
+    axes.set(
+        ylim=(-1.05, 1.45),
+        ylabel="Kendall's tau",
+        title="Do early orders of losses agree with late ones? (1: the same, 0: unrelated)",
+    )
     axes.set_yticks([-1, -0.5, 0, 0.5, 1])
     grid(axes)
     legend(axes)
@@ -291,6 +302,19 @@ def _neurons(axes: Axes, mlp: Array) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(12, integer=True))
     axes.set_ylim(bottom=0)
     legend(axes)
+
+
+def _screened_points(axes: Axes, screened: Sequence[tuple[int, float]], complete: Sequence[TrialRecord]) -> None:
+    """Draw what is known before training, and end the axis at its median or above all trials."""
+    label = f"before training ({len(screened)} architectures)"
+    points = sorted(screened)
+    sizes, before = [size for size, _ in points], [loss for _, loss in points]
+    axes.scatter(sizes, before, s=14, facecolor="none", edgecolor=GREY, label=label, zorder=1)
+    best = np.minimum.accumulate(before)
+    axes.step(sizes, best, where="post", color=GREY, linestyle="--", linewidth=1, label="front before training")
+    losses = [one.val_loss for one in complete if one.val_loss is not None]
+    low, high = min([*losses, *before]), max([*losses, float(np.median(before))])
+    axes.set_ylim(low - 0.1 * (high - low), high + 0.05 * (high - low))
 
 
 def _points(records: Sequence[TrialRecord]) -> tuple[list[int], list[float]]:

@@ -57,7 +57,10 @@ def reordering(screened: Mapping[str, float | None], records: Sequence[TrialReco
 def plot_screening(
     screened: Mapping[str, float | None], records: Sequence[TrialRecord], path: Path, winner: Architecture | None = None
 ) -> Path:
-    """The last loss of each trial against its loss in the screening. Ticks at the bottom have no trial."""
+    """The last loss of each trial against its loss in the screening.
+
+    Ticks at the bottom have no trial. Those far beyond the trials are counted and not drawn.
+    """
     figure = blank(7.5, 5)
     axes = figure.subplots()
     losses = {key: loss for key, loss in screened.items() if loss is not None}
@@ -74,12 +77,16 @@ def plot_screening(
         before, after = [losses[winner.key]], [tried[winner.key].curve[-1][1]]
         axes.scatter(before, after, s=170, marker="*", color=ORANGE, zorder=3, label=f"winner: {winner.key}")
     rest = [loss for key, loss in losses.items() if key not in tried]
+    label = f"not tried ({len(rest)})"
+    if before := [losses[key] for key in tried]:
+        end = max(before) + max(max(before) - min(before), 0.01)  # more would squeeze the trials into a corner
+        near = [loss for loss in rest if loss <= end]
+        label = f"not tried ({len(rest)}, {len(rest) - len(near)} of them beyond the right edge)"
+        rest = near
     foot = axes.get_xaxis_transform()
-    axes.plot(
-        rest, [0.02] * len(rest), "|", color=GREY, markersize=10, transform=foot, label=f"not tried ({len(rest)})"
-    )
+    axes.plot(rest, [0.02] * len(rest), "|", color=GREY, markersize=10, transform=foot, label=label)
     axes.set(xlabel="loss in the screening (nats per token)", ylabel="validation loss of the trial (nats per token)")
-    axes.set_title("Loss before and after retraining")
+    axes.set_title("What the screening said, and what training made of it")
     axes.margins(0.05, 0.12)
     grid(axes)
     legend(axes)

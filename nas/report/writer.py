@@ -8,7 +8,13 @@ from pathlib import Path
 from nas.choosing.agreement import lines
 from nas.choosing.comparison import UNEQUAL, Comparison
 from nas.choosing.outcome import Outcome
-from nas.report.final_report import comparison_csv, comparison_markdown, on_test_markdown, on_test_notes
+from nas.report.final_report import (
+    comparison_csv,
+    comparison_markdown,
+    on_test_markdown,
+    on_test_notes,
+    plot_finals,
+)
 from nas.report.front_report import front_markdown, plot_front
 from nas.report.generality_report import TITLE, generality_markdown
 from nas.report.overview import write_overview
@@ -82,9 +88,11 @@ def write_report(outcome: Outcome) -> list[Path]:
     winner = outcome.winner.record.architecture
     plots = [plot_losses(records, folder / "losses.png", loss, winner)] if outcome.plan.recipe.tokens else []
     plots += [
-        plot_pareto(records, folder / "pareto.png", loss, winner),
+        plot_pareto(records, folder / "pareto.png", loss, winner, _screened_sizes(outcome)),
         plot_sizes(records, folder / "sizes.png", winner),
     ]
+    if outcome.comparison:
+        plots.append(plot_finals(outcome.comparison, folder / "final.png"))
     if outcome.agreements:
         plots.append(plot_agreement(outcome.agreements, folder / "rank_agreement.png"))
     if outcome.screened:
@@ -93,6 +101,13 @@ def write_report(outcome: Outcome) -> list[Path]:
     if len(objectives) > 1:
         plots.append(plot_front(records, objectives, folder / "front.png", winner))
     return [*(folder / name for name in tables), *plots]
+
+
+def _screened_sizes(outcome: Outcome) -> list[tuple[int, float]]:
+    """The parameters of each architecture that was screened, and its loss there."""
+    target = outcome.plan.target
+    measured = ((one, outcome.screened.get(one.key)) for one in target.feasible)
+    return [(target.shape.parameters(one), loss) for one, loss in measured if loss is not None]
 
 
 def results(outcome: Outcome) -> str:

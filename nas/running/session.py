@@ -27,7 +27,7 @@ os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
 import ray
 
-from nas.planning.machine import Machine
+from nas.planning.machine import Machine, Node
 from nas.planning.settings import SearchSettings
 from search_spaces.errors import InputError, one_line
 
@@ -174,8 +174,7 @@ def _interrupt(number: int, frame: Any) -> None:
 
 
 def _machine() -> Machine:
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    cpus = [int(node.get("CPU", 0)) for node in nodes]
-    total = ray.cluster_resources()
-    smallest = min(count for count in cpus if count) if any(cpus) else 0
-    return Machine(sum(cpus), float(total.get("GPU", 0)), int(total.get("memory", 0)), smallest)
+    alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return Machine(
+        tuple(Node(int(one.get("CPU", 0)), float(one.get("GPU", 0)), int(one.get("memory", 0))) for one in alive)
+    )

@@ -180,6 +180,8 @@ def test_every_trial_is_in_mlflow(first: tuple[Path, dict[str, Any], str]) -> No
     files = {one.path for one in client.list_artifacts(parent.info.run_id, "report")}
     report = (
         "importance.png",
+        "report.html",
+        "final.png",
         "results.md",
         "losses.png",
         "final.csv",

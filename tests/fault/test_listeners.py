@@ -9,7 +9,7 @@ import pytest
 from small_search import arguments, write_text
 
 from nas.pipeline import run_search
-from nas.planning.machine import Machine
+from nas.planning.machine import Machine, Node
 from nas.planning.plan import make_plan, resolve_target
 from nas.planning.settings import parse_arguments
 from nas.report.writer import ReportWriter
@@ -82,7 +82,7 @@ def test_a_folder_of_something_else_is_never_taken_for_a_study(tiny_teacher_fold
     precious.write_text("of a holiday")
     flags = arguments(tiny_teacher_folder, write_text(tmp_path), tmp_path / "out", "photos")
     settings, _, _ = parse_arguments(flags)
-    plan = make_plan(settings, resolve_target(settings), Machine(2, 0.0, 2**34, 2))
+    plan = make_plan(settings, resolve_target(settings), Machine((Node(2, 0.0, 2**34),)))
     with pytest.raises(InputError, match="holds files of something else"):
         run_search(plan, Workers(None, 0), Announcer())
     assert precious.read_text() == "of a holiday"

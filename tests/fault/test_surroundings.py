@@ -15,7 +15,7 @@ from ray.tune.search import Searcher
 from small_search import arguments, write_text
 
 from nas.planning.errors import ALIKE, PAUSES, AlikeFailures, Failure, NothingFeasibleError
-from nas.planning.machine import Machine
+from nas.planning.machine import Machine, Node
 from nas.planning.plan import Plan, make_plan, resolve_target
 from nas.planning.settings import parse_arguments
 from nas.running import tune_run, tune_search
@@ -48,7 +48,7 @@ def plan(tiny_teacher_folder: Path, tmp_path_factory: pytest.TempPathFactory) ->
     changes = {"trials": 6, "sampler": "random", "scheduler": "none", "workers": 1}
     flags = arguments(tiny_teacher_folder, write_text(folder), folder / "out", "s", **changes)
     settings, _, _ = parse_arguments(flags)
-    plan = make_plan(settings, resolve_target(settings), Machine(2, 0.0, 2**34, 2))
+    plan = make_plan(settings, resolve_target(settings), Machine((Node(2, 0.0, 2**34),)))
     plan.folder.mkdir(parents=True)
     return plan
 

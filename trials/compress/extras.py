@@ -9,8 +9,14 @@ from typing import Any
 from search_spaces.errors import InputError
 
 SCHEMES = {"int8": "bitsandbytes", "nf4": "bitsandbytes", "int8wo": "torchao"}  # the package of a quantization
-# The extra of pyproject.toml that brings a package.
-EXTRAS = {"peft": "lora", "bitsandbytes": "quant", "torchao": "quant", "lm_eval": "eval"}
+EXTRAS = {  # of pyproject.toml, by package
+    "peft": "lora",
+    "bitsandbytes": "quant",
+    "torchao": "quant",
+    "onnx": "onnx",
+    "onnxruntime": "onnx",
+    "lm_eval": "eval",
+}
 
 
 def packages_for(axes: Mapping[str, Sequence[Any]]) -> Iterator[tuple[str, str]]:

@@ -27,10 +27,18 @@ def as_exported(student: PreTrainedModel, compression: Compression, dtype: torch
     A compressed student is in bfloat16, any other in ``dtype``; None keeps its own.
     """
     if not compression:
-        return student if dtype is None else student.to(dtype)
+        return student if dtype is None else in_dtype(student, dtype)
     shown = copy.deepcopy(student)
     round_weights(shown, compression)
-    return shown.to(DTYPE)
+    return in_dtype(shown, DTYPE)
+
+
+def in_dtype(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
+    """``model`` itself with its parameters in ``dtype``. Buffers stay: rotary positions are in float32 when loaded."""
+    for weight in model.parameters():
+        weight.data = weight.data.to(dtype)
+    model.config.dtype = dtype
+    return model
 
 
 def write_compressed(student: PreTrainedModel, compression: Compression, folder: Path) -> None:

@@ -18,6 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from search_spaces.errors import InputError
 from trials.export.compressed import TOLERANCES, as_exported, write_compressed
+from trials.export.errors import ExportError
 from trials.export.model_card import ModelCard
 from trials.export.tokenizer_files import write_tokenizer
 from trials.storage.durable import MANIFEST, damage, write_sealed
@@ -45,10 +46,6 @@ class FreshLoad(NamedTuple):
     tokenizer: str
 
 
-class ExportError(RuntimeError):
-    """An exported checkpoint that does not load, or differs from its student. Nothing was put in place."""
-
-
 def export_student(
     student: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -74,7 +71,7 @@ def export_student(
     anything other than an export.
     """
     directory = directory.resolve()
-    _check_replaceable(directory)
+    check_replaceable(directory)
     student.config.use_cache = True
     if student.generation_config is not None:
         student.generation_config.use_cache = True
@@ -117,7 +114,7 @@ def check_fresh_load(
 
     Raises ExportError when it does not load, or when its logits or its tokenizer differ.
     """
-    tokens = _probe(student)
+    tokens = probe_tokens(student)
     answer = _load_elsewhere(folder, tokens)
     expected = student(tokens).logits
     wanted = list(tokenizer(PROBE)["input_ids"])
@@ -136,7 +133,7 @@ def check_fresh_load(
     return FreshLoad(difference, classes[0])
 
 
-def _probe(student: PreTrainedModel) -> Tensor:
+def probe_tokens(student: PreTrainedModel) -> Tensor:
     """Random tokens that are the same for all students with this vocabulary, at most as long as their positions."""
     count, length = PROBE_SHAPE
     length = min(length, student.config.max_position_embeddings)
@@ -181,7 +178,8 @@ def _carried_module(folder: Path) -> str | None:
     return reference.partition(".")[0] if reference else None
 
 
-def _check_replaceable(directory: Path) -> None:
+def check_replaceable(directory: Path) -> None:
+    """Raise InputError when ``directory`` holds anything other than an export."""
     if not directory.exists():
         return
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from math import exp
 
@@ -123,3 +124,34 @@ class ModelCard:
 
     def _final(self) -> str:
         return f" in its trial and {self.final_tokens:,} more as a finalist" if self.final_tokens else ""
+
+
+ONNX = """```python
+import onnxruntime
+from transformers import PreTrainedTokenizerFast
+tokenizer = PreTrainedTokenizerFast.from_pretrained("./{name}")
+session = onnxruntime.InferenceSession("./{name}/model.onnx")
+inputs = tokenizer("The", return_tensors="np")
+[logits] = session.run(None, {{name: inputs[name] for name in ("input_ids", "attention_mask")}})
+```
+"""
+NUMBER_FORMATS = {
+    "bf16": "bfloat16",
+    "fp16": "float16",
+    "fp32": "float32",
+    "int8": "bfloat16; the matrices of the layers are int8 (bitsandbytes, which `from_pretrained` needs)",
+    "nf4": "bfloat16; the matrices of the layers are nf4 (bitsandbytes, which `from_pretrained` needs)",
+    "onnx": "float32",
+}
+
+
+def converted_card(card: str, before: str, name: str, kind: str) -> str:
+    """The ``card`` of the export in the folder ``before`` for the folder ``name`` that holds it in the format ``kind``.
+
+    The losses on it are those of the export before.
+    """
+    text = card.replace(f"./{before}", f"./{name}")
+    if kind == "onnx":
+        text = re.sub(r"```python\n.*?```\n", lambda _: ONNX.format(name=name), text, count=1, flags=re.DOTALL)
+    numbers = f"- Number format of the weights: {NUMBER_FORMATS[kind]}; made from `{before}`, whose losses these are"
+    return re.sub(r"^- Number format of the weights: .*$", lambda _: numbers, text, count=1, flags=re.MULTILINE)

@@ -15,7 +15,14 @@ from search_spaces.architecture import Architecture
 from search_spaces.shape import ModelShape
 from trials import estimate
 from trials.distill.distill import text_loss
-from trials.estimate import estimate_seconds, evaluation_flops, refit_flops, refit_windows, training_flops
+from trials.estimate import (
+    estimate_making_seconds,
+    estimate_seconds,
+    evaluation_flops,
+    refit_flops,
+    refit_windows,
+    training_flops,
+)
 from trials.families.lookup import FAMILIES
 from trials.families.shapes import shape_of
 from trials.losses.kl import chunked_kl
@@ -114,13 +121,26 @@ def test_measured_speed_is_products_over_their_time(monkeypatch: pytest.MonkeyPa
     """Whatever a product takes, and however many are needed for a measurement that is long enough."""
     counts: list[int] = []
 
-    def products(tokens: torch.Tensor, matrix: torch.Tensor, count: int) -> float:
+    def products(tokens: torch.Tensor, matrix: torch.Tensor, count: int, clock: object) -> float:
         counts.append(count)
-        return count * seconds
+        disturbed = 5 if len(counts) % 3 == 0 else 1  # as by a neighbour
+        return count * seconds * disturbed
 
     monkeypatch.setattr(estimate, "_products", products)
     estimate._flops_per_second.cache_clear()
     speed = estimate._flops_per_second(64, "cpu")
     estimate._flops_per_second.cache_clear()
     assert speed == pytest.approx(2 * estimate.PROBE_TOKENS["cpu"] * 64 * 256 / seconds)
-    assert counts[-1] * seconds >= estimate.PROBE_SECONDS / 2
+    assert counts[-1] * seconds >= estimate.PROBE_SECONDS / 5
+
+
+def test_making_a_student_is_part_of_a_trial_and_grows_with_the_calibration_text_alone() -> None:
+    args = (MEDIUM, Architecture.uniform(12, 1024, 16, 4096))
+    making = estimate_making_seconds(*args, RECIPE, "cpu")
+    assert 0 < making < estimate_seconds(*args, RECIPE, "cpu")
+    assert making == estimate_making_seconds(*args, replace(RECIPE, tokens=131072, rungs=(131072,)), "cpu")
+    assert making < estimate_making_seconds(*args, replace(RECIPE, calibration_samples=128), "cpu")
+    sliced = replace(RECIPE, refit=False)
+    assert estimate_making_seconds(*args, sliced, "cpu") * 3 == pytest.approx(
+        estimate._seconds(evaluation_flops(*args, sliced), MEDIUM, "cpu")
+    )

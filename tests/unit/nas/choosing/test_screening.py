@@ -12,7 +12,7 @@ import pytest
 
 from nas.choosing.screening import follow, to_screen
 from nas.planning.candidates import informed
-from nas.planning.machine import Machine
+from nas.planning.machine import Machine, Node
 from nas.planning.plan import Plan, make_plan, resolve_target
 from nas.planning.settings import load_settings
 from search_spaces.architecture import Architecture
@@ -83,7 +83,7 @@ def test_one_that_failed_counts_and_is_not_asked_again() -> None:
 def make(teacher: Path, **changes: Any) -> Plan:
     flags = {"model": teacher, "corpus": "stdlib", "budget": "60%", "tolerance": "0.1", "sampler": "screen", **changes}
     settings = load_settings({name: str(value) for name, value in flags.items()}, None, {})
-    return make_plan(settings, resolve_target(settings), Machine(2, 0.0, 2**34, 2))
+    return make_plan(settings, resolve_target(settings), Machine((Node(2, 0.0, 2**34),)))
 
 
 def test_a_small_band_is_screened_whole_and_of_a_larger_one_first_the_informed_and_a_draw(

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import io
+import re
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
 from nas.display.display import Display
-from nas.planning.machine import Machine
+from nas.planning.machine import Machine, Node
 from nas.planning.plan import Plan, make_plan, resolve_target
 from nas.planning.settings import load_settings
 from nas.stages.events import (
@@ -37,7 +38,7 @@ def plan(tiny_teacher_folder: Path, tmp_path: Path) -> Plan:
     text.write_text("words of a text")
     flags = {"model": str(tiny_teacher_folder), "budget": "60%", "tolerance": "0.1", "test": f"unseen={text}"}
     settings = load_settings({**flags, "corpus": "stdlib", "tokens_per_trial": "4096"}, None, {})
-    return make_plan(settings, resolve_target(settings), Machine(2, 0.0, 2**34, 2))
+    return make_plan(settings, resolve_target(settings), Machine((Node(2, 0.0, 2**34),)))
 
 
 def events(plan: Plan) -> list[tuple[Event, str]]:
@@ -64,6 +65,17 @@ def events(plan: Plan) -> list[tuple[Event, str]]:
         (ModelEvaluated("teacher", [reading]), "1/2 done] teacher: unseen ppl 12.50"),
         (ModelEvaluated("winner", problem="out of memory"), "winner could not be evaluated: out of memory"),
     ]
+
+
+def test_one_clock_counts_through_all_stages(plan: Plan) -> None:
+    text = io.StringIO()
+    display = Display(Console(file=text, width=200))
+    for place, (event, _) in enumerate(events(plan)):
+        display.clock.started -= 60
+        start = text.tell()
+        display(event)
+        if found := re.match(r"\[(\d+):\d\d", text.getvalue()[start:]):
+            assert int(found[1]) == place + 1
 
 
 def test_every_event_prints_its_line(plan: Plan) -> None:

@@ -8,10 +8,12 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from nas.display.clock import Clock
 from nas.display.console import clock
 from nas.display.final_progress import FinalProgress
+from nas.display.pace import Pace
 from nas.display.trial_progress import TrialProgress
-from nas.planning.machine import Machine
+from nas.planning.machine import Machine, Node
 from nas.planning.plan import Plan, make_plan, resolve_target
 from nas.planning.settings import load_settings
 from nas.study.records import FinalRecord, TrialRecord
@@ -21,7 +23,15 @@ from nas.study.records import FinalRecord, TrialRecord
 def plan(tiny_teacher_folder: Path) -> Plan:
     flags = {"model": str(tiny_teacher_folder), "budget": "60%", "tolerance": "0.1", "trials": "4"}
     settings = load_settings({**flags, "corpus": "stdlib", "tokens_per_trial": "4096"}, None, {})
-    return make_plan(settings, resolve_target(settings), Machine(2, 0.0, 2**34, 2))
+    return make_plan(settings, resolve_target(settings), Machine((Node(2, 0.0, 2**34),)))
+
+
+def trials_on(console: Console, plan: Plan) -> TrialProgress:
+    return TrialProgress(console, Clock(), Pace(), plan, [])
+
+
+def finals_on(console: Console, plan: Plan, stage: list[FinalRecord]) -> FinalProgress:
+    return FinalProgress(console, Clock(), Pace(), plan, stage)
 
 
 def record(plan: Plan, number: int, state: str, *curve: tuple[int, float]) -> TrialRecord:
@@ -32,7 +42,7 @@ def record(plan: Plan, number: int, state: str, *curve: tuple[int, float]) -> Tr
 
 def test_plain_lines_say_what_changed(plan: Plan) -> None:
     text = io.StringIO()
-    progress = TrialProgress(Console(file=text, width=200), plan, [])
+    progress = trials_on(Console(file=text, width=200), plan)
     progress.start()
     for one in (
         record(plan, 0, "RUNNING"),
@@ -47,25 +57,13 @@ def test_plain_lines_say_what_changed(plan: Plan) -> None:
     assert f"0/4 done] trial 0 {key}: started (42,000 parameters" in lines[0]
     assert "val loss 5.0000 after 1,024 of 4,096 tokens" in lines[1]
     assert "1/4 done]" in lines[2]
-    assert "complete" in lines[2]
+    assert f"complete, best so far 4.0000 {key}" in lines[2]
     assert "failed: out of luck" in lines[3]
-
-
-def test_time_left_is_known_once_a_trial_has_ended_and_is_nothing_at_the_end(plan: Plan) -> None:
-    progress = TrialProgress(Console(file=io.StringIO()), plan, [])
-    progress.update(record(plan, 0, "RUNNING"))
-    assert progress.seconds_left() is None
-    progress.started -= 60
-    progress.update(record(plan, 0, "COMPLETE", (4096, 4.0)))
-    assert progress.seconds_left() == pytest.approx(180, rel=0.01)  # one of four took a minute
-    for number in range(1, 4):
-        progress.update(record(plan, number, "COMPLETE", (4096, 4.0)))
-    assert progress.seconds_left() == 0
 
 
 def test_live_table_shows_every_state(plan: Plan) -> None:
     text = io.StringIO()
-    progress = TrialProgress(Console(file=text, width=120, force_terminal=True), plan, [])
+    progress = trials_on(Console(file=text, width=120, force_terminal=True), plan)
     records = [
         record(plan, 0, "COMPLETE", (4096, 4.0)),
         record(plan, 1, "PRUNED", (1024, 6.0)),
@@ -94,7 +92,7 @@ def final(plan: Plan, number: int, state: str, *curve: tuple[int, float]) -> Fin
 def test_plain_lines_of_finals_say_what_changed(plan: Plan) -> None:
     text = io.StringIO()
     stage = [final(plan, 0, "WAITING", (4096, 4.0)), final(plan, 1, "WAITING"), final(plan, 2, "WAITING")]
-    progress = FinalProgress(Console(file=text, width=200), plan, stage)
+    progress = finals_on(Console(file=text, width=200), plan, stage)
     changes = [
         final(plan, 0, "RUNNING", (4096, 4.0)),
         final(plan, 0, "COMPLETE", (4096, 4.0), (8192, 3.5)),
@@ -116,24 +114,11 @@ def test_plain_lines_of_finals_say_what_changed(plan: Plan) -> None:
     assert "failed: out of luck" in lines[3]
 
 
-def test_time_left_of_finals_counts_what_was_trained_before(plan: Plan) -> None:
-    stage = [final(plan, 0, "WAITING", (4096, 4.0)), final(plan, 1, "WAITING")]
-    progress = FinalProgress(Console(file=io.StringIO()), plan, stage)
-    assert progress.seconds_left() is None
-    progress.started -= 60
-    stage[0] = final(plan, 0, "COMPLETE", (4096, 4.0), (8192, 3.5))
-    progress.update(stage, stage[0])
-    assert progress.seconds_left() == pytest.approx(120, rel=0.01)  # 4,096 tokens took a minute, 8,192 are left
-    stage[1] = final(plan, 1, "FAIL")
-    progress.update(stage, stage[1])
-    assert progress.seconds_left() == 0
-
-
 def test_live_table_of_finals_shows_every_state(plan: Plan) -> None:
     text = io.StringIO()
     states = ("COMPLETE", "RUNNING", "WAITING", "FAIL")
     stage = [final(plan, number, state, (4096, 4.0)) for number, state in enumerate(states)]
-    progress = FinalProgress(Console(file=text, width=120, force_terminal=True), plan, stage)
+    progress = finals_on(Console(file=text, width=120, force_terminal=True), plan, stage)
     progress.start()
     progress.update(stage, stage[1])
     progress.stop()

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from nas.planning.forecast import estimated_seconds, expected_tokens, plan_lines, summary
-from nas.planning.machine import Machine
+from nas.planning.machine import Machine, Node
 from nas.planning.plan import Plan, make_plan, resolve_target, trial_bytes
 from nas.planning.settings import load_settings
 from nas.stages.prepare import target_helpers
@@ -16,8 +16,8 @@ from search_spaces.errors import InputError
 from trials.export.loads_in import LLAMA_CPP, loads_in
 from trials.text.mixture import GENERAL
 
-LAPTOP = Machine(cpus=2, gpus=0.0, memory=20 * 2**30, node_cpus=2)
-SERVER = Machine(cpus=64, gpus=4.0, memory=500 * 2**30, node_cpus=16)
+LAPTOP = Machine((Node(2, 0.0, 20 * 2**30),))
+SERVER = Machine((Node(16, 1.0, 125 * 2**30),) * 4)
 
 
 def make(folder: Path, machine: Machine = LAPTOP, **flags: Any) -> Plan:
@@ -76,14 +76,14 @@ def test_resources_use_the_whole_machine_and_no_more(tiny_teacher_folder: Path) 
     assert (server.workers, server.gpus, server.device) == (4, 1.0, "cuda")
     assert make(tiny_teacher_folder, SERVER, gpus_per_trial=0.5).resources.workers == 8
     assert make(tiny_teacher_folder, SERVER, gpus_per_trial=0).resources.device == "cpu"
-    for wrong in ({"gpus_per_trial": 1}, {"cpus_per_trial": 3}):
-        with pytest.raises(InputError, match="give at most that"):
+    for wrong, rule in (({"gpus_per_trial": 1}, "no node has a GPU"), ({"cpus_per_trial": 3}, "give at most that")):
+        with pytest.raises(InputError, match=rule):
             make(tiny_teacher_folder, **wrong)
 
 
 def test_memory_limits_the_workers(tiny_teacher_folder: Path) -> None:
     need = trial_bytes(make(tiny_teacher_folder).target)
-    tight = Machine(cpus=16, gpus=0.0, memory=int(need * 3.5), node_cpus=16)
+    tight = Machine((Node(16, 0.0, int(need * 3.5)),))
     resources = make(tiny_teacher_folder, tight).resources
     assert (resources.workers, resources.cpus) == (3, 5)
 
@@ -313,7 +313,9 @@ def test_the_default_text_is_a_mixture_except_for_mini(tiny_teacher_folder: Path
 
 def test_layer_removal_brings_the_settings_of_its_study(tiny_teacher_folder: Path, tmp_path: Path) -> None:
     flags = {"space": "layer-removal", "model": str(tiny_teacher_folder), "output": str(tmp_path), "corpus": "stdlib"}
-    plan = make_plan(settings := load_settings(flags, None, {}), resolve_target(settings), Machine(2, 0.0, 2**34, 2))
+    plan = make_plan(
+        settings := load_settings(flags, None, {}), resolve_target(settings), Machine((Node(2, 0.0, 2**34),))
+    )
     layers = plan.target.shape.layers
     assert plan.trials == len(plan.target.feasible) == 2**layers - 1
     assert sorted(plan.slices)[:2] == [(0,), (0, 1)]
@@ -323,7 +325,7 @@ def test_layer_removal_brings_the_settings_of_its_study(tiny_teacher_folder: Pat
     assert plan.identity["refit"] is False
     assert "none per trial: plain students are compared" in plan_lines(plan)["tokens"]
     refitted = load_settings({**flags, "refit": "yes"}, None, {})
-    other = make_plan(refitted, resolve_target(refitted), Machine(2, 0.0, 2**34, 2))
+    other = make_plan(refitted, resolve_target(refitted), Machine((Node(2, 0.0, 2**34),)))
     assert other.slices == []
     assert other.study != plan.study
     assert load_settings({"space": "layer-removal"}, None, {}).model == "distilbert/distilgpt2"

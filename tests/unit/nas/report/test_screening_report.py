@@ -12,7 +12,7 @@ from tracking_reference import record
 
 from nas.choosing.agreement import agreements
 from nas.choosing.outcome import Chosen, Outcome
-from nas.planning.machine import Machine
+from nas.planning.machine import Machine, Node
 from nas.planning.plan import make_plan, resolve_target
 from nas.planning.settings import load_settings
 from nas.report.screening_report import reordering
@@ -59,7 +59,7 @@ def test_a_search_without_a_screening_says_nothing() -> None:
 def outcome(tiny_teacher_folder: Path, tmp_path: Path) -> Outcome:
     flags = {"model": tiny_teacher_folder, "output": tmp_path, "corpus": "stdlib", "budget": "60%", "tolerance": "0.2"}
     settings = load_settings({name: str(value) for name, value in flags.items()}, None, {})
-    plan = make_plan(settings, resolve_target(settings), Machine(2, 0.0, 2**34, 2))
+    plan = make_plan(settings, resolve_target(settings), Machine((Node(2, 0.0, 2**34),)))
     chosen = Chosen(RECORDS[0], 1_000, 0, tmp_path)
     preparation = Preparation(plan.target.shape, "", 0.9, "a corpus", "", "", False, 1.0)
     return Outcome(

@@ -13,7 +13,7 @@ from tracking_reference import record
 from nas.choosing.finalists import finalists
 from nas.choosing.selection import FINALIST, STOCK, competes
 from nas.planning.errors import Failure
-from nas.planning.machine import Machine
+from nas.planning.machine import Machine, Node
 from nas.planning.plan import Plan, make_plan, resolve_target
 from nas.planning.settings import load_settings
 from nas.planning.specs import final_spec, final_windows
@@ -76,7 +76,7 @@ def plan(tiny_teacher_folder: Path, tmp_path: Path) -> Plan:
 def make(teacher: Path, output: Path, **changes: Any) -> Plan:
     flags = {"model": teacher, "output": output, "corpus": "stdlib", "budget": "60%", "tolerance": "0.2", **changes}
     settings = load_settings({name: str(value) for name, value in flags.items()}, None, {})
-    return make_plan(settings, resolve_target(settings), Machine(2, 0.0, 2**34, 2))
+    return make_plan(settings, resolve_target(settings), Machine((Node(2, 0.0, 2**34),)))
 
 
 @pytest.fixture

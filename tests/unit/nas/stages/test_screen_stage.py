@@ -18,7 +18,7 @@ from nas.choosing.screening import first_candidates
 from nas.display import measuring_progress
 from nas.display.display import Display
 from nas.planning.errors import Failure
-from nas.planning.machine import Machine
+from nas.planning.machine import Machine, Node
 from nas.planning.plan import Plan, make_plan, resolve_target
 from nas.planning.settings import load_settings
 from nas.report.screening_report import plot_screening, screening_csv
@@ -72,7 +72,7 @@ def make(teacher: Path, output: Path, **changes: Any) -> Plan:
     flags = {"model": teacher, "output": output, "corpus": "stdlib", "budget": "60%", "tolerance": "0.1"}
     flags = {**flags, "sampler": "screen", **changes}
     settings = load_settings({name: str(value) for name, value in flags.items()}, None, {})
-    return make_plan(settings, resolve_target(settings), Machine(2, 0.0, 2**34, 2))
+    return make_plan(settings, resolve_target(settings), Machine((Node(2, 0.0, 2**34),)))
 
 
 @pytest.fixture

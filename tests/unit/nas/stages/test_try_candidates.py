@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from tracking_reference import record
 
-from nas.planning.machine import Machine
+from nas.planning.machine import Machine, Node
 from nas.planning.plan import Plan, make_plan, resolve_target
 from nas.planning.settings import load_settings
 from nas.stages.try_candidates import KEPT_STUDENTS, KeptStudents
@@ -18,7 +18,7 @@ from search_spaces.architecture import Architecture
 def make(teacher: Path, output: Path, **changes: Any) -> Plan:
     flags = {"model": teacher, "output": output, "corpus": "stdlib", "budget": "60%", "tolerance": "0.2", **changes}
     settings = load_settings({name: str(value) for name, value in flags.items()}, None, {})
-    return make_plan(settings, resolve_target(settings), Machine(2, 0.0, 2**34, 2))
+    return make_plan(settings, resolve_target(settings), Machine((Node(2, 0.0, 2**34),)))
 
 
 def folders(plan: Plan) -> set[str]:

@@ -20,7 +20,8 @@ from nas.running.client import FAILURE, FINAL, MEMORY, RETRIED
 from nas.running.tune_search import StudyScheduler, StudySearcher
 from nas.study import sampler as sampler_module
 from nas.study.sampler import BEST, INNER, NEWEST
-from nas.study.study import SCREENED, TIMED, SearchStudy
+from nas.study.study import SearchStudy
+from nas.study.trial_records import SCREENED, TIMED
 from search_spaces.architecture import Architecture
 from search_spaces.budget import parse_budget, parse_budgets
 from search_spaces.errors import InputError

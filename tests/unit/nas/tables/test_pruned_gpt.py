@@ -17,7 +17,7 @@ from transformers import GPT2Config
 
 from nas.choosing.comparison import Comparison, compare
 from nas.choosing.outcome import Chosen, Outcome
-from nas.planning.machine import Machine
+from nas.planning.machine import Machine, Node
 from nas.planning.plan import Target, make_plan, resolve_target
 from nas.planning.settings import SearchSettings, load_settings
 from nas.tables.pruned_gpt import PUBLISHED, pruned_gpt_table, strategy
@@ -33,7 +33,7 @@ from trials.preparation import Preparation
 
 SIZES = {266_690_560: (24, 10, 3072), 262_469_632: (20, 12, 3584), 254_104_576: (24, 12, 2560)}  # layers, heads, MLP
 HEADINGS = ["parameters", "layers", "width", "heads", "MLP", "WikiText-2", "LAMBADA", "PTB", "KD val loss"]
-MACHINE = Machine(2, 0.0, 2**36, 2)
+MACHINE = Machine((Node(2, 0.0, 2**36),))
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from typing import Any, cast
 
 import pytest
 
-from nas.planning.machine import Machine
+from nas.planning.machine import Machine, Node
 from nas.planning.plan import Plan, make_plan, resolve_target
 from nas.planning.settings import load_settings
 from nas.tables import stack as table_module
@@ -31,7 +31,7 @@ STUDENT = Architecture.uniform(2, 48, 2, 96)
 def plan_of(teacher: Path, output: Path, **more: Any) -> Plan:
     given: Mapping[str, Any] = {"model": teacher, "output": output, "corpus": "stdlib", "space": "stack", **more}
     settings = load_settings({name: str(value) for name, value in given.items()}, None, {})
-    return make_plan(settings, resolve_target(settings), Machine(2, 0.0, 2**34, 2))
+    return make_plan(settings, resolve_target(settings), Machine((Node(2, 0.0, 2**34),)))
 
 
 @pytest.fixture

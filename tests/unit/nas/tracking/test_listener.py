@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from nas.planning.machine import Machine
+from nas.planning.machine import Machine, Node
 from nas.planning.plan import make_plan, resolve_target
 from nas.planning.redact import redacted
 from nas.planning.settings import command_line, load_settings
@@ -46,7 +46,7 @@ def test_a_search_is_announced_without_its_passwords_and_stopped_once(
     storage = f"postgresql://user:{SECRET}@host/db"
     flags = {"model": str(tiny_teacher_folder), "output": str(tmp_path), "budget": "60%", "tolerance": "0.2"}
     settings = load_settings({**flags, "corpus": "stdlib", "storage": storage}, None, {})
-    plan = make_plan(settings, resolve_target(settings), Machine(2, 0.0, 2**34, 2))
+    plan = make_plan(settings, resolve_target(settings), Machine((Node(2, 0.0, 2**34),)))
     plan = replace(plan, command=redacted(command_line(["--storage", storage], {})))
     preparation = Preparation(plan.target.shape, "f", 1.0, "text", "t", "i", False, 1.0)
     nobody: Any = None
