@@ -19,6 +19,7 @@ from search_spaces.space import AXES, COMPRESSIONS, LAYERS, SearchSpace
 
 PRESETS = (
     "default",
+    "fine",
     "depth",
     "width",
     "stock",

@@ -49,6 +49,7 @@ HUB_FILES = [
     "added_tokens.json",
     "chat_template.jinja",
     "additional_chat_templates/*",
+    "README.md",  # its licence and languages are named on the card of a student
     "*.py",  # a model's own code, which runs only with --trust-remote-code
 ]
 CONFIG_FILES = ["config.json", ADAPTER, "*.py"]  # what is checked before the weights are downloaded
