@@ -321,6 +321,13 @@ def _from_environment(variables: Mapping[str, str]) -> dict[str, str]:
     return {name: value for variable, name in known.items() if (value := variables.get(variable))}
 
 
+def ignored_variables(environment: Mapping[str, str] | None = None) -> list[str]:
+    """The variables that begin like settings and are none, such as those of a network storage."""
+    variables = os.environ if environment is None else environment
+    known = {_variable(name) for name in SearchSettings.model_fields}
+    return sorted(one for one in variables if one.startswith(ENVIRONMENT_PREFIX) and one not in known)
+
+
 def command_line(arguments: Sequence[str], environment: Mapping[str, str] | None = None) -> str:
     """The command that starts, or continues, the search of ``arguments``; settings of the environment become flags."""
     given = {one.partition("=")[0] for one in arguments if one.startswith("--")}
