@@ -156,6 +156,9 @@ class SearchSettings(BaseModel):
         True, description="also train depth only, width only and a random candidate like finalists, to compare with"
     )
     seed: int = Field(0, ge=0, lt=2**31, description="seed of proposals and of the order of batches")
+    export_dtype: Literal["bfloat16", "float16", "float32"] = Field(
+        "bfloat16", description="number format of the winner's weights; trials train and compare float32"
+    )
     study: Annotated[str | None, AfterValidator(_free_name)] = Field(
         None,
         pattern=r"^[A-Za-z0-9_][\w.-]{0,79}$",
@@ -211,7 +214,7 @@ GROUPS = {
         "calibration_samples",
         "validation_tokens",
     ),
-    "where results go": ("output", "study", "storage", "experiment"),
+    "where results go": ("output", "export_dtype", "study", "storage", "experiment"),
     "machines": ("address", "workers", "cpus_per_trial", "gpus_per_trial"),
 }
 

@@ -12,7 +12,7 @@ from nas.choosing.selection import inside
 from nas.display.readings_table import column_name, figure
 from nas.report.html.costs import Failure, Stage, failures_of, largest, stages_of
 from nas.report.html.models import Model, models_of
-from nas.report.html.verdict import Winner, progress, remarks, trust, verdict, winner_of
+from nas.report.html.verdict import Place, Winner, places_of, progress, remarks, trust, verdict, winner_of
 from nas.study.records import FinalRecord
 from nas.study.snapshot import IMPORTANCE, PLAN, RESULT, TEACHER, StudySnapshot
 from search_spaces.budget import BYTES, Budget
@@ -35,6 +35,7 @@ class Row:
     difference: tuple[float, float, float] | None
     losses: tuple[tuple[str, float], ...] = ()
     tests: tuple[tuple[str, str], ...] = ()
+    loads_in: str = ""
     reason: str = ""
 
 
@@ -58,7 +59,9 @@ class Part:
     left_out: int
     agreements: tuple[Agreement, ...]
     trust: str
-    loads_in: tuple[tuple[str, str], ...]
+    objectives: tuple[str, ...]
+    programs: tuple[Place, ...]
+    formats: tuple[Place, ...]
 
 
 @dataclass(frozen=True)
@@ -156,6 +159,7 @@ def _part(found: StudySnapshot, models: Sequence[Model], limits: Mapping[str, An
     winner = winner_of(result, found.shape) if result else None
     found_agreements = tuple(agreements(records, finals))
     ended = sum(one.state != "RUNNING" for one in records)
+    programs, formats = places_of(result) if result else ((), ())
     name = limits["text"] if not several else f"{found.name}, {limits['text']}"
     return Part(
         name=name,
@@ -164,14 +168,16 @@ def _part(found: StudySnapshot, models: Sequence[Model], limits: Mapping[str, An
         teacher=_plan(found)["settings"]["model"],
         teacher_loss=teacher["val_loss"],
         sentence=verdict(result, winner) if result and winner else progress(own, limits),
-        remarks=tuple(remarks(result, ended)) if result else (),
+        remarks=tuple(remarks(result, ended, _plan(found)["objectives"])) if result else (),
         winner=winner,
         rows=_final_rows(result) if result else _rows_so_far(finals, teacher),
         models=tuple(own[:MOST]),
         left_out=max(0, len(own) - MOST),
         agreements=found_agreements,
         trust=trust(found_agreements),
-        loads_in=_loads_in(winner),
+        objectives=tuple(_plan(found)["objectives"]),
+        programs=programs,
+        formats=formats,
     )
 
 
@@ -195,6 +201,7 @@ def _final_row(row: Mapping[str, Any]) -> Row:
         difference=(versus["mean"], versus["low"], versus["high"]) if versus else None,
         losses=tuple(row.get("val_losses", {}).items()),
         tests=tuple((column_name(one), figure(one.value, one.unit)) for one in readings),
+        loads_in=row.get("loads_in", ""),
         reason=row.get("failed", ""),
     )
 
@@ -217,11 +224,3 @@ def _rows_so_far(finals: Sequence[FinalRecord], teacher: Mapping[str, Any]) -> t
         for one in finals
     ]
     return (first, *sorted(rows, key=lambda row: (row.loss is None, row.loss or 0.0))) if rows else ()
-
-
-def _loads_in(winner: Winner | None) -> tuple[tuple[str, str], ...]:
-    """What the winner loads in, as pairs (tool, how)."""
-    if winner is None:
-        return ()
-    how = "with its own class" if winner.stock else "with the modelling file that comes with it: trust_remote_code=True"
-    return (("transformers", how),)

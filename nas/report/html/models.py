@@ -51,8 +51,9 @@ class Training:
 class Model:
     """An architecture with its sizes, its costs and its losses.
 
-    ``heads`` and ``mlp`` are means over layers. ``flops`` are those of a token in a training sequence, forward.
-    ``screen`` is the loss in the screening. ``roles`` are those of a final: "finalist", or the name of a baseline.
+    ``heads`` and ``mlp`` are means over layers. ``zeros`` is the share of the layers' weights that are 0, and ``bits``
+    are those of a weight. ``flops`` are those of a token in a training sequence, forward. ``screen`` is the loss in the
+    screening. ``roles`` are those of a final: "finalist", or the name of a baseline.
     """
 
     key: str
@@ -65,6 +66,8 @@ class Model:
     memory_bytes: int
     flops: int
     stock: bool
+    zeros: float
+    bits: int
     latency_ms: float | None = None
     screen: float | None = None
     trial: Training | None = None
@@ -112,6 +115,8 @@ def _model(
         memory_bytes=int(named["memory_bytes"]),
         flops=int(named["flops"]),
         stock=bool(named["stock"]),
+        zeros=named["zeros"],
+        bits=int(named["bits"]),
         latency_ms=latency,
         screen=found.screened.get(key),
         trial=_training(trial, trial.number, trial.origin) if trial else None,

@@ -270,10 +270,10 @@ def test_wrong_input_is_one_line(
     assert len(error.strip().splitlines()) == 1
 
 
-def test_a_study_of_an_earlier_version_is_refused_by_name(search: MadeUp, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_study_of_another_version_is_refused_by_name(search: MadeUp, capsys: pytest.CaptureFixture[str]) -> None:
     optuna.create_study(storage=search.plan.storage, study_name="old")
     assert main(["old", "--output", str(search.plan.output)]) == 2
-    assert "study 'old': it was made by an earlier version" in capsys.readouterr().err
+    assert "study 'old': it was made by another version" in capsys.readouterr().err
 
 
 def test_the_command_imports_no_torch() -> None:
