@@ -39,7 +39,7 @@ tokenizer = {tokenizer}.from_pretrained("./{name}"{tokenizer_trust})
 | validation perplexity | {perplexity:.2f} | {teacher_perplexity:.2f} |
 
 - Architecture: `{architecture}`
-- Distilled on {distilled}; text: {corpus}{compared}{general}
+{where}- Distilled on {distilled}; text: {corpus}{compared}{general}
 - Number format of the weights: {dtype}{compressed}{rounded}
 - Made by `{command}`
 - Loaded again in a fresh process, without the project that made it; largest difference between logits: {difference:.1e}
@@ -99,7 +99,8 @@ class ModelCard:
     gave them. Losses are mean nats per token on validation text. ``tokens`` is the number of tokens distilled in the
     trial, ``final_tokens`` those distilled after it. ``comparison`` compares the student with the next best.
     ``other_text`` says what it loses on text that it was not calibrated on. ``metadata`` is as in
-    `trials.export.teacher_card.about_teacher`. ``loads_in`` names programs beside transformers that load it as it is.
+    `trials.export.teacher_card.about_teacher`. ``loads_in`` names programs beside transformers that load it as it is,
+    and ``where`` has the lines that say so (`trials.export.loads_in.card_lines`).
     """
 
     teacher: str
@@ -117,6 +118,7 @@ class ModelCard:
     other_text: str = ""
     metadata: Mapping[str, Any] = field(default_factory=dict)
     loads_in: tuple[str, ...] = ()
+    where: tuple[str, ...] = ()
 
     def render(
         self, name: str, module: str | None, loaded: FreshLoad, dtype: str, rounding: float, gguf: bool = False
@@ -128,7 +130,7 @@ class ModelCard:
         """
         tokenizer = loaded.tokenizer
         trust = ", trust_remote_code=True" if module else ""
-        values = {key: value for key, value in vars(self).items() if key not in ("architecture", "metadata")}
+        values = {key: value for key, value in vars(self).items() if key not in ("architecture", "metadata", "where")}
         quantized = self.architecture.compression.quantization.scheme != "none" and "base_model" in self.metadata
         metadata = {**METADATA, **self.metadata, **({"base_model_relation": "quantized"} if quantized else {})}
         return TEMPLATE.format(
@@ -138,6 +140,7 @@ class ModelCard:
             title=f"{Path(self.teacher).name}, pruned to {shape_in_words(self.architecture)}",
             commands=self._commands(name, bool(module), gguf),
             architecture=json.dumps(self.architecture.to_dict()),
+            where="".join(f"{line}\n" for line in self.where),
             share=self.parameters / self.teacher_parameters,
             perplexity=exp(self.val_loss),
             teacher_perplexity=exp(self.teacher_loss),
@@ -199,6 +202,7 @@ inputs = tokenizer("The", return_tensors="np")
 [logits] = session.run(None, {{name: inputs[name] for name in ("input_ids", "attention_mask")}})
 ```
 """
+WHERE = r"^- (Loads in|Does not load in|Sizes) .*\n"
 ONNX_CHECKED = "- Loaded again in onnxruntime, which gave the same logits"
 NUMBER_FORMATS = {
     "bf16": "bfloat16",
@@ -216,6 +220,8 @@ def converted_card(card: str, before: str, name: str, kind: str) -> str:
     The losses on it are those of the export before.
     """
     text = card.replace(f"./{before}", f"./{name}").replace(f" {before}-f16.gguf", f" {name}-f16.gguf")
+    if kind in ("int8", "nf4", "onnx"):
+        text = re.sub(WHERE, "", text, flags=re.MULTILINE)  # what loads the export before
     if kind in ("int8", "nf4"):
         text = text.replace("base_model_relation: finetune\n", "base_model_relation: quantized\n", 1)
         text = re.sub(r"```bash\n.*?```\n\n", "", text, count=1, flags=re.DOTALL)  # llama.cpp does not read the codes

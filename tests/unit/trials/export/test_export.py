@@ -176,8 +176,10 @@ def test_card_names_model_shape_and_the_programs_that_load_it(
     assert ("# llama.cpp\npython -m nas.export ./best --format gguf" in card) is not custom
     assert ("pretrained=./best,trust_remote_code=True --tasks" in card) is custom
     assert "vllm" not in card
-    served = replace(CARD, loads_in=("vLLM",)).render("best", None, FreshLoad(0.0, "AutoTokenizer"), "bfloat16", 0.1)
+    known = replace(CARD, loads_in=("vLLM",), where=("- Loads in vLLM", "- Sizes fit NF4"))
+    served = known.render("best", None, FreshLoad(0.0, "AutoTokenizer"), "bfloat16", 0.1)
     assert "# vLLM\nvllm serve ./best\n" in served
+    assert "`\n- Loads in vLLM\n- Sizes fit NF4\n- Distilled on" in served
     assert front_of(folder) == {
         "library_name": "transformers",
         "pipeline_tag": "text-generation",
