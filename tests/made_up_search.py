@@ -58,17 +58,17 @@ class MadeUp:
         self.events.append(StepEnded())
 
     def trials(self, count: int, failing: Sequence[int] = (), reason: str = "NonFiniteLoss: nan") -> None:
-        """``count`` trials that reach all rungs; every third is stopped at the first; those in ``failing`` fail."""
+        """``count`` trials that reach all rungs; every fourth is stopped at the first; those in ``failing`` fail."""
         for _ in range(count):
             candidate = self.study.ask()
             assert candidate is not None
             number, loss = candidate.number, loss_of(candidate.architecture)
             rungs = (0, *self.plan.recipe.rungs)
-            for place, tokens in enumerate(rungs if number % 3 != 2 else rungs[:2]):
+            for place, tokens in enumerate(rungs if number % 4 != 3 else rungs[:2]):
                 self.study.report(number, tokens, loss + 0.3 / (place + 1))
             if number in failing:
                 self.study.fail(number, reason)
-            elif number % 3 == 2:
+            elif number % 4 == 3:
                 self.study.prune(number, {})
             else:
                 self.study.complete(number, loss + 0.3 / len(rungs), {"seconds": 1.0})

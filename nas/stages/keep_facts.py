@@ -19,7 +19,7 @@ from nas.planning.forecast import plan_lines
 from nas.planning.plan import Plan
 from nas.planning.redact import redacted
 from nas.running.tasks import PreparedTeacher
-from nas.study.snapshot import IMPORTANCE, PLAN, RESULT, SECONDS, SIZES, TEACHER, sizes_of
+from nas.study.snapshot import FORMAT, IMPORTANCE, PLAN, RESULT, SECONDS, SIZES, TEACHER, sizes_of
 from nas.study.study import SearchStudy
 from search_spaces.architecture import Architecture
 from search_spaces.shape import ModelShape
@@ -38,6 +38,7 @@ def keep_facts(plan: Plan, study: SearchStudy, teacher: PreparedTeacher) -> None
     study.remember(
         PLAN,
         {
+            "format": FORMAT,
             "command": plan.command,
             "settings": settings,
             "lines": plan_lines(plan),

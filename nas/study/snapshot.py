@@ -15,14 +15,28 @@ from nas.study.database import SQLITE, opening
 from nas.study.records import FinalRecord, TrialRecord
 from nas.study.trial_records import ARCHITECTURE, SCREENED, TIMED, measured_in, record_of, shown
 from search_spaces.architecture import Architecture
+from search_spaces.compression import BITS
 from search_spaces.errors import InputError, one_line
 from search_spaces.shape import ModelShape
 from search_spaces.stored_size import memory_bytes, stored_bytes
 
 # User attributes of a study, see `nas.stages.keep_facts`. Of RESULT there is one for each budget, and of SIZES one for
 # each few hundred architectures.
+FORMAT = 1  # of all of these, kept in PLAN: raise it whenever one of them holds something else
 PLAN, TEACHER, IMPORTANCE, SIZES, SECONDS, RESULT = "plan", "teacher", "importance", "sizes", "seconds", "result"
-SIZE_NAMES = ("depth", "hidden", "heads", "mlp", "parameters", "stored_bytes", "memory_bytes", "flops", "stock")
+SIZE_NAMES = (
+    "depth",
+    "hidden",
+    "heads",
+    "mlp",
+    "parameters",
+    "stored_bytes",
+    "memory_bytes",
+    "flops",
+    "stock",
+    "zeros",
+    "bits",
+)
 FINAL = "final "  # the start of a final's attribute; its version and its name follow
 
 
@@ -74,10 +88,11 @@ def open_study(url: str, name: str) -> optuna.Study:
 def snapshot(study: optuna.Study) -> StudySnapshot:
     """The ``study`` as it is now. Raises InputError when a version of this program made it that kept too little."""
     attributes, trials = study.user_attrs, shown(study.get_trials(deepcopy=False))
-    if TEACHER not in attributes or any(ARCHITECTURE not in one.user_attrs for one in trials):
+    if attributes.get(PLAN, {}).get("format") != FORMAT or any(ARCHITECTURE not in one.user_attrs for one in trials):
         raise InputError(
-            f"study {study.study_name!r}: it was made by an earlier version of this program, or its teacher was never "
-            "prepared, so that it does not hold what a report needs; search again under another --study"
+            f"study {study.study_name!r}: it was made by another version of this program, or its teacher was never "
+            "prepared, so that it does not hold what a report needs; give the command of the search again, or another "
+            "--study"
         )
     shape = ModelShape(**attributes[TEACHER]["shape"])
     screened, timed = measured_in(attributes, SCREENED), measured_in(attributes, TIMED)
@@ -94,7 +109,9 @@ def sizes_of(one: Architecture, shape: ModelShape, sequence: int) -> list[float]
     """
     heads, mlp = sum(one.heads) / one.depth, sum(one.mlp) / one.depth
     costs = [shape.parameters(one), stored_bytes(shape, one), memory_bytes(shape, one)]
-    return [one.depth, one.hidden, heads, mlp, *costs, shape.flops_per_token(one, sequence), int(shape.is_stock(one))]
+    done = [one.compression.sparsity.level, BITS[one.compression.quantization.scheme]]
+    flops, stock = shape.flops_per_token(one, sequence), int(shape.is_stock(one))
+    return [one.depth, one.hidden, heads, mlp, *costs, flops, stock, *done]
 
 
 def _finals(attributes: Mapping[str, Any]) -> tuple[FinalRecord, ...]:

@@ -15,6 +15,7 @@ from mlflow import MlflowClient
 from transformers import AutoModelForCausalLM
 
 from nas.evaluate import main as evaluate
+from nas.report.__main__ import main as make_page
 from nas.search import main
 
 
@@ -194,6 +195,15 @@ def test_every_trial_is_in_mlflow(first: tuple[Path, dict[str, Any], str]) -> No
     assert client.get_model_version_by_alias(result["study"], "best").run_id == parent.info.run_id
 
 
+def test_the_page_is_that_of_the_study_alone(first: tuple[Path, dict[str, Any], str], tmp_path: Path) -> None:
+    output, result, _ = first
+    written = (output / result["study"] / "report" / "report.html").read_text()
+    assert make_page([result["study"], "--output", str(output), "--to", str(tmp_path / "again.html")]) == 0
+    stamp = re.compile(r'written [\d-]+ [\d:]+ UTC|"written":[\d.]+')
+    assert stamp.sub("", (tmp_path / "again.html").read_text()) == stamp.sub("", written)
+    assert f"95 % interval {result['winner_vs_runner_up']['low']:+.4f}" in written
+
+
 def test_the_same_command_continues_the_study(small: list[object], first: tuple[Path, dict[str, Any], str]) -> None:
     output, result, _ = first
     again = run(*small, "--budget", "60%", "--output", output, "--json")
@@ -241,6 +251,9 @@ def test_dry_run_starts_nothing(small: list[object], tmp_path: Path, capsys: pyt
         (["--budget", "60%", "--test", "ptb=nowhere.txt"], "no such file: nowhere.txt"),
         (["--budget", "60%", "--test", "ptb,ptb"], "'ptb' occurs twice"),
         (["--budget", "60%", "--test", "efficiency"], "not a text"),
+        (["--budget", "60%", "--test-tasks", "piqa:0"], "--test-tasks 'piqa:0': give a task of lm-evaluation-harness"),
+        (["--budget", "60%", "--loads-in", "ollama"], "--loads-in 'ollama': not known"),
+        (["--budget", "60%", "--quantises-to", "q4_k"], "--quantises-to q4_k: no value of hidden is left"),
         (["--budget", "60%", "--finalists", "0"], "--test: needs a final stage"),
     ],
 )

@@ -10,6 +10,8 @@ const COSTS = {
   latency_ms: ["milliseconds a generated token", (value) => Number(value.toPrecision(3)) + " ms"],
 };
 
+const WEIGHED = { params: "parameters", bytes: "stored_bytes", memory: "memory_bytes", latency: "latency_ms" };
+
 // What became of a model: a key of KINDS.
 function kindOf(model, part) {
   if (part.winner && part.winner.key === model.key) return "winner";
@@ -50,7 +52,9 @@ function tools(holder, kinds, ...more) {
 
 function symbol(kind, x, y) {
   if (kind === "winner") return diamond(x, y, 6);
-  if (kind === "stopped" || kind === "failed") return cross(x, y, 3.5);
+  if (kind === "stopped") return cross(x, y, 3.5);
+  if (kind === "failed") return node("path", { d: `M${x - 5} ${y}H${x + 5}M${x} ${y - 5}V${y + 5}`, class: "cross" });
+  if (kind === "trial") return node("circle", { cx: x, cy: y, r: 4, class: "ring" });
   if (kind === "screened") return node("circle", { cx: x, cy: y, r: 2.5, class: "ring" });
   if (kind === "baseline") return node("rect", { x: x - 4, y: y - 4, width: 8, height: 8, class: "dot" });
   return node("circle", { cx: x, cy: y, r: 4.5, class: "dot" });
@@ -120,16 +124,17 @@ function drawCurves(holder, part, redraw) {
       if (value <= y.domain[1]) found.push({ x: places[place][0], y: places[place][1], mark: made, words: `${nameOf(model, part)}\n${loss(value)} after ${compact(tokens)} tokens` });
     });
   }
-  apart(names, 14).forEach((one) => text(area.drawing, area.right + 10, one.y + 4, one.words, { class: `strong kind-${one.kind}` }));
+  apart(names, 14, area.bottom).forEach((one) => text(area.drawing, area.right + 10, one.y + 4, one.words, { class: `strong kind-${one.kind}` }));
   interactive(area, found);
 }
 
-// Labels {y}, moved so far that none touches the next.
-function apart(labels, room) {
+// Labels {y}, moved so far that none touches the next or lies below the foot.
+function apart(labels, room, foot) {
   const sorted = [...labels].sort((a, b) => a.y - b.y);
   for (let place = 1; place < sorted.length; place++) sorted[place].y = Math.max(sorted[place].y, sorted[place - 1].y + room);
-  const over = sorted.length ? sorted[sorted.length - 1].y - Math.max(...labels.map((one) => one.y)) : 0;
-  return sorted.map((one) => ({ ...one, y: one.y - over / 2 }));
+  for (let place = sorted.length - 1; place >= 0; place--)
+    sorted[place].y = Math.min(sorted[place].y, place === sorted.length - 1 ? foot - 4 : sorted[place + 1].y - room);
+  return sorted;
 }
 
 // The points of `models` that no other beats in both cost and loss, fewest first.
@@ -145,7 +150,7 @@ function stepped(area, group, points, x, y, name) {
 }
 
 function drawSizes(holder, part, redraw) {
-  const cost = holder.dataset.cost || "parameters";
+  const cost = holder.dataset.cost || WEIGHED[part.objectives[1]] || (part.budget.unit === "bytes" ? "stored_bytes" : "parameters");
   const known = Object.keys(COSTS).filter((name) => part.models.some((one) => one[name] !== null));
   const models = part.models.filter((one) => one[cost] !== null && lastLoss(one) !== null).reverse();
   const losses = models.flatMap((one) => [one.screen, one.trial && one.trial.loss, one.final && one.final.loss]).filter((one) => one !== null);
@@ -219,6 +224,8 @@ function drawParallel(holder, part) {
   const models = part.models.filter((one) => lastLoss(one) !== null).reverse(), wide = holder.clientWidth > 560;
   const after = (one) => (one.final && one.final.loss !== null ? one.final.loss : one.trial ? one.trial.loss : null);
   const axes = [["layers", (one) => one.depth], ["width", (one) => one.hidden], ["heads", (one) => one.heads], ["MLP", (one) => one.mlp]];
+  if (models.some((one) => one.zeros)) axes.push(["% zeros", (one) => Math.round(1000 * one.zeros) / 10]);
+  if (models.some((one) => one.bits < 16)) axes.push(["bits", (one) => one.bits]);
   if (models.some((one) => one.screen !== null)) axes.push([`${wide ? "loss " : ""}before`, (one) => one.screen, true]);
   if (models.some((one) => after(one) !== null)) axes.push([`${wide ? "loss " : ""}after`, after, true]);
   tools(holder, new Set(models.map((one) => kindOf(one, part))));
@@ -394,20 +401,20 @@ function drawIntervals(table) {
   const all = cells.map((cell) => cell.dataset.interval.split(" ").map(Number));
   const sizes = all.map((one) => Math.abs(one[0])).sort((a, b) => a - b), middle = sizes[Math.floor((sizes.length - 1) / 2)];
   const near = all.filter((one) => Math.abs(one[0]) <= Math.max(4 * middle, sizes[0] * 4));
-  const x = scale(padded([0, ...near.flat()], 0.04), [26, 194]), foot = table.querySelector("th.interval");
-  const named = node("svg", { viewBox: "0 0 220 14", height: 14, width: 220, "aria-hidden": "true" });
+  const x = scale(padded([0, ...near.flat()], 0.04), [24, 160]), foot = table.querySelector("th.interval");
+  const named = node("svg", { viewBox: "0 0 184 14", height: 14, width: 184, "aria-hidden": "true" });
   text(named, x(0), 11, "0", { "text-anchor": "middle" });
-  text(named, 216, 11, "worse →", { "text-anchor": "end" });
+  text(named, 182, 11, "worse →", { "text-anchor": "end" });
   foot.replaceChildren(named);
   cells.forEach((cell, place) => {
     const [mean, low, high] = all[place], row = cell.parentElement, outside = mean > x.domain[1] ? 1 : mean < x.domain[0] ? -1 : 0;
     const kind = row.classList.contains("teacher") ? "stopped" : low > 0 || high < 0 ? "finalist" : "winner";
     const words = `${mean.toFixed(4)}, 95 % interval ${low.toFixed(4)} to ${high.toFixed(4)}`;
-    const drawing = node("svg", { viewBox: "0 0 220 18", height: 18, width: 220, role: "img", "aria-label": words });
+    const drawing = node("svg", { viewBox: "0 0 184 18", height: 18, width: 184, role: "img", "aria-label": words });
     line(drawing, x(0), 0, x(0), 18, "zero");
     const made = node("g", { class: `mark kind-${kind}` });
     drawing.append(made);
-    if (outside) made.append(node("path", { d: outside > 0 ? "M200 9H214M208 4L215 9L208 14" : "M20 9H6M12 4L5 9L12 14", class: "cross" }));
+    if (outside) made.append(node("path", { d: outside > 0 ? "M166 9H180M174 4L181 9L174 14" : "M18 9H4M10 4L3 9L10 14", class: "cross" }));
     else made.append(node("line", { x1: x(low), y1: 9, x2: x(high), y2: 9, class: "cross" }), node("circle", { cx: x(mean), cy: 9, r: 4, class: "dot" }));
     cell.replaceChildren(drawing);
   });

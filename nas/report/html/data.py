@@ -12,13 +12,14 @@ from nas.choosing.selection import inside
 from nas.display.readings_table import column_name, figure
 from nas.report.html.costs import Failure, Stage, failures_of, largest, stages_of
 from nas.report.html.models import Model, models_of
-from nas.report.html.verdict import Winner, progress, remarks, trust, verdict, winner_of
+from nas.report.html.verdict import Place, Winner, places_of, progress, remarks, trust, verdict, winner_of
 from nas.study.records import FinalRecord
 from nas.study.snapshot import IMPORTANCE, PLAN, RESULT, TEACHER, StudySnapshot
 from search_spaces.budget import BYTES, Budget
 from trials.evaluate.reading import Reading
 
-MOST = 2_000  # architectures on a page, the best known: all of them would make it too large for a browser
+MOST = 1_200  # architectures on a page, the best known; more would make the file larger than 2 MB
+MOST_FAILURES = 60  # in the table of a study
 RUNNING, FINISHED, UNFINISHED = "running", "finished", "unfinished"
 
 
@@ -35,6 +36,7 @@ class Row:
     difference: tuple[float, float, float] | None
     losses: tuple[tuple[str, float], ...] = ()
     tests: tuple[tuple[str, str], ...] = ()
+    loads_in: str = ""
     reason: str = ""
 
 
@@ -58,7 +60,9 @@ class Part:
     left_out: int
     agreements: tuple[Agreement, ...]
     trust: str
-    loads_in: tuple[tuple[str, str], ...]
+    objectives: tuple[str, ...]
+    programs: tuple[Place, ...]
+    formats: tuple[Place, ...]
 
 
 @dataclass(frozen=True)
@@ -71,6 +75,7 @@ class Study:
     stages: tuple[Stage, ...]
     most: Mapping[str, float]
     failures: tuple[Failure, ...]
+    more_failures: int
     settings: tuple[tuple[str, str], ...]
     versions: Mapping[str, str]
 
@@ -99,9 +104,8 @@ class Page:
 def page_of(found: Sequence[StudySnapshot], running: bool = False) -> Page:
     """The page of the studies ``found``. ``running`` says that the search goes on; a snapshot cannot tell."""
     known = [(one, models_of(one)) for one in found]
-    parts = tuple(
-        _part(one, models, budget, len(found) > 1) for one, models in known for budget in _plan(one)["budgets"]
-    )
+    budgets = [(one, models, budget) for one, models in known for budget in _plan(one)["budgets"]]
+    parts = tuple(_part(*one, several=len(found) > 1, most=MOST // len(budgets)) for one in budgets)
     done = all(part.winner for part in parts)
     state = RUNNING if running else FINISHED if done else UNFINISHED
     title = " and ".join(one.name for one in found)
@@ -134,7 +138,7 @@ def _plan(found: StudySnapshot) -> Mapping[str, Any]:
 
 
 def _study(found: StudySnapshot, models: Sequence[Model]) -> Study:
-    plan, stages = _plan(found), stages_of(found, models)
+    plan, stages, failures = _plan(found), stages_of(found, models), failures_of(models, found)
     settings = {**plan["settings"], **{name: value for name, value in plan["recipe"].items() if value is not None}}
     return Study(
         name=found.name,
@@ -142,13 +146,16 @@ def _study(found: StudySnapshot, models: Sequence[Model]) -> Study:
         importance=found.attributes[IMPORTANCE],
         stages=stages,
         most=largest(stages),
-        failures=failures_of(models, found),
+        failures=failures[:MOST_FAILURES],
+        more_failures=max(0, len(failures) - MOST_FAILURES),
         settings=tuple(sorted((name.replace("_", " "), str(value)) for name, value in settings.items())),
         versions=plan["versions"],
     )
 
 
-def _part(found: StudySnapshot, models: Sequence[Model], limits: Mapping[str, Any], several: bool) -> Part:
+def _part(
+    found: StudySnapshot, models: Sequence[Model], limits: Mapping[str, Any], *, several: bool, most: int
+) -> Part:
     teacher, result = found.attributes[TEACHER], found.parts(RESULT).get(limits["part"])
     budget = Budget(limits["minimum"], limits["maximum"], limits["text"], limits["unit"])
     own = [one for one in models if (one.stored_bytes if budget.unit == BYTES else one.parameters) in budget]
@@ -156,6 +163,7 @@ def _part(found: StudySnapshot, models: Sequence[Model], limits: Mapping[str, An
     winner = winner_of(result, found.shape) if result else None
     found_agreements = tuple(agreements(records, finals))
     ended = sum(one.state != "RUNNING" for one in records)
+    programs, formats = places_of(result) if result else ((), ())
     name = limits["text"] if not several else f"{found.name}, {limits['text']}"
     return Part(
         name=name,
@@ -164,14 +172,16 @@ def _part(found: StudySnapshot, models: Sequence[Model], limits: Mapping[str, An
         teacher=_plan(found)["settings"]["model"],
         teacher_loss=teacher["val_loss"],
         sentence=verdict(result, winner) if result and winner else progress(own, limits),
-        remarks=tuple(remarks(result, ended)) if result else (),
+        remarks=tuple(remarks(result, ended, _plan(found)["objectives"])) if result else (),
         winner=winner,
         rows=_final_rows(result) if result else _rows_so_far(finals, teacher),
-        models=tuple(own[:MOST]),
-        left_out=max(0, len(own) - MOST),
+        models=tuple(own[:most]),
+        left_out=max(0, len(own) - most),
         agreements=found_agreements,
         trust=trust(found_agreements),
-        loads_in=_loads_in(winner),
+        objectives=tuple(_plan(found)["objectives"]),
+        programs=programs,
+        formats=formats,
     )
 
 
@@ -195,6 +205,7 @@ def _final_row(row: Mapping[str, Any]) -> Row:
         difference=(versus["mean"], versus["low"], versus["high"]) if versus else None,
         losses=tuple(row.get("val_losses", {}).items()),
         tests=tuple((column_name(one), figure(one.value, one.unit)) for one in readings),
+        loads_in=row.get("loads_in", ""),
         reason=row.get("failed", ""),
     )
 
@@ -217,11 +228,3 @@ def _rows_so_far(finals: Sequence[FinalRecord], teacher: Mapping[str, Any]) -> t
         for one in finals
     ]
     return (first, *sorted(rows, key=lambda row: (row.loss is None, row.loss or 0.0))) if rows else ()
-
-
-def _loads_in(winner: Winner | None) -> tuple[tuple[str, str], ...]:
-    """What the winner loads in, as pairs (tool, how)."""
-    if winner is None:
-        return ()
-    how = "with its own class" if winner.stock else "with the modelling file that comes with it: trust_remote_code=True"
-    return (("transformers", how),)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from nas.study.records import LATENCY, FinalRecord, TrialRecord
 from nas.study.snapshot import SIZE_NAMES, SIZES, StudySnapshot, sizes_of
 
+LONGEST = 400  # characters of a reason
 STATES = {
     "COMPLETE": "complete",
     "PRUNED": "stopped early",
@@ -51,8 +52,9 @@ class Training:
 class Model:
     """An architecture with its sizes, its costs and its losses.
 
-    ``heads`` and ``mlp`` are means over layers. ``flops`` are those of a token in a training sequence, forward.
-    ``screen`` is the loss in the screening. ``roles`` are those of a final: "finalist", or the name of a baseline.
+    ``heads`` and ``mlp`` are means over layers. ``zeros`` is the share of the layers' weights that are 0, and ``bits``
+    are those of a weight. ``flops`` are those of a token in a training sequence, forward. ``screen`` is the loss in the
+    screening. ``roles`` are those of a final: "finalist", or the name of a baseline.
     """
 
     key: str
@@ -65,6 +67,8 @@ class Model:
     memory_bytes: int
     flops: int
     stock: bool
+    zeros: float
+    bits: int
     latency_ms: float | None = None
     screen: float | None = None
     trial: Training | None = None
@@ -112,6 +116,8 @@ def _model(
         memory_bytes=int(named["memory_bytes"]),
         flops=int(named["flops"]),
         stock=bool(named["stock"]),
+        zeros=named["zeros"],
+        bits=int(named["bits"]),
         latency_ms=latency,
         screen=found.screened.get(key),
         trial=_training(trial, trial.number, trial.origin) if trial else None,
@@ -129,7 +135,7 @@ def _training(record: TrialRecord | FinalRecord, number: int | None = None, orig
         loss=loss if record.val_loss is None else record.val_loss,
         tokens=tokens,
         seconds=record.ended - record.started if record.started and record.ended else None,
-        reason=record.reason or "",
+        reason=(record.reason or "")[:LONGEST],
         number=number,
         origin=origin,
     )

@@ -8,8 +8,11 @@ from typing import Any
 
 from nas.choosing.agreement import ENOUGH, Agreement
 from nas.report.html.models import Model, known_loss
+from nas.study.objectives import LOSS
 from search_spaces.architecture import Architecture
+from search_spaces.compression import BITS
 from search_spaces.shape import ModelShape
+from trials.export.loads_in import FORMATS, LLAMA_CPP, PROGRAMS, TRANSFORMERS, VLLM
 
 MOSTLY = 0.6  # tau from which four of five pairs are in the same order
 
@@ -67,11 +70,50 @@ def sizes_beside_teacher(own: Architecture, shape: ModelShape) -> tuple[Size, ..
         "heads": (heads, shape.heads),
         "MLP": (mlp, shape.mlp),
     }
-    return tuple(Size(name, f"{_figure(one)} of {whole:,}", one / whole) for name, (one, whole) in pairs.items())
+    sizes = [Size(name, f"{_figure(one)} of {whole:,}", one / whole) for name, (one, whole) in pairs.items()]
+    level, bits = own.compression.sparsity.level, BITS[own.compression.quantization.scheme]
+    if level:
+        sizes.append(Size("weights that are not 0", f"{1 - level:.0%}", 1 - level))
+    if bits < BITS["none"]:
+        sizes.append(Size("bits of a weight", f"{bits} of {BITS['none']}", bits / BITS["none"]))
+    return tuple(sizes)
 
 
 def _figure(value: float) -> str:
     return f"{value:,.0f}" if value == int(value) else f"{value:,.1f}"
+
+
+@dataclass(frozen=True)
+class Place:
+    """A program that may load the winner, or a number format for it: whether it ``works``, and ``how``, or why not."""
+
+    name: str
+    works: bool
+    how: str
+
+
+def places_of(result: Mapping[str, Any]) -> tuple[tuple[Place, ...], tuple[Place, ...]]:
+    """The programs that load the winner in the ``result`` document, and the formats that it can be quantised to."""
+    best = result["best"]
+    found = best["loads_in"]
+    own = f"with its own class, {found['saved_as']}" if best["stock"] else "with the modelling file that comes with it"
+    how = {
+        TRANSFORMERS: own,
+        VLLM: f"as {found['saved_as']}",
+        LLAMA_CPP: f"as {found['route']}: python -m nas.export {best['path']} --format gguf",
+    }
+    programs = []
+    for name in PROGRAMS.values():
+        works = name in found["programs"] or name == TRANSFORMERS
+        programs.append(Place(name, works, how[name] if works else found["reasons"].get(name, "")))
+    formats = (
+        Place(one.title, key in found["formats"], _rule(one.inputs, one.outputs)) for key, one in FORMATS.items()
+    )
+    return tuple(programs), tuple(formats)
+
+
+def _rule(inputs: int, outputs: int) -> str:
+    return f"inputs by multiples of {inputs}" + (f", outputs of {outputs}" if outputs > 1 else "")
 
 
 def verdict(result: Mapping[str, Any], winner: Winner) -> str:
@@ -90,7 +132,7 @@ def verdict(result: Mapping[str, Any], winner: Winner) -> str:
     return f"{first}; the runner-up is not distinguishable from it: {versus['mean']:+.4f} nats a token ({interval})."
 
 
-def remarks(result: Mapping[str, Any], ended: int) -> list[str]:
+def remarks(result: Mapping[str, Any], ended: int, objectives: Sequence[str]) -> list[str]:
     """What a reader has to know beside the verdict. ``ended`` trials have ended by now."""
     teacher = result["teacher"]["val_loss"]
     found = [f"The teacher's loss is {teacher:.4f}. Losses are in nats per token of validation text: lower is better."]
@@ -100,6 +142,8 @@ def remarks(result: Mapping[str, Any], ended: int) -> list[str]:
             doubt = "" if versus["distinguishable"] else ", not distinguishable"
             what = f"{', '.join(row['roles'])}, {row['architecture']}: {versus['mean']:+.4f}{doubt}"
             found.append(f"A baseline has a smaller loss, but cannot win ({what}).")
+    if others := ", ".join(one for one in objectives if one != LOSS):
+        found.append(f'Of all candidates it has the smallest loss. "Size against loss" shows what less {others} costs.')
     then = sum(count for state, count in result["trials"].items() if state != "RUNNING")
     if ended > then:
         found.append(f"This result is of {then} trials; {ended - then} more have ended since.")
@@ -143,5 +187,5 @@ def trust(found: Sequence[Agreement]) -> str:
     interval = f"95 % interval {screen.low:+.2f} to {screen.high:+.2f}, {screen.pairs} architectures"
     if screen.low is None or screen.low <= 0:
         return f"The order of the screening says little about that after training: tau {screen.tau:+.2f} ({interval})."
-    much = "most" if screen.tau >= MOSTLY else "some"
+    much = "all" if screen.tau == 1 else "most" if screen.tau >= MOSTLY else "some"
     return f"Training kept {much} of the order of the screening: tau {screen.tau:+.2f} ({interval})."

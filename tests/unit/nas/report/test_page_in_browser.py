@@ -166,6 +166,18 @@ def test_the_colours_follow_the_button(shown: Chrome) -> None:
     assert ground() == before
 
 
+def test_it_is_printed_dark_on_light(shown: Chrome) -> None:
+    shown.execute_script("localStorage.clear()")  # the choice of another test
+    shown.refresh()
+    dark = [{"name": "prefers-color-scheme", "value": "dark"}]
+    for media, ground in (("screen", "rgb(20, 23, 27)"), ("print", "rgb(255, 255, 255)")):
+        shown.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": media, "features": dark})
+        body = shown.find_element(By.TAG_NAME, "body")
+        assert shown.execute_script("return getComputedStyle(arguments[0]).backgroundColor", body) == ground
+    assert not shown.find_element(By.ID, "theme").is_displayed()
+    shown.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "", "features": []})
+
+
 @pytest.mark.parametrize("width", [360, 768, 1600])
 def test_the_page_is_as_wide_as_its_window(browser: Chrome, page: Path, width: int) -> None:
     opened(browser, page, width)
