@@ -55,7 +55,6 @@ TEACHERS: dict[str, Made] = {
     "qwen2": rotary("qwen2", tie_word_embeddings=True),
     "qwen2-untied": rotary("qwen2"),
     "seed_oss": rotary("seed_oss", residual_dropout=0.0),
-    "seed_oss-biased": rotary("seed_oss", residual_dropout=0.0, attention_out_bias=True, mlp_bias=True),
     "qwen3": rotary("qwen3", tie_word_embeddings=True),
     "qwen3-untied": rotary("qwen3"),
     "qwen3-linear": rotary("qwen3", rope_parameters=LINEAR, tie_word_embeddings=True),
@@ -87,7 +86,6 @@ SERVED = [
     ("qwen2-untied", BY_LAYER, "deci"),
     ("seed_oss", DECOUPLED, "seed_oss"),
     ("seed_oss", BY_LAYER, "deci"),
-    ("seed_oss-biased", BY_LAYER, "deci"),
     ("qwen3", BY_LAYER, "openelm"),
     ("qwen3-linear", BY_LAYER, "openelm"),
 ]
