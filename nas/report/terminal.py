@@ -8,7 +8,7 @@ from functools import partial
 from rich.console import Console
 from rich.table import Table
 
-from nas.choosing.agreement import lines
+from nas.choosing.agreement import ENOUGH, lines
 from nas.choosing.comparison import Comparison
 from nas.choosing.outcome import Outcome
 from nas.display.console import show
@@ -82,9 +82,11 @@ def _final_tables(comparison: Comparison) -> Iterator[tuple[Table, Sequence[str]
 
 
 def _print_agreement(outcome: Outcome, console: Console) -> None:
-    reordered = reordering(outcome.screened, outcome.records, outcome.winner.record.architecture)
-    stopped = any(one.state == "PRUNED" for one in outcome.records)
-    found = [*reordered, *lines(outcome.agreements, stopped)]
+    found = reordering(outcome.screened, outcome.records, outcome.winner.record.architecture)
+    if any(one.has_interval for one in outcome.agreements):
+        found += lines(outcome.agreements, any(one.state == "PRUNED" for one in outcome.records))
+    elif outcome.agreements:
+        found.append(f"too few architectures were trained to the end to tell more; {ENOUGH} would do")
     if found:
         console.print("how well did early rankings agree with late ones?")
     for line in found:

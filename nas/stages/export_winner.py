@@ -12,6 +12,7 @@ from nas.planning.specs import trial_spec
 from nas.study.study import SearchStudy
 from search_spaces.errors import InputError
 from trials.export.export import ModelCard, export_student, verify_manifest
+from trials.export.loads_in import loads_in
 from trials.export.teacher_card import about_teacher
 from trials.preparation import Preparation
 from trials.teacher.teacher import load_tokenizer
@@ -65,4 +66,5 @@ def _card(plan: Plan, preparation: Preparation, chosen: Chosen) -> ModelCard:
         comparison=chosen.verdict,
         other_text=chosen.other_text,
         metadata=about_teacher(plan.settings.model, plan.target.folder),
+        loads_in=loads_in(shape, chosen.record.architecture),
     )
