@@ -38,7 +38,7 @@ def print_result(outcomes: Sequence[Outcome], console: Console, mlflow_lines: Se
     say = partial(console.print, soft_wrap=True)  # a path or a command must not be broken
     for place, line in enumerate(mlflow_lines):
         say(f"            {line}" if place else f"see it:     {line}")
-    say(f"report:     {outcomes[0].plan.folder / 'report'}")
+    say(f"report:     {outcomes[0].plan.folder / 'report' / 'report.html'}")
 
 
 def _print_outcome(outcome: Outcome, console: Console) -> None:
