@@ -18,8 +18,9 @@ from rich.console import Console
 
 from nas.display.console import console_for
 from nas.planning.errors import NothingFeasibleError
+from nas.planning.log_messages import log_messages
 from nas.planning.redact import redacted
-from nas.planning.settings import SearchSettings, command_line, parse_arguments
+from nas.planning.settings import SearchSettings, command_line, ignored_variables, parse_arguments
 from search_spaces.errors import UNCUT, InputError, named
 
 if TYPE_CHECKING:  # torch, Ray and transformers take seconds to import: only when the settings are right
@@ -36,6 +37,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     console = console_for(stderr="--json" in given)
     try:
         settings, dry_run, as_json = parse_arguments(given)
+        if ignored := ignored_variables():
+            console.print(f"ignored: {', '.join(ignored)} in the environment; no setting has this name", soft_wrap=True)
         if dry_run:
             return _dry_run(settings, console, as_json)
         return _search(settings, console, as_json, redacted(command_line(given)))
@@ -72,17 +75,18 @@ def _write_traceback(error: Exception) -> str:
 
 
 def _search(settings: SearchSettings, console: Console, as_json: bool, started_by: str) -> int:
-    from nas.display.plan_table import plan_table
+    from nas.display.plan_table import print_plan
     from nas.planning.plan import make_plan, resolve_target
 
-    target = resolve_target(settings)
+    with log_messages(lambda text: console.print(text, markup=False, soft_wrap=True)):  # a download takes minutes
+        target = resolve_target(settings)
 
     from nas.running.session import ray_session  # takes seconds to import: only when the settings are right
     from nas.running.workers import open_workers
 
     with ray_session(settings) as machine:
         plan = replace(make_plan(settings, target, machine), command=started_by)
-        console.print(plan_table(plan))
+        print_plan(plan, console)
         with open_workers(plan.resources) as workers:
             from nas.pipeline import run_search  # takes as long as the imports of the workers, which run meanwhile
 
@@ -121,16 +125,17 @@ def _print_result(outcomes: Sequence[Outcome], console: Console, mlflow: MlflowL
 
 def _dry_run(settings: SearchSettings, console: Console, as_json: bool) -> int:
     from nas.display.console import clock
-    from nas.display.plan_table import plan_table
+    from nas.display.plan_table import print_plan
     from nas.planning.forecast import estimated_seconds, plan_lines
     from nas.planning.machine import Machine
     from nas.planning.plan import make_plan, resolve_target
 
     plan = make_plan(settings, resolve_target(settings), Machine.local())
-    console.print(plan_table(plan))
+    print_plan(plan, console)
     seconds = estimated_seconds(plan)
-    tests = ", without the evaluation on test text" if plan.tests else ""
-    console.print(f"estimated time on this machine: {clock(seconds)}{tests}; nothing was started")
+    tests = " and the evaluation on test text" if plan.tests else ""
+    least = "with this machine to itself, without the preparation of the teacher"
+    console.print(f"estimated time: {clock(seconds)} {least}{tests}; nothing was started", soft_wrap=True)
     if as_json:
         print(
             json.dumps({"study": plan.study, "plan": plan_lines(plan), "estimated_seconds": round(seconds)}, indent=2)

@@ -21,7 +21,7 @@ class Requirement:
     - ``name`` is what the user typed, for messages.
     - The inputs and the outputs of every matrix in the layers are multiples of ``inputs`` and ``outputs``.
     - ``equal_layers``: all layers have the same sizes.
-    - ``width`` says how the width must fit the heads.
+    - ``width`` says how the width must fit the heads, where all layers have the same sizes.
     - ``unquantized``: its weights are plain numbers.
     """
 
@@ -38,8 +38,9 @@ class Requirement:
             return False
         if self.unquantized and architecture.compression.quantization.scheme != "none":
             return False
-        pairs = {(architecture.hidden, heads) for heads in architecture.heads}
-        return all(shape.has_width(self.width, *one) for one in pairs) and self._divides(shape, architecture)
+        if architecture.is_uniform and not shape.has_width(self.width, architecture.hidden, architecture.heads[0]):
+            return False
+        return self._divides(shape, architecture)
 
     def _divides(self, shape: ModelShape, architecture: Architecture) -> bool:
         if self.inputs == self.outputs == 1:
@@ -148,7 +149,9 @@ def _plain_axes(space: SearchSpace, requirements: Sequence[Requirement]) -> dict
 def _check_width(space: SearchSpace, one: Requirement) -> None:
     """Raise InputError when no width of the space fits any of its numbers of heads."""
     shape = space.shape
-    if any(shape.has_width(one.width, hidden, heads) for hidden in space.hidden for heads in space.heads):
+    if 1 in space.allocated or any(
+        shape.has_width(one.width, hidden, heads) for hidden in space.hidden for heads in space.heads
+    ):
         return
     unit = {"square": shape.head_dim, "divisible": 1}[one.width]
     options = [

@@ -25,6 +25,8 @@ class ModelShape:
     - ``head_norms`` is the number of vectors of head_dim that normalise queries and keys.
     - ``qkv_bias``, ``output_bias`` and ``mlp_bias`` say whether query/key/value, attention output and MLP have biases.
     - ``stock`` is what transformers' own class requires of a uniform shape (`Width`).
+    - ``windowed`` says whether a layer attends to its last tokens only.
+    - ``unserved`` names what llama.cpp does not compute of such a model, whatever its sizes; empty if nothing.
     """
 
     family: str
@@ -45,6 +47,8 @@ class ModelShape:
     output_bias: bool = True
     mlp_bias: bool = True
     stock: Width = "square"
+    windowed: bool = False
+    unserved: str = ""
 
     @property
     def kv_heads(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,11 @@ from nas.planning.plan import Plan, make_plan, resolve_target
 from nas.planning.settings import load_settings
 from nas.study.records import LATENCY, SCREEN_LOSS, FinalRecord
 from search_spaces.architecture import Architecture
+from search_spaces.shape import ModelShape
 from trials.preparation import Preparation
 
 ROLES = ((FINALIST,), (FINALIST,), (FINALIST, "width only"), ("nearest to depth only",), ("random",))
+MINI = ModelShape("gpt2", 8, 256, 8, 32, 1024, 4096, 256, tied=True)
 NOISE = np.random.default_rng(0).normal(0, 0.02, (len(ROLES), 64))
 
 
@@ -49,8 +52,11 @@ def made_comparison(parameters: int = 4_436_160, tokens: int = 65_536) -> Compar
     return compare(finals, windows, {"text": np.full(64, 2.5)}, 2 * parameters)
 
 
-def made_outcome(plan: Plan, parameters: int = 4_436_160, tokens: int = 65_536, trials: int = 8) -> Outcome:
-    """The result of ``plan`` with five finals and ``trials`` trials, some of them stopped early."""
+def made_outcome(
+    plan: Plan, shape: ModelShape = MINI, parameters: int = 4_436_160, tokens: int = 65_536, trials: int = 8
+) -> Outcome:
+    """The result of ``plan`` for a teacher of another ``shape``: five finals, and ``trials``, some stopped early."""
+    plan = replace(plan, target=replace(plan.target, shape=shape))
     comparison = made_comparison(parameters, tokens)
     keys = [one.architecture for one in comparison.finals]
     shapes = [
@@ -73,7 +79,7 @@ def made_outcome(plan: Plan, parameters: int = 4_436_160, tokens: int = 65_536, 
     )
     return Outcome(
         plan=plan,
-        preparation=Preparation(plan.target.shape, "f", 2.5, "a corpus", "t", "", False, 1.0),
+        preparation=Preparation(shape, "f", 2.5, "a corpus", "t", "", False, 1.0),
         records=records,
         winner=winner,
         winner_path=plan.folder / "best",

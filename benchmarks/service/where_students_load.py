@@ -23,12 +23,14 @@ LAYERS, HEADS, HEAD, MLP = 4, 8, 64, 1024
 
 def teacher_of(family: str, tied: bool) -> ModelShape:
     """A teacher of 4 layers and 8 heads of 64, with key/value heads that two heads share where the family has them."""
-    names = {"n_layer": LAYERS, "n_embd": HEADS * HEAD, "n_head": HEADS, "n_inner": MLP}
+    names: dict[str, int | None] = {"n_layer": LAYERS, "n_embd": HEADS * HEAD, "n_head": HEADS, "n_inner": MLP}
     if family != "gpt2":
         names = {"num_hidden_layers": LAYERS, "hidden_size": HEADS * HEAD, "num_attention_heads": HEADS}
         names |= {"intermediate_size": MLP}
     if family not in ("gpt2", "gpt_neox"):
         names |= {"num_key_value_heads": HEADS // 2, "head_dim": HEAD}
+    if family == "mistral":
+        names |= {"sliding_window": None}  # llama.cpp computes no windows
     return shape_of(AutoConfig.for_model(family, **names, tie_word_embeddings=tied))
 
 

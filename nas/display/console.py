@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 from rich.console import Console
+from rich.segment import Segments
 from rich.table import Table
 
 PIPED_WIDTH = 120
@@ -49,13 +50,29 @@ def fitted(table: Table, console: Console, optional: Sequence[str]) -> Table:
 
     Columns are named by their headings; the first of them goes first.
     """
-    unlimited = console.options.update(width=UNLIMITED)
     for heading in optional:
-        if console.measure(table, options=unlimited).maximum <= console.width:
+        if _width(table, console) <= console.width:
             break
         kept = [one for one in table.columns if one.header != heading]
         table.columns = [replace(one, _index=place) for place, one in enumerate(kept)]  # it pads by the numbers
     return table
+
+
+def show(table: Table, console: Console, optional: Sequence[str] = ()) -> bool:
+    """Print ``table`` as `fitted` to ``console``, and say whether all its columns are there.
+
+    What is still too wide is broken by the terminal, and not cut.
+    """
+    columns = len(table.columns)
+    drawn = fitted(table, console, optional)
+    wide = console.options.update(width=max(console.width, _width(drawn, console)))
+    console.print(Segments(console.render(drawn, wide)), crop=False, end="")
+    return len(drawn.columns) == columns
+
+
+def _width(table: Table, console: Console) -> int:
+    """The columns that ``table`` takes with all its cells whole, in characters; its title and caption do not count."""
+    return console.measure(table, options=console.options.update(width=UNLIMITED)).maximum
 
 
 def clock(seconds: float) -> str:

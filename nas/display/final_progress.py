@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
+from nas.choosing.selection import competes, final_ranking
 from nas.display.clock import Clock, left
 from nas.display.live_table import LiveTable, Shown, summary
 from nas.display.pace import Pace
@@ -47,8 +48,8 @@ class FinalProgress(LiveTable):
         return f"{so_far} final {record.architecture.key} ({', '.join(record.roles)}): {_what(record)}{lead}{rest}"
 
     def _best(self) -> FinalRecord | None:
-        known = [one for one in self.finals if one.val_loss is not None]
-        return min(known, key=lambda one: one.val_loss or 0.0, default=None)
+        """The final that wins if no other is better; a baseline cannot."""
+        return next((one for one in final_ranking(self.finals) if competes(one)), None)
 
     def _ended(self) -> int:
         return sum(one.state in ("COMPLETE", "FAIL") for one in self.finals)
@@ -61,11 +62,11 @@ class FinalProgress(LiveTable):
             style = "bold cyan" if one.state == "RUNNING" else "dim" if one.state == "WAITING" else ""
             cells = (one.architecture.key, ", ".join(one.roles), f"{_trained(one):,}", loss, STATES[one.state])
             rows.append((style, cells))
-        best = self._best()
-        lead = f"best {best.val_loss:.4f} {best.architecture.key}, " if best else ""
-        ended = f"{self._ended()} of {len(self.finals)} finals"
-        text = f"{ended}, {lead}{self.clock} so far, {left(self.seconds_left())}"
-        return rows, summary(self._ended(), len(self.finals), text)
+        best, seconds = self._best(), self.seconds_left()
+        rest = "" if seconds == 0 else f", {left(seconds)}"
+        text = f"{self._ended()} of {len(self.finals)} finals, {self.clock} so far{rest}"
+        shown = f"{best.val_loss:.4f} {best.architecture.key}" if best else ""
+        return rows, summary(self._ended(), len(self.finals), text, shown)
 
 
 def _trained(record: FinalRecord) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 BAR = 10  # characters
+FEWEST = 5  # characters of a word
 NUMBERS = ("trial", "tokens", "val loss")
 
 Row = tuple[str, Sequence[str]]
@@ -47,24 +48,29 @@ class LiveTable:
     def table(self) -> RenderableType:
         """`shown` as a table: words are cut where the screen is narrow, numbers never are."""
         rows, below = self.shown()
-        table = Table(box=None, pad_edge=False, header_style="bold")
-        for heading in self.headings:
-            number = heading in NUMBERS
-            width = max([len(heading), *(len(cells[self.headings.index(heading)]) for _, cells in rows)])
-            table.add_column(
-                heading,
-                justify="right" if number else "left",
-                no_wrap=True,
-                overflow="ellipsis",
-                min_width=width if number else None,
-            )
+        table = Table(box=None, pad_edge=False, header_style="bold", collapse_padding=True)
+        widths = self._widths([self.headings, *(cells for _, cells in rows)])
+        for heading, width in zip(self.headings, widths, strict=True):
+            justify: Literal["left", "right"] = "right" if heading in NUMBERS else "left"
+            table.add_column(heading, justify=justify, no_wrap=True, overflow="ellipsis", width=width)
         for style, cells in rows:
             table.add_row(*map(Text, cells), style=style)
         return Group(table, below)
 
+    def _widths(self, lines: Sequence[Sequence[str]]) -> list[int]:
+        """The width of each column. The widest words are cut until all columns fit, but not below `FEWEST`."""
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        words = [place for place, heading in enumerate(self.headings) if heading not in NUMBERS]
+        while sum(widths) + len(widths) - 1 > self.console.width:
+            widest = max(words, key=widths.__getitem__)
+            if widths[widest] <= FEWEST:
+                break
+            widths[widest] -= 1
+        return widths
 
-def summary(done: int, total: int, text: str) -> RenderableType:
-    """A bar, and ``text`` beside it."""
+
+def summary(done: int, total: int, text: str, best: str) -> RenderableType:
+    """A bar with ``text`` beside it, and the ``best`` so far below them. Both lines fit in 60 characters."""
     line = Table.grid(padding=(0, 2))
     line.add_row(ProgressBar(total=max(1, total), completed=done, width=BAR), Text(text))
-    return line
+    return Group(line, Text(f"best so far {best}")) if best else line

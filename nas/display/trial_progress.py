@@ -87,9 +87,9 @@ class TrialProgress(LiveTable):
             loss = f"{one.curve[-1][1]:.4f}" if one.curve else "-"
             style = "bold cyan" if one.state == "RUNNING" else "dim" if one.state == "PRUNED" else ""
             rows.append((style, (str(one.number), one.architecture.key, f"{_tokens_of(one):,}", loss, _state(one))))
-        best = f"best {self._best:.4f} {self._best_key}, " if self._best_key else ""
-        text = f"{self._ended} of {self.plan.trials} trials, {best}{self.clock} so far, {left(self.seconds_left())}"
-        return rows, summary(self._ended, self.plan.trials, text)
+        text = f"{self._ended} of {self.plan.trials} trials, {self.clock} so far, {left(self.seconds_left())}"
+        best = f"{self._best:.4f} {self._best_key}" if self._best_key else ""
+        return rows, summary(self._ended, self.plan.trials, text, best)
 
 
 def _tokens_of(record: TrialRecord) -> int:

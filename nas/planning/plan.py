@@ -17,7 +17,7 @@ from nas.planning.settings import SearchSettings
 from nas.study.objectives import LATENCY_MS, parse_objectives
 from search_spaces.allocation import NeuronValues
 from search_spaces.architecture import Architecture
-from search_spaces.budget import Budget, check_budgets, parse_budgets, unit_of
+from search_spaces.budget import BYTES, Budget, check_budgets, parse_budgets, unit_of
 from search_spaces.errors import InputError
 from search_spaces.files import check_space, compressions_in, load_space
 from search_spaces.requirements import narrowed
@@ -215,6 +215,10 @@ def resolve_target(settings: SearchSettings) -> Target:
     for axis, package in packages_for(compressions_in(settings.space)):
         check_installed(package, f"space {settings.space}: key {axis!r}")
     check_budgets(settings.budget)
+    if unit_of(settings.budget) == BYTES and settings.export_dtype == "float32":
+        raise InputError(
+            f"--export-dtype float32: --budget {settings.budget} counts two bytes for a number; leave it out"
+        )
     _check_output(settings.output)
     check_space(settings.space)
     folder = resolve_model(settings.model)

@@ -13,7 +13,7 @@ from nas.planning.plan import Plan
 from nas.report.plots import plot_pareto
 from nas.study.records import TrialRecord
 
-HEADINGS = ("budget", "winner", "parameters", "share", "val loss", "best stock", "val loss")
+HEADINGS = ("budget", "winner", "parameters", "share", "val loss", "best stock", "its val loss")
 LEFT = ("budget", "winner", "best stock")
 
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 
 from rich.console import Console
+from rich.table import Table
 
 from nas.choosing.agreement import lines
+from nas.choosing.comparison import Comparison
 from nas.choosing.outcome import Outcome
-from nas.display.console import fitted
+from nas.display.console import show
 from nas.report.final_report import comparison_table, on_test_table
 from nas.report.front_report import front_table
 from nas.report.generality_report import generality_table
@@ -23,49 +25,60 @@ from search_spaces.stored_size import stored_bytes
 LESS_NEEDED = {
     "final": ("share", "tokens", "loads in", "parameters"),
     "test": ("parameters",),
+    "budgets": ("its val loss", "best stock", "share", "parameters"),
     "trials": ("trial", "loads in", "ppl", "zero-shot", "time", "share", "tokens"),
 }
 
 
 def print_result(outcomes: Sequence[Outcome], console: Console, mlflow_lines: Sequence[str]) -> None:
     """Print the tables and the winner of every budget; ``mlflow_lines`` say how to open the runs in MLflow."""
-    for outcome in outcomes:
-        _print_outcome(outcome, console)
+    whole = [_print_outcome(outcome, console) for outcome in outcomes]
     if len(outcomes) > 1:
         console.print()
-        console.print(overview_table(outcomes))
+        whole.append(show(overview_table(outcomes), console, LESS_NEEDED["budgets"]))
         console.print()
     say = partial(console.print, soft_wrap=True)  # a path or a command must not be broken
     for place, line in enumerate(mlflow_lines):
         say(f"            {line}" if place else f"see it:     {line}")
-    say(f"report:     {outcomes[0].plan.folder / 'report' / 'report.html'}")
+    report = outcomes[0].plan.folder / "report"
+    say(f"report:     {report / 'report.html'}")
+    if not all(whole):
+        say(f"            {report / 'results.md'} has the columns that do not fit on this screen")
 
 
-def _print_outcome(outcome: Outcome, console: Console) -> None:
-    """The final table first: what it chose is the result. The trials that led to it follow."""
+def _print_outcome(outcome: Outcome, console: Console) -> bool:
+    """The final table first: what it chose is the result. The trials that led to it follow.
+
+    Returns whether all columns are there.
+    """
     rows = outcome.comparison.rows if outcome.comparison else ()
     roles = {row.architecture: row.roles[0] for row in rows} if rows else None
     title = f"study {outcome.plan.study}, budget {outcome.plan.target.budget.text}"
-    console.print()
-    if outcome.comparison:
-        console.print(fitted(comparison_table(outcome.comparison), console, LESS_NEEDED["final"]))
-        console.print()
-        if (tests := on_test_table(outcome.comparison)) is not None:
-            console.print(fitted(tests, console, LESS_NEEDED["test"]))
-            console.print()
-        if (general := generality_table(outcome.comparison)) is not None:
-            console.print(general)
-            console.print()
-    trials = terminal_table(outcome.records, outcome.teacher_parameters, title, roles)
-    console.print(fitted(trials, console, LESS_NEEDED["trials"]))
-    console.print()
+    tables = [*_final_tables(outcome.comparison)] if outcome.comparison else []
+    tables.append((terminal_table(outcome.records, outcome.teacher_parameters, title, roles), LESS_NEEDED["trials"]))
     if len(outcome.plan.objectives) > 1:
-        console.print(front_table(outcome.records, outcome.plan.objectives))
+        tables.append((front_table(outcome.records, outcome.plan.objectives), ()))
+    console.print()
+    whole = True
+    for table, optional in tables:
+        whole = show(table, console, optional) and whole
         console.print()
     _print_winner(outcome, console)
     console.print()
     _print_agreement(outcome, console)
     console.print()
+    return whole
+
+
+def _final_tables(comparison: Comparison) -> Iterator[tuple[Table, Sequence[str]]]:
+    """The tables of the final stage, and what a narrow terminal does without. Of many texts the last ones go first."""
+    yield comparison_table(comparison), LESS_NEEDED["final"]
+    if (tests := on_test_table(comparison)) is not None:
+        texts = [str(one.header) for one in tests.columns[4:]]
+        yield tests, (*LESS_NEEDED["test"], *reversed(texts))
+    if (general := generality_table(comparison)) is not None:
+        texts = [str(one.header) for one in general.columns[4:]]
+        yield general, tuple(reversed(texts))
 
 
 def _print_agreement(outcome: Outcome, console: Console) -> None:

@@ -15,7 +15,7 @@ from nas.choosing.selection import best_stock, last_reading, listing, perplexity
 from nas.study.records import STORED, TrialRecord, text_losses
 from trials.text.validation import OF_TEXT
 
-WIDTH = 140  # maximum width of the terminal table, in characters
+WIDTH = 150  # of the terminal table with all its columns, in characters
 MOST_ROWS = 40  # of the terminal table; files have all trials
 STATES = {"COMPLETE": "complete", "PRUNED": "stopped early", "FAIL": "failed", "RUNNING": "running"}
 
@@ -135,28 +135,28 @@ def _values(row: Row) -> dict[str, object]:
 
 @dataclass(frozen=True)
 class Column:
-    """A column of the terminal table, at most ``width`` characters wide. ``cell`` is the text of a row."""
+    """A column of the terminal table. ``cell`` is the text of a row, cut after ``width`` characters if it is given."""
 
     heading: str
     justify: Literal["left", "right"]
-    width: int
     cell: Callable[[Row], str]
+    width: int | None = None
 
 
 COLUMNS = (
-    Column("rank", "right", 4, lambda row: str(row.rank or "")),
-    Column("trial", "right", 5, lambda row: str(row.trial)),
-    Column("architecture", "left", 30, lambda row: row.architecture),
-    Column("parameters", "right", 13, lambda row: f"{row.parameters:,}"),
-    Column("share", "right", 6, lambda row: f"{row.share:.1%}"),
-    Column("MB", "right", 8, lambda row: "" if row.stored_bytes is None else f"{row.stored_bytes / 1e6:,.2f}"),
-    Column("zero-shot", "right", 9, lambda row: _number(row.zero_shot_loss, 3)),
-    Column("val loss", "right", 8, lambda row: _number(row.val_loss, 4)),
-    Column("ppl", "right", 7, lambda row: _number(row.perplexity, 2)),
-    Column("tokens", "right", 6, lambda row: compact(row.tokens)),
-    Column("time", "right", 8, lambda row: _clock(row.seconds)),
-    Column("loads in", "left", 29, lambda row: row.loads_in),
-    Column("result", "left", 13, lambda row: row.state),
+    Column("rank", "right", lambda row: str(row.rank or "")),
+    Column("trial", "right", lambda row: str(row.trial)),
+    Column("architecture", "left", lambda row: row.architecture, width=30),
+    Column("parameters", "right", lambda row: f"{row.parameters:,}"),
+    Column("share", "right", lambda row: f"{row.share:.1%}"),
+    Column("MB", "right", lambda row: "" if row.stored_bytes is None else f"{row.stored_bytes / 1e6:,.2f}"),
+    Column("zero-shot", "right", lambda row: _number(row.zero_shot_loss, 3)),
+    Column("val loss", "right", lambda row: _number(row.val_loss, 4)),
+    Column("ppl", "right", lambda row: _number(row.perplexity, 2)),
+    Column("tokens", "right", lambda row: compact(row.tokens)),
+    Column("time", "right", lambda row: _clock(row.seconds)),
+    Column("loads in", "left", lambda row: row.loads_in),
+    Column("result", "left", lambda row: row.state),
 )
 # Where nothing is done to weights: names are shorter then, and bytes are twice the parameters.
 PLAIN_COLUMNS = tuple(

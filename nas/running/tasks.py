@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from queue import SimpleQueue
 from threading import Thread
 from typing import Any, NamedTuple, TypeVar
@@ -14,6 +12,7 @@ import numpy as np
 import ray
 from numpy.typing import NDArray
 
+from nas.planning.log_messages import log_messages
 from nas.running.client import FINAL, LOSS, METRICS, TOKENS, WORKER
 from search_spaces.allocation import NeuronValues
 from trials.distill.checkpoint import Rung
@@ -67,7 +66,7 @@ def preparation_task(spec: PreparationSpec) -> Iterator[str | PreparedTeacher]:
 
     def do(emit: Callable[[str | PreparedTeacher], None]) -> None:
         given = spec.recipe, spec.cache, spec.device
-        with _logged(emit):
+        with log_messages(emit):
             if spec.tests:
                 check_tests(spec.recipe.model, spec.tests, spec.test_tokens)
             preparation, common = prepare(*given), shared(*given)
@@ -77,25 +76,6 @@ def preparation_task(spec: PreparationSpec) -> Iterator[str | PreparedTeacher]:
         emit(PreparedTeacher(preparation, common.scores, shares, windows, values))
 
     return generated(do)
-
-
-@contextmanager
-def _logged(on_message: Callable[[str], None]) -> Iterator[None]:
-    """Pass on every log message of `trials` during the block."""
-
-    class Handler(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            on_message(record.getMessage())
-
-    logger, handler = logging.getLogger("trials"), Handler()
-    level = logger.level
-    logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
-        logger.removeHandler(handler)
 
 
 def targets_task(given: tuple[PreparationSpec, int, int]) -> Iterator[None]:

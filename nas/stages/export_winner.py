@@ -10,9 +10,10 @@ from nas.choosing.outcome import Chosen
 from nas.planning.plan import Plan
 from nas.planning.specs import trial_spec
 from nas.study.study import SearchStudy
-from search_spaces.budget import BYTES
 from search_spaces.errors import InputError
 from trials.export.export import ModelCard, export_student, verify_manifest
+from trials.export.loads_in import loads_in
+from trials.export.teacher_card import about_teacher
 from trials.preparation import Preparation
 from trials.teacher.teacher import load_tokenizer
 from trials.trial import load_weights
@@ -25,17 +26,17 @@ def export_chosen(plan: Plan, preparation: Preparation, study: SearchStudy, chos
     weights are gone; the message names the folder and the way to get them back.
     """
     folder, label = plan.results / name, f"exported {name} {plan.part}".rstrip()
-    content = "; ".join([str(chosen.weights.relative_to(plan.folder)), chosen.verdict, chosen.other_text])
+    numbers = plan.settings.export_dtype
+    content = "; ".join([str(chosen.weights.relative_to(plan.folder)), chosen.verdict, chosen.other_text, numbers])
     if study.recall(label) == content and _is_undamaged(folder):
         return folder
     try:
         student = load_weights(trial_spec(plan, chosen.record.architecture), chosen.weights)
     except FileNotFoundError as error:
         raise InputError(f"{error}; restore the folder, or search again with a new --study") from error
-    dtype = torch.bfloat16 if plan.target.budget.unit == BYTES else None  # a budget in bytes counts bfloat16 numbers
     card = _card(plan, preparation, chosen)
     source = plan.target.folder
-    exported = export_student(student, load_tokenizer(source), folder, card, dtype, source)
+    exported = export_student(student, load_tokenizer(source), folder, card, getattr(torch, numbers), source)
     study.remember(label, content)
     return exported
 
@@ -64,4 +65,6 @@ def _card(plan: Plan, preparation: Preparation, chosen: Chosen) -> ModelCard:
         final_tokens=chosen.final_tokens,
         comparison=chosen.verdict,
         other_text=chosen.other_text,
+        metadata=about_teacher(plan.settings.model, plan.target.folder),
+        loads_in=loads_in(shape, chosen.record.architecture),
     )

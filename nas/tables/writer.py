@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.console import Console
 
 from nas.choosing.outcome import Outcome
-from nas.display.console import fitted
+from nas.display.console import show
 from nas.stages.events import Event, FilesWritten, Listener, SearchConcluded
 from nas.tables.layers import layers_table, plot_layers
 from nas.tables.pruned_gpt import pruned_gpt_table
@@ -62,7 +62,7 @@ def print_table(outcomes: Sequence[Outcome], console: Console) -> None:
         return
     table = MAKERS[name](outcomes)
     console.print()
-    console.print(fitted(terminal(table), console, [one.name for one in table.columns if not one.needed]))
+    show(terminal(table), console, [one.name for one in table.columns if not one.needed])
     for note in table.notes:
         console.print(note, style="dim", soft_wrap=not console.is_terminal)
     console.print()

@@ -437,6 +437,7 @@ def test_a_student_by_layer_says_its_sizes_in_the_way_of_transformers_too(model_
         assert layer.num_attention_heads == architecture.heads[place]
         assert (layer.n_inner if model_type == "gpt2" else layer.intermediate_size) == architecture.mlp[place]
         assert "gpt" in model_type or layer.num_key_value_heads == architecture.kv_heads[place]
+    assert PretrainedConfig.from_pretrained(tmp_path).is_heterogeneous  # AutoTokenizer reads it so
     again = AutoConfig.from_pretrained(tmp_path, trust_remote_code=True)
     assert not again.is_heterogeneous  # the folder's own code reads its own lists
     again.save_pretrained(tmp_path)

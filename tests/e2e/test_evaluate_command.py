@@ -127,6 +127,7 @@ def test_our_own_export_runs_when_it_may(
     [
         (["--tasks", "wikitext2"], "'wikitext2': unknown"),
         (["--tasks", "mine=nowhere.txt"], "no such file: nowhere.txt"),
+        (["--tasks", "quiz=nowhere.yaml"], "no such YAML file: nowhere.yaml"),
         (["--tasks", "mine={mine},mine={ptb}"], "each once"),
         (["--tasks", "efficiency={mine}"], "efficiency without =PATH"),
         (["--tasks", ","], "at least one task"),

@@ -22,7 +22,8 @@ from nas.search import main
 @pytest.fixture(scope="module")
 def small(tiny_teacher_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> list[object]:
     """The settings of a search that takes seconds."""
-    return small_settings(tiny_teacher_folder, tmp_path_factory.mktemp("text"))
+    exact = ["--export-dtype", "float32"]  # so that the export reads text as the trained student does
+    return [*small_settings(tiny_teacher_folder, tmp_path_factory.mktemp("text")), *exact]
 
 
 @pytest.fixture(scope="module")
@@ -250,6 +251,9 @@ def test_dry_run_starts_nothing(small: list[object], tmp_path: Path, capsys: pyt
         (["--budget", "60%", "--test", "ptb=nowhere.txt"], "no such file: nowhere.txt"),
         (["--budget", "60%", "--test", "ptb,ptb"], "'ptb' occurs twice"),
         (["--budget", "60%", "--test", "efficiency"], "not a text"),
+        (["--budget", "60%", "--test-tasks", "piqa:0"], "--test-tasks 'piqa:0': give a task of lm-evaluation-harness"),
+        (["--budget", "60%", "--loads-in", "ollama"], "--loads-in 'ollama': not known"),
+        (["--budget", "60%", "--quantises-to", "q4_k"], "--quantises-to q4_k: no value of hidden is left"),
         (["--budget", "60%", "--finalists", "0"], "--test: needs a final stage"),
     ],
 )

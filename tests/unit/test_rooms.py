@@ -27,8 +27,8 @@ ROOMS = {
         "compress",
         "distill",
         "evaluate",
-        "export",
         "export/gguf",
+        "export",
     ),
     "nas": (
         "study",

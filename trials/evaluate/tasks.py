@@ -6,6 +6,7 @@ imported where it is used: it takes seconds, and torch with it.
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import json
 import logging
@@ -31,6 +32,10 @@ if TYPE_CHECKING:
 
 PACKAGE = "lm_eval"
 NAME = re.compile(r"[\w.-]+")
+LISTED = re.compile(
+    rb"""^\s*(?:-\s*)?(?:["']?(?:task|group|tag)["']?\s*:\s*)?["']?([\w.-]+)["']?\s*(?:\#.*)?$""", re.MULTILINE
+)
+OTHER = (".py", ".pyc", ".md", ".json", ".jsonl", ".txt", ".csv")  # files beside YAML, some of which has no suffix
 YAML = (".yaml", ".yml")
 BATCHES = {"cpu": 8, "cuda": 64}  # requests in a forward pass; figures do not depend on it
 FOLDERS = ("data_files", "data_dir")  # arguments of a data set that are paths
@@ -53,8 +58,8 @@ class HarnessTask:
 def harness_task(argument: str, flag: str) -> HarnessTask:
     """The task of ``name``, ``name:200`` (its first 200 documents) or ``name=task.yaml``, an argument of ``flag``.
 
-    Raises InputError when the harness is not installed, for a wrong form and for a file that is not there. Whether the
-    harness knows the name is found out by `open_tasks`.
+    Raises InputError when the harness is not installed, for a wrong form, for a file that is not there, and for a name
+    that the harness does not know.
     """
     words, equals, path = argument.partition("=")
     name, colon, limit = words.partition(":")
@@ -67,7 +72,26 @@ def harness_task(argument: str, flag: str) -> HarnessTask:
     if file and not (file.suffix in YAML and os.path.isfile(file)):
         raise InputError(f"{flag} {name}: no such YAML file: {path}; give one that defines a task of the harness")
     check_installed(PACKAGE, f"{flag} {name}")
+    if file is None and name not in names_of_tasks():
+        close = get_close_matches(name, names_of_tasks(), 1)
+        also = f"; did you mean {close[0]}?" if close else "; `lm-eval ls tasks` lists them"
+        raise InputError(f"{flag} {name!r}: not a task of lm-evaluation-harness{also}")
     return HarnessTask(name, file.resolve() if file else None, int(limit) if limit else None)
+
+
+@lru_cache(maxsize=1)
+def names_of_tasks() -> frozenset[str]:
+    """The names of tasks, groups and tags in the harness' files, and some other words.
+
+    The harness' own index has no other words, but reads the files as YAML. That takes twenty times as long, and torch.
+    """
+    spec = importlib.util.find_spec(PACKAGE)
+    assert spec is not None, "`check_installed` comes first"
+    assert spec.origin is not None, "a package with code has a file"
+    files = (
+        one for one in (Path(spec.origin).parent / "tasks").rglob("*") if one.suffix not in OTHER and one.is_file()
+    )
+    return frozenset(name.decode() for file in files for name in LISTED.findall(file.read_bytes()))
 
 
 def parse_test_tasks(argument: str | None) -> tuple[HarnessTask, ...]:
@@ -223,15 +247,10 @@ def _out_of_reach(task: HarnessTask, error: Exception) -> str:
 
 
 def _not_a_task(task: HarnessTask, error: Exception) -> str:
+    reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
     if task.file:
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         return f"task {task.name}: {task.file} defines no task that lm-evaluation-harness can run ({reason})"
-    known = _manager().all_tasks
-    if task.name in known:
-        return f"task {task.name}: lm-evaluation-harness cannot load it ({type(error).__name__}: {str(error)[:200]})"
-    close = get_close_matches(task.name, known, 1)
-    also = f"; did you mean {close[0]}?" if close else ""
-    return f"task {task.name!r}: neither a text nor a task of lm-evaluation-harness{also}; see `lm-eval ls tasks`"
+    return f"task {task.name}: lm-evaluation-harness cannot load it ({reason})"
 
 
 @contextmanager

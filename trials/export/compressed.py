@@ -19,12 +19,15 @@ WEIGHTS = "model.safetensors"
 # The largest difference between logits, as a share of the largest logit. bitsandbytes multiplies in half precision, and
 # LLM.int8() also rounds the inputs. A file with wrong codes differs by about 1.
 TOLERANCES = {"none": 1e-5, "int8": 0.1, "int8wo": 0.1, "nf4": 0.1}
+# The same for numbers that were in float32 before.
+ROUNDING = {torch.bfloat16: 0.1, torch.float16: 0.02, torch.float32: 1e-5}
 
 
 def as_exported(student: PreTrainedModel, compression: Compression, dtype: torch.dtype | None) -> PreTrainedModel:
     """The model that the checkpoint of ``student`` holds: with rounded weights, and in the checkpoint's dtype.
 
-    A compressed student is in bfloat16, any other in ``dtype``; None keeps its own.
+    A compressed student is in bfloat16, any other in ``dtype``; None keeps its own. Without compression it is
+    ``student`` itself, changed.
     """
     if not compression:
         return student if dtype is None else in_dtype(student, dtype)

@@ -9,7 +9,6 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from safetensors.torch import load_file
@@ -17,9 +16,10 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from search_spaces.errors import InputError
-from trials.export.compressed import TOLERANCES, as_exported, write_compressed
+from trials.export.compressed import ROUNDING, TOLERANCES, as_exported, write_compressed
 from trials.export.errors import ExportError
-from trials.export.model_card import ModelCard
+from trials.export.gguf.writer import refusal
+from trials.export.model_card import FreshLoad, ModelCard
 from trials.export.tokenizer_files import write_tokenizer
 from trials.storage.durable import MANIFEST, damage, write_sealed
 from trials.teacher.teacher import PROBE
@@ -34,18 +34,6 @@ TOKENIZERS = ("AutoTokenizer", "PreTrainedTokenizerFast")  # the first that give
 log = logging.getLogger(__name__)
 
 
-class FreshLoad(NamedTuple):
-    """How a checkpoint loads elsewhere.
-
-    ``difference`` is the largest absolute difference between the logits of the student and of the checkpoint.
-    ``tokenizer`` is the class of transformers that loads the tokenizer. It is `AutoTokenizer`, unless that one chooses
-    its rules by the type of the model and so gives other tokens.
-    """
-
-    difference: float
-    tokenizer: str
-
-
 def export_student(
     student: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -58,7 +46,7 @@ def export_student(
 
     The weights are compressed as the card's architecture says: quantized ones are written as transformers reads them,
     sparse ones a second time in a packed file. ``student`` holds them before they are rounded. A compressed student is
-    written in bfloat16, any other in ``dtype``; None keeps its own.
+    written in bfloat16, any other in ``dtype``; None keeps its own. Logits may move by as much as `ROUNDING` says.
 
     The tokenizer's files are those of ``tokenizer_folder``, byte for byte (`trials.export.tokenizer_files`).
 
@@ -67,8 +55,8 @@ def export_student(
     an older export there, and removes what killed exports left beside it. ``student`` must be on the CPU and in eval
     mode. It generates with a cache from now on, whatever its teacher's configuration says.
 
-    Raises ExportError when the reloaded model differs from the student, and InputError when ``directory`` holds
-    anything other than an export.
+    Raises ExportError when the reloaded model differs from the student, or when rounding moves it too far. Raises
+    InputError when ``directory`` holds anything other than an export.
     """
     directory = directory.resolve()
     check_replaceable(directory)
@@ -80,7 +68,10 @@ def export_student(
             student.generation_config.pad_token_id = tokenizer.eos_token_id if pad is None else pad
 
     compression = card.architecture.compression
+    with torch.inference_mode():
+        before = student(probe_tokens(student)).logits
     shown = as_exported(student, compression, dtype)
+    rounding = 0.0 if compression else rounding_of(shown, before)
 
     def write(folder: Path) -> None:
         shown.save_pretrained(folder)
@@ -88,13 +79,32 @@ def export_student(
         write_tokenizer(tokenizer, tokenizer_folder, folder)
         loaded = check_fresh_load(folder, shown, tokenizer, TOLERANCES[compression.quantization.scheme])
         numbers = str(shown.dtype).removeprefix("torch.")
-        text = card.render(directory.name, _carried_module(folder), loaded.difference, numbers, loaded.tokenizer)
+        coded = compression.quantization.scheme != "none"
+        refused = "its weights are in codes of another program" if coded else refusal(shown, folder)
+        text = card.render(directory.name, _carried_module(folder), loaded, numbers, rounding, refused)
         (folder / "README.md").write_text(text, "utf-8")
         log.info("export %s: reloaded in a fresh process, logits differ by at most %.1e", directory, loaded.difference)
 
     directory.parent.mkdir(parents=True, exist_ok=True)
     write_sealed(directory, write)
     return directory
+
+
+@torch.inference_mode()
+def rounding_of(model: PreTrainedModel, before: Tensor) -> float:
+    """The largest difference between the logits of ``model`` for `probe_tokens` and those ``before`` it was rounded.
+
+    Raises ExportError when it is over `ROUNDING`.
+    """
+    difference = float((model(probe_tokens(model)).logits.float() - before.float()).abs().max())
+    allowed = ROUNDING[model.dtype] * max(1.0, float(before.abs().max()))
+    if not difference <= allowed:
+        name = str(model.dtype).removeprefix("torch.")
+        raise ExportError(
+            f"export in {name}: rounding moves logits by up to {difference:.3g}, the limit is {allowed:.3g}; "
+            "take another number format"
+        )
+    return difference
 
 
 def verify_manifest(directory: Path) -> None:

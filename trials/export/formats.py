@@ -14,7 +14,7 @@ from search_spaces.compression import Compression, Quantization
 from search_spaces.errors import InputError
 from trials.compress.matrices import layer_matrices
 from trials.export.compressed import TOLERANCES, as_exported, in_dtype, write_compressed
-from trials.export.export import ExportError, check_fresh_load, check_replaceable, probe_tokens
+from trials.export.export import check_fresh_load, check_replaceable, probe_tokens, rounding_of
 from trials.export.model_card import converted_card
 from trials.export.onnx_file import write_onnx
 from trials.export.tokenizer_files import write_tokenizer
@@ -22,8 +22,6 @@ from trials.storage.durable import write_sealed
 from trials.teacher.teacher import load_tokenizer
 
 NUMBERS = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-# The largest difference from the logits of the checkpoint before, as a share of the largest logit.
-ROUNDING = {"bf16": 0.1, "fp16": 0.02, "fp32": 1e-5}
 NF4_INPUTS, NF4_OUTPUTS = 64, 32  # what bitsandbytes multiplies on a CPU, where an export is checked
 
 
@@ -71,8 +69,8 @@ def _write_numbers(name: str) -> Callable[[PreTrainedModel, Path, Path, Tensor],
                 raise InputError(
                     f"{name}: {weight} holds {float(values.abs().max()):.3g}, which {name} cannot; take bf16"
                 )
-        difference = _write_checked(in_dtype(model, dtype), None, source, folder, before)
-        _check_rounding(name, difference, before)
+        difference = rounding_of(in_dtype(model, dtype), before)
+        _write_checked(model, Compression(), source, folder)
         return difference
 
     return write
@@ -82,34 +80,21 @@ def _write_coded(scheme: str) -> Callable[[PreTrainedModel, Path, Path, Tensor],
     def write(model: PreTrainedModel, source: Path, folder: Path, before: Tensor) -> float:
         if scheme == "nf4":
             _check_nf4(model)
-        return _write_checked(model, Compression(quantization=Quantization(scheme)), source, folder, before)
+        shown = _write_checked(model, Compression(quantization=Quantization(scheme)), source, folder)
+        return float((shown(probe_tokens(shown)).logits.float() - before).abs().max())
 
     return write
 
 
-def _write_checked(
-    model: PreTrainedModel, compression: Compression | None, source: Path, folder: Path, before: Tensor
-) -> float:
-    """Write ``model`` to ``folder`` and load it in a fresh process.
-
-    Returns the largest difference from the logits ``before``.
-    """
-    tokenizer, done = load_tokenizer(source), compression or Compression()
-    shown = as_exported(model, done, None)
+def _write_checked(model: PreTrainedModel, compression: Compression, source: Path, folder: Path) -> PreTrainedModel:
+    """Write ``model`` to ``folder`` and load it in a fresh process; returns the model that was written."""
+    tokenizer = load_tokenizer(source)
+    shown = as_exported(model, compression, None)
     shown.save_pretrained(folder)
-    write_compressed(model, done, folder)
+    write_compressed(model, compression, folder)
     write_tokenizer(tokenizer, source, folder)
-    check_fresh_load(folder, shown, tokenizer, TOLERANCES[done.quantization.scheme])
-    after = shown(probe_tokens(shown)).logits.float()
-    return float((after - before).abs().max())
-
-
-def _check_rounding(name: str, difference: float, before: Tensor) -> None:
-    allowed = ROUNDING[name] * max(1.0, float(before.abs().max()))
-    if not difference <= allowed:
-        raise ExportError(
-            f"{name}: logits differ by up to {difference:.3g} from those before, the limit is {allowed:.3g}"
-        )
+    check_fresh_load(folder, shown, tokenizer, TOLERANCES[compression.quantization.scheme])
+    return shown
 
 
 def _check_nf4(model: PreTrainedModel) -> None:

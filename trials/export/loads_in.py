@@ -19,18 +19,20 @@ TRANSFORMERS, VLLM, LLAMA_CPP = "transformers", "vLLM", "llama.cpp"
 PROGRAMS = {one.lower(): one for one in (TRANSFORMERS, VLLM, LLAMA_CPP)}
 SQUARE = ("gpt2", "gpt_neox")  # families whose heads are hidden / heads wide in every program that has no code of ours
 
-QUANTIZED = "its weights are quantised for bitsandbytes"
+QUANTIZED = "its weights are quantised already"
 
-# How llama.cpp calls the graphs that it has for a family: with equal layers, and with sizes by layer.
-UNIFORM_ROUTES = {
+# llama.cpp's name of the graph for each model type that students are saved with. deci and openelm have sizes by layer.
+ROUTES = {
     "gpt2": "gpt2",
     "gpt_neox": "gptneox",
     "llama": "llama",
     "mistral": "llama",
     "qwen2": "qwen2",
     "qwen3": "qwen3",
+    "seed_oss": "seed_oss",
+    **dict.fromkeys(("pruned_llama", "pruned_mistral", "pruned_qwen2", "pruned_seed_oss"), "deci"),
+    "pruned_qwen3": "openelm",
 }
-BY_LAYER_ROUTES = {"llama": "deci", "mistral": "deci", "qwen2": "deci", "qwen3": "openelm"}
 
 
 @dataclass(frozen=True)
@@ -115,44 +117,40 @@ def saved_as(shape: ModelShape, architecture: Architecture) -> str:
     """The model type that the student is saved with.
 
     Two types check, or derive, the width of a head where its value is in the configuration. Their students are saved
-    as the type that computes the same and does not: Llama as Mistral, Qwen2 as Seed-OSS.
+    as the type that computes the same and does not: Llama as Mistral, Qwen2 without windows as Seed-OSS.
     """
     if not shape.is_stock(architecture):
         return f"pruned_{shape.family}"
     hidden, heads = architecture.hidden, architecture.heads[0]
     if shape.family == "llama" and hidden % heads:
         return "mistral"
-    if shape.family == "qwen2" and not shape.has_width("square", hidden, heads):
+    if shape.family == "qwen2" and not shape.windowed and not shape.has_width("square", hidden, heads):
         return "seed_oss"
     return shape.family
 
 
 def llama_cpp_route(shape: ModelShape, architecture: Architecture) -> tuple[str, str]:
     """The name of llama.cpp's graph for the student, and an empty reason; or an empty name, and why there is none."""
-    family = shape.family
+    if shape.unserved:
+        return "", f"it does not compute {shape.unserved}"
     if architecture.compression.quantization.scheme != "none":
         return "", QUANTIZED
-    if not architecture.is_uniform:
-        if family not in BY_LAYER_ROUTES:
-            return "", f"llama.cpp has no {family} with sizes by layer"
-        if family == "qwen3" and not shape.tied:
-            return "", "llama.cpp has sizes by layer for a qwen3 with tied embeddings only"
-        return BY_LAYER_ROUTES[family], ""
-    if family in SQUARE and not shape.has_width("square", architecture.hidden, architecture.heads[0]):
-        return "", f"llama.cpp's {UNIFORM_ROUTES[family]} needs hidden == heads * {shape.head_dim}"
-    decoupled = saved_as(shape, architecture) == "seed_oss"
-    return "seed_oss" if decoupled else UNIFORM_ROUTES[family], ""
+    if not program_requirement(LLAMA_CPP, shape).allows(shape, architecture):
+        untied = " and an output projection of its own" if shape.family == "qwen3" else ""
+        rule = "heads that do not add up to its width" if architecture.is_uniform else f"sizes by layer{untied}"
+        return "", f"it has no {shape.family} with {rule}"
+    return ROUTES[saved_as(shape, architecture)], ""
 
 
 def program_requirement(program: str, shape: ModelShape) -> Requirement:
-    """What ``program``, a value of `PROGRAMS`, asks of a student of a teacher of ``shape``."""
+    """What ``program``, a value of `PROGRAMS`, asks of the sizes of a student of a teacher of ``shape``."""
     name = f"--loads-in {program}"
     if program == TRANSFORMERS:
         return Requirement(name, equal_layers=True, width=shape.stock)
-    square = shape.family in SQUARE
+    square = shape.family in SQUARE or (shape.family == "qwen2" and shape.windowed)
     if program == VLLM:
         return Requirement(name, equal_layers=True, width="square" if square else shape.stock, unquantized=True)
-    by_layer = shape.family in BY_LAYER_ROUTES and (shape.family != "qwen3" or shape.tied)
+    by_layer = f"pruned_{shape.family}" in ROUTES and (shape.family != "qwen3" or shape.tied)
     return Requirement(name, equal_layers=not by_layer, width="square" if square else "any", unquantized=True)
 
 
@@ -163,7 +161,12 @@ def format_requirement(key: str, name: str = "") -> Requirement:
 
 
 def requirements(shape: ModelShape, programs: Sequence[str], formats: Sequence[str]) -> list[Requirement]:
-    """What the values of `parse_programs` and of `parse_formats` ask of the students of a teacher of ``shape``."""
+    """What the values of `parse_programs` and of `parse_formats` ask of the students of a teacher of ``shape``.
+
+    Raises InputError when a program takes no student of such a teacher.
+    """
+    if LLAMA_CPP in programs and shape.unserved:
+        raise InputError(f"--loads-in llama.cpp: it does not compute {shape.unserved} of this teacher; leave it out")
     asked = [program_requirement(one, shape) for one in programs]
     return asked + [format_requirement(NAMES[one], one) for one in formats]
 

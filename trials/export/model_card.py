@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from math import exp
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
 
 from search_spaces.architecture import Architecture
+from trials.export.loads_in import LLAMA_CPP, LoadsIn, card_lines
 
 TEMPLATE = """---
-library_name: transformers
-pipeline_tag: text-generation
-tags: [pruned, distilled]
----
+{metadata}---
 
-# {name}
+# {title}
 
 A language model of {parameters:,} parameters ({share:.1%} of its teacher), cut from `{teacher}` by importance and
 retrained by knowledge distillation. Its architecture was found by a search with a budget of {budget}.
@@ -28,6 +31,8 @@ tokenizer = {tokenizer}.from_pretrained("./{name}"{tokenizer_trust})
 
 {loading}{warning}
 
+{commands}
+
 | | this model | teacher |
 |---|---|---|
 | parameters | {parameters:,} | {teacher_parameters:,} |
@@ -36,11 +41,21 @@ tokenizer = {tokenizer}.from_pretrained("./{name}"{tokenizer_trust})
 
 - Architecture: `{architecture}`
 - Distilled on {distilled}; text: {corpus}{compared}{general}
-- Number format of the weights: {dtype}{compressed}
+- Number format of the weights: {dtype}{compressed}{rounded}{where}
 - Made by `{command}`
 - Loaded again in a fresh process, without the project that made it; largest difference between logits: {difference:.1e}
 - `manifest.json` holds the size and the sha256 of every file. No test set was used to choose this model.
 """
+METADATA = {"library_name": "transformers", "pipeline_tag": "text-generation", "tags": ["pruned", "distilled"]}
+# How programs load it, by their names; lm-eval and PEFT load what transformers loads.
+COMMANDS = {
+    "vLLM": "vllm serve ./{name}",
+    "llama.cpp": (
+        "python -m nas.export ./{name} --format gguf  # by llm-nas; also --type q8_0, q4_0, ...\n"
+        "llama-server -m {name}-f16.gguf"
+    ),
+    "lm-eval": "lm_eval --model hf --model_args pretrained=./{name}{argument} --tasks hellaswag",
+}
 QUANTIZED = (
     "; the {matrices} matrices of the layers are {scheme} (bitsandbytes, which `from_pretrained` needs; they are "
     "multiplied in half precision)"
@@ -48,6 +63,10 @@ QUANTIZED = (
 SPARSE = (
     "\n- {level:.3g} % of the weights in the {matrices} matrices are 0. `packed.safetensors` holds them without the "
     "zeros; no server reads it, so `model.safetensors` holds the zeros too"
+)
+ROUNDED = (
+    "\n- The losses are those of the float32 weights that were trained; {dtype} moves logits by at most {rounding:.2g} "
+    "on a probe of random tokens"
 )
 STOCK = "It is of a class that transformers ships and needs no code of its own."
 HALF = "; `dtype=torch.bfloat16` in `from_pretrained` loads them in half of the memory"
@@ -61,6 +80,18 @@ OTHER_TOKENS = (
 )
 
 
+class FreshLoad(NamedTuple):
+    """How a checkpoint loads elsewhere.
+
+    ``difference`` is the largest absolute difference between the logits of the student and of the checkpoint.
+    ``tokenizer`` is the class of transformers that loads the tokenizer. It is `AutoTokenizer`, unless that one chooses
+    its rules by the type of the model and so gives other tokens.
+    """
+
+    difference: float
+    tokenizer: str
+
+
 @dataclass(frozen=True)
 class ModelCard:
     """The content of the model card of an exported student.
@@ -68,7 +99,8 @@ class ModelCard:
     ``teacher`` and ``corpus`` are names by which a reader can find them. ``budget`` and ``command`` are as the user
     gave them. Losses are mean nats per token on validation text. ``tokens`` is the number of tokens distilled in the
     trial, ``final_tokens`` those distilled after it. ``comparison`` compares the student with the next best.
-    ``other_text`` says what it loses on text that it was not calibrated on.
+    ``other_text`` says what it loses on text that it was not calibrated on. ``metadata`` is as in
+    `trials.export.teacher_card.about_teacher`. ``loads_in`` says which programs load a student of its sizes.
     """
 
     teacher: str
@@ -84,18 +116,32 @@ class ModelCard:
     final_tokens: int = 0
     comparison: str = ""
     other_text: str = ""
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    loads_in: LoadsIn | None = None
 
-    def render(self, name: str, module: str | None, difference: float, dtype: str, tokenizer: str) -> str:
+    def render(
+        self, name: str, module: str | None, loaded: FreshLoad, dtype: str, rounding: float, no_gguf: str | None = ""
+    ) -> str:
         """The text for a folder ``name`` with weights in ``dtype``.
 
-        ``module`` is the name of its modelling file, None for a stock class. ``difference`` and ``tokenizer`` are as in
-        `trials.export.export.FreshLoad`.
+        ``module`` is the name of its modelling file, None for a stock class. ``rounding`` is the largest difference
+        between the logits in float32 and in ``dtype``. ``no_gguf`` says why it cannot be written for llama.cpp; None if
+        it can.
         """
+        tokenizer = loaded.tokenizer
         trust = ", trust_remote_code=True" if module else ""
-        values = {key: value for key, value in vars(self).items() if key != "architecture"}
+        values = {
+            key: value for key, value in vars(self).items() if key not in ("architecture", "metadata", "loads_in")
+        }
+        quantized = self.architecture.compression.quantization.scheme != "none" and "base_model" in self.metadata
+        metadata = {**METADATA, **self.metadata, **({"base_model_relation": "quantized"} if quantized else {})}
         return TEMPLATE.format(
             **values,
+            metadata=yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True),
             name=name,
+            title=f"{Path(self.teacher).name}, pruned to {shape_in_words(self.architecture)}",
+            commands=self._commands(name, bool(module), no_gguf is None),
+            where="".join(f"\n{line}" for line in self._where(no_gguf)),
             architecture=json.dumps(self.architecture.to_dict()),
             share=self.parameters / self.teacher_parameters,
             perplexity=exp(self.val_loss),
@@ -108,10 +154,27 @@ class ModelCard:
             compared=f"\n- In the final comparison: {self.comparison}" if self.comparison else "",
             general=f"\n- Loss in {self.other_text}" if self.other_text else "",
             loading=CUSTOM.format(module=module) if module else STOCK,
-            difference=difference,
+            difference=loaded.difference,
             dtype=dtype + (HALF if dtype == "float32" else ""),
+            rounded=ROUNDED.format(dtype=dtype, rounding=rounding) if rounding else "",
             compressed=self._compressed(),
         )
+
+    def _commands(self, name: str, custom: bool, gguf: bool) -> str:
+        """The commands of the programs that load it, each under a heading."""
+        served = {"vLLM": bool(self.loads_in and self.loads_in.vllm), "llama.cpp": gguf}
+        programs = [one for one in COMMANDS if served.get(one, True)]
+        argument = ",trust_remote_code=True" if custom else ""
+        lines = [f"# {one}\n{COMMANDS[one].format(name=name, argument=argument)}" for one in programs]
+        return "```bash\n" + "\n".join(lines) + "\n```"
+
+    def _where(self, no_gguf: str | None) -> list[str]:
+        """Which programs load it and what its sizes fit, as lines of a list."""
+        if self.loads_in is None:
+            return []
+        refused = {**self.loads_in.reasons, **({LLAMA_CPP: no_gguf} if no_gguf and self.loads_in.route else {})}
+        route = "" if no_gguf else self.loads_in.route
+        return card_lines(replace(self.loads_in, route=route, reasons=refused))
 
     def _compressed(self) -> str:
         """What was done to the weights, for a reader who wants to load them."""
@@ -126,6 +189,19 @@ class ModelCard:
         return f" in its trial and {self.final_tokens:,} more as a finalist" if self.final_tokens else ""
 
 
+def shape_in_words(architecture: Architecture) -> str:
+    """``8 layers, width 224, 7 heads, MLP 512``; sizes that differ by layer as their smallest and largest."""
+    heads, mlp = (_range(sizes) for sizes in (architecture.heads, architecture.mlp))
+    kv = "" if architecture.kv_heads == architecture.heads else f" on {_range(architecture.kv_heads)} key/value heads"
+    layers = f"{architecture.depth} layer{'s' * (architecture.depth != 1)}"
+    return f"{layers}, width {architecture.hidden:,}, {heads} heads{kv}, MLP {mlp}"
+
+
+def _range(sizes: Sequence[int]) -> str:
+    least, most = min(sizes), max(sizes)
+    return f"{least:,}" if least == most else f"{least:,} to {most:,}"
+
+
 ONNX = """```python
 import onnxruntime
 from transformers import PreTrainedTokenizerFast
@@ -135,6 +211,7 @@ inputs = tokenizer("The", return_tensors="np")
 [logits] = session.run(None, {{name: inputs[name] for name in ("input_ids", "attention_mask")}})
 ```
 """
+ONNX_CHECKED = "- Loaded again in onnxruntime, which gave the same logits"
 NUMBER_FORMATS = {
     "bf16": "bfloat16",
     "fp16": "float16",
@@ -150,8 +227,15 @@ def converted_card(card: str, before: str, name: str, kind: str) -> str:
 
     The losses on it are those of the export before.
     """
-    text = card.replace(f"./{before}", f"./{name}")
+    text = card.replace(f"./{before}", f"./{name}").replace(f" {before}-f16.gguf", f" {name}-f16.gguf")
+    if kind in ("int8", "nf4"):
+        text = text.replace("base_model_relation: finetune\n", "base_model_relation: quantized\n", 1)
+        text = re.sub(r"```bash\n.*?```\n\n", "", text, count=1, flags=re.DOTALL)  # llama.cpp does not read the codes
+    if kind in ("int8", "nf4", "onnx"):
+        text = re.sub(r"^- (Loads in|Does not load in|Sizes fit|Sizes do not fit) .*\n", "", text, flags=re.MULTILINE)
     if kind == "onnx":
-        text = re.sub(r"```python\n.*?```\n", lambda _: ONNX.format(name=name), text, count=1, flags=re.DOTALL)
+        lines = ONNX.format(name=name)
+        text = re.sub(r"```python\n.*?(?=\n\| \|)", lambda _: lines, text, count=1, flags=re.DOTALL)
+        text = re.sub(r"^- Loaded again .*$", ONNX_CHECKED, text, count=1, flags=re.MULTILINE)
     numbers = f"- Number format of the weights: {NUMBER_FORMATS[kind]}; made from `{before}`, whose losses these are"
     return re.sub(r"^- Number format of the weights: .*$", lambda _: numbers, text, count=1, flags=re.MULTILINE)

@@ -45,7 +45,8 @@ class PrunedGPT2Config(GPT2Config):  # type: ignore[misc]
             str(place): {"n_head": heads, "head_dim": self.head_dim, "n_inner": mlp}
             for place, (heads, mlp) in enumerate(sizes)
         }
-        return {**super().to_dict(), "per_layer_config": layers}
+        depth = {"num_hidden_layers": self.n_layer}  # a class that knows no type, such as AutoTokenizer's, counts by it
+        return {**super().to_dict(), **depth, "per_layer_config": layers}
 
 
 class PrunedGPT2Attention(GPT2Attention):  # type: ignore[misc]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from search_spaces.errors import InputError
@@ -12,6 +13,9 @@ if TYPE_CHECKING:  # takes seconds to import, and the checks of a command line n
     from transformers import GPT2Config, GPTNeoXConfig, PretrainedConfig
 
 QKV_BIAS = {"qwen2"}  # model types that have these biases although their configuration does not say so
+BIASED = {"gpt_neox", "qwen2", "seed_oss"}  # model types of which llama.cpp has these biases
+TANH_GELU = ("gelu", "gelu_new", "gelu_fast", "gelu_pytorch_tanh")  # llama.cpp has one GELU
+SILU = ("silu", "swish")
 HEAD_NORMS = {"qwen3": 2}  # number of norms on a head's queries and keys
 LayerSettings = Mapping[str, Sequence[Any]]
 """Settings with one value for each layer of a student, by name, such as ``layer_types``. See `settings_of`."""
@@ -36,7 +40,43 @@ def shape_of(config: PretrainedConfig) -> ModelShape:
             f"model with per_layer_config for layers {', '.join(map(str, sizes))}: layers of different sizes cannot be "
             "pruned; take one whose layers are alike"
         )
-    return read(config)
+    shape = read(config)
+    windowed = "sliding_attention" in (getattr(config, "layer_types", None) or ())
+    return replace(shape, windowed=windowed, unserved=_unserved(config, shape))
+
+
+def _unserved(config: PretrainedConfig, shape: ModelShape) -> str:
+    """What llama.cpp does not compute of a model with ``config``; the writers of `trials.export.gguf` refuse it."""
+    gpt = config.model_type in ("gpt2", "gpt_neox")
+    activation = config.activation_function if config.model_type == "gpt2" else config.hidden_act
+    if activation not in (TANH_GELU if gpt else SILU):
+        return f"the activation {activation}"
+    if config.model_type == "gpt2":
+        return "" if config.scale_attn_weights else "attention that is not scaled"
+    if shape.qkv_bias != (config.model_type in BIASED) and config.model_type in ("gpt_neox", "qwen3"):
+        return f"attention_bias={config.attention_bias}"
+    if config.model_type == "seed_oss" and (shape.output_bias or shape.mlp_bias or not shape.qkv_bias):
+        return "other biases than those of queries, keys and values"
+    return _window(config) or _rotary(config, shape)
+
+
+def _window(config: PretrainedConfig) -> str:
+    """The sliding window of a model in words, if a text can be longer."""
+    kinds, window = getattr(config, "layer_types", None), getattr(config, "sliding_window", None)
+    windowed = config.model_type == "mistral" if kinds is None else "sliding_attention" in kinds
+    short = windowed and window is not None and window < config.max_position_embeddings
+    return f"sliding windows of {window:,} tokens" if short else ""
+
+
+def _rotary(config: PretrainedConfig, shape: ModelShape) -> str:
+    """The rotary positions of a model in words, if llama.cpp has none like them."""
+    parameters = config.rope_parameters
+    kind, share = parameters.get("rope_type", "default"), parameters.get("partial_rotary_factor", 1.0)
+    known = ("default", "linear", "llama3") if config.model_type in ("llama", "mistral") else ("default", "linear")
+    if kind not in known:
+        return f"rotary positions of type {kind}"
+    turned = int(shape.head_dim * share)
+    return f"positions in {turned} channels of a head, an odd number" if turned % 2 else ""
 
 
 def by_layer(config: PretrainedConfig) -> dict[str, list[Any]]:

@@ -17,6 +17,7 @@ from trials.families.base import Family, matrix_of
 from trials.prune.input_moments import input_moments
 from trials.prune.neuron_order import scaled_problem
 from trials.prune.refit import RIDGE
+from trials.storage.progress import counted
 
 
 def head_losses(model: PreTrainedModel, family: Family, windows: Tensor, head_dim: int) -> NDArray[np.float32]:
@@ -27,7 +28,8 @@ def head_losses(model: PreTrainedModel, family: Family, windows: Tensor, head_di
     outputs = [family.attention_output(layer) for layer in family.layers(model)]
     seconds = input_moments(model, family, windows, outputs)
     found = map(partial(eliminated_blocks, size=head_dim), seconds, map(matrix_of, outputs))
-    return np.stack([losses.cpu().numpy() for losses in found])
+    layers = counted(found, len(outputs), "heads are ranked, layers")
+    return np.stack([losses.cpu().numpy() for losses in layers])
 
 
 @torch.no_grad()

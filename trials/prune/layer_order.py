@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 from trials.families.base import Family
 from trials.losses.precision import autocast
 from trials.losses.window_losses import state_losses
+from trials.storage.progress import counted
 
 TOKENS = 2_048  # at most; docs/lab/layers.md
 
@@ -41,7 +42,7 @@ def removal_losses(model: PreTrainedModel, family: Family, windows: Tensor) -> N
     tokens = windows[: max(1, TOKENS // windows.shape[1])].to(model.device)
     with autocast(model.device.type):
         remover = _Remover(model, family, tokens)
-        while remover.kept:
+        for _ in counted(range(len(remover.kept)), len(remover.kept), "layers are ranked"):
             remover.remove_one()
     losses, last = np.empty(len(remover.gone), np.float32), np.float32(-np.inf)
     for layer, loss in remover.gone:

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from trials.families.base import Family, matrix_of
 from trials.prune.input_moments import input_moments
 from trials.prune.refit import RIDGE
+from trials.storage.progress import counted
 
 COMPACT = 8  # the matrices are shrunk to the remaining neurons at least this many times
 
@@ -26,7 +27,8 @@ def elimination_losses(model: PreTrainedModel, family: Family, windows: Tensor) 
     outputs = [family.mlp_output(layer) for layer in family.layers(model)]
     seconds = input_moments(model, family, windows, outputs)
     found = map(eliminated, seconds, map(matrix_of, outputs))
-    return np.stack([losses.cpu().numpy() for losses in found])
+    layers = counted(found, len(outputs), "neurons are ranked, layers")
+    return np.stack([losses.cpu().numpy() for losses in layers])
 
 
 @torch.no_grad()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable
 from functools import lru_cache
@@ -48,6 +49,7 @@ HUB_FILES = [
     "added_tokens.json",
     "chat_template.jinja",
     "additional_chat_templates/*",
+    "README.md",  # its licence and languages are named on the card of a student
     "*.py",  # a model's own code, which runs only with --trust-remote-code
 ]
 CONFIG_FILES = ["config.json", ADAPTER, "*.py"]  # what is checked before the weights are downloaded
@@ -65,6 +67,8 @@ UNUSABLE = (
     ImportError,
     StrictDataclassError,
 )
+
+log = logging.getLogger(__name__)
 
 
 def resolve_model(model: str, check: Callable[[Path], object] | None = None) -> Path:
@@ -198,6 +202,7 @@ def _download(model: str, check: Callable[[Path], object]) -> Path:
         check_config(folder, model)
         check_weights(folder, model, pruned=check is read_shape)
         check(folder)
+        log.info("downloading the weights of %s from the hub", model)
         return _checked(Path(snapshot_download(model, allow_patterns=HUB_FILES)), model, check)
     except GatedRepoError as error:
         raise InputError(f"model {model!r}: the hub asks for a login (`hf auth login`); or {WAYS_ON}") from error

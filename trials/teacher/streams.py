@@ -19,6 +19,7 @@ from trials.losses.precision import autocast, training_precision
 from trials.losses.window_losses import BATCH_TOKENS
 from trials.storage.activation_files import Stored, create, to_array, to_tensor
 from trials.storage.cache import Cache, digest
+from trials.storage.progress import counted
 from trials.teacher.second_moments import second_moments
 from trials.teacher.teacher import Teacher
 
@@ -109,7 +110,8 @@ def _write(folder: Path, teacher: Teacher, windows: Tensor, dtype: torch.dtype) 
     device, length = model.device.type, windows.shape[1]
     batch = max(1, BATCH_TOKENS[device] // length)
     try:
-        for start in range(0, len(windows), batch):
+        starts = range(0, len(windows), batch)
+        for start in counted(starts, windows.numel(), "the teacher's streams, tokens", batch * length):
             part = windows[start : start + batch]
             rows = slice(start * length, start * length + part.numel())
             with autocast(device):

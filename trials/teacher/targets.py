@@ -21,6 +21,7 @@ from trials.losses.precision import autocast, training_precision
 from trials.losses.window_losses import BATCH_TOKENS
 from trials.storage.activation_files import Stored, create, to_array, to_device, to_tensor
 from trials.storage.cache import Cache, digest
+from trials.storage.progress import counted
 from trials.teacher.teacher import Teacher
 from trials.text.corpus import Corpus, windows
 
@@ -238,7 +239,8 @@ def _final_states(teacher: Teacher, text: NDArray[np.integer]) -> Iterator[tuple
     log.info("computing the teacher's targets for %s tokens", f"{text.size:,}")
     online, device = Targets(teacher), teacher.model.device
     batch = max(1, BATCH_TOKENS[device.type] // text.shape[1])
-    for start in range(0, len(text), batch):
+    starts = range(0, len(text), batch)
+    for start in counted(starts, text.size, "the teacher's targets, tokens", batch * text.shape[1]):
         part = text[start : start + batch]
         with autocast(device.type):
             states = online.hidden(np.empty(0, np.int64), torch.from_numpy(part.astype(np.int64)).to(device))

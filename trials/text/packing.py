@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from search_spaces.errors import InputError
 from trials.storage.cache import digest
+from trials.storage.progress import Counter
 from trials.text.text_source import cut
 
 if TYPE_CHECKING:  # takes seconds to import, and the checks of a command line need none of it
@@ -76,7 +77,7 @@ def pack(
         )
     begin = begin_token(tokenizer)
     parts: list[npt.NDArray[np.int64]] = []
-    remaining = limit
+    remaining, progress = limit, Counter("tokens of text", limit)
     for pieces in _groups(documents):
         if remaining <= 0:
             break
@@ -85,6 +86,7 @@ def pack(
             last = [tokenizer.eos_token_id] if piece.last else []
             parts.append(np.asarray([*first, *ids, *last][:remaining], dtype=np.int64))
             remaining -= len(parts[-1])
+            progress.add(len(parts[-1]))
     tokens = np.concatenate([np.empty(0, dtype=np.int64), *parts])
     return tokens if begin is None or length is None else _with_begins(tokens, begin, length)[:limit]
 

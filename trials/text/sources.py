@@ -9,7 +9,7 @@ from pathlib import Path
 from search_spaces.errors import InputError
 from trials.text.hub_text import ALIASES, check_hub, from_hub, is_hub_name
 from trials.text.stdlib_text import stdlib_identity, training_documents, validation_documents
-from trials.text.text_source import SUFFIXES, TextSource, from_path, local_path, text_files
+from trials.text.text_source import SUFFIXES, TextSource, check_text, from_path, local_path
 
 
 def open_source(source: str, pins: Path | None = None) -> TextSource:
@@ -30,7 +30,7 @@ def open_source(source: str, pins: Path | None = None) -> TextSource:
 
 
 def check_sources(sources: Iterable[str]) -> None:
-    """Raise InputError when one of ``sources`` cannot be a text, before anything is read.
+    """Raise InputError when one of ``sources`` cannot be a text, as far as the beginning of its first file tells.
 
     The hub is asked for its datasets, until it does not answer within seconds. That is no error: the text may be on
     this machine.
@@ -38,7 +38,7 @@ def check_sources(sources: Iterable[str]) -> None:
     answers = True
     for source in sources:
         if is_path(source):
-            text_files(local_path(source))
+            check_text(local_path(source))
         elif is_hub_name(source):
             answers = answers and check_hub(source)
         elif source != "stdlib":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import json
 import os
@@ -21,6 +22,7 @@ CODE = (
 )  # fmt: skip
 BESIDE_CODE = (".md", ".rst", ".txt")  # read in a folder of code as well
 NOT_CODE = frozenset({"node_modules", "__pycache__", "site-packages"})  # folders that hold nobody's own code
+EASILY_READ = 2**24  # bytes; they take less than a second
 HELD_OUT = 0.05
 PARAGRAPHS_OF = 4096  # characters; consecutive paragraphs of a .txt are joined to documents of about this length
 LONGEST_PARAGRAPH = 100_000  # characters; a longer one, such as a corpus in one line, is cut
@@ -81,6 +83,26 @@ def text_files(path: Path) -> list[Path]:
     if path.suffix not in SUFFIXES:
         raise InputError(f"corpus {path}: unknown file type {path.suffix!r}; give a .txt or .jsonl file")
     return [path]
+
+
+def check_text(path: Path) -> None:
+    """Raise InputError when there is no text at ``path``, or when the beginning of its first file is no text.
+
+    A file of at most `EASILY_READ` bytes is read whole.
+    """
+    first = text_files(path)[0]
+    try:
+        with first.open("rb") as file:
+            block = file.read(EASILY_READ)
+            if file.read(1):
+                codecs.getincrementaldecoder("utf-8-sig")().decode(block)
+                return
+    except UnicodeDecodeError as error:
+        raise _no_utf8(first, error) from error
+    except OSError as error:
+        raise _unreadable(first, error) from error
+    for _ in read_documents(first):
+        pass
 
 
 def _are_code(files: Iterable[Path]) -> bool:
@@ -272,9 +294,17 @@ def read_text(path: Path) -> str:
     try:
         return path.read_bytes().decode("utf-8-sig")
     except OSError as error:
-        raise InputError(f"corpus {path}: cannot be read ({error.strerror}); give a file that can") from error
+        raise _unreadable(path, error) from error
     except UnicodeDecodeError as error:
-        raise InputError(f"corpus {path}: not UTF-8 at byte {error.start}; convert it with `iconv -t utf-8`") from error
+        raise _no_utf8(path, error) from error
+
+
+def _unreadable(path: Path, error: OSError) -> InputError:
+    return InputError(f"corpus {path}: cannot be read ({error.strerror}); give a file that can")
+
+
+def _no_utf8(path: Path, error: UnicodeDecodeError) -> InputError:
+    return InputError(f"corpus {path}: not UTF-8 at byte {error.start}; convert it with `iconv -t utf-8`")
 
 
 def _relative(root: Path, file: Path) -> bytes:

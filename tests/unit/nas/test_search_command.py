@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import re
 import tempfile
+import tomllib
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import NoReturn
 
@@ -64,3 +67,21 @@ def test_the_first_cause_of_an_error_is_named(
     monkeypatch.setattr(search, "_dry_run", fail)
     assert search.main(["--budget", "60%", "--dry-run"]) == 1
     assert capsys.readouterr().err.startswith("error: OSError: database is locked; details are in ")
+
+
+def test_the_console_script_is_the_command() -> None:
+    project = tomllib.loads((Path(__file__).parents[3] / "pyproject.toml").read_text("utf-8"))["project"]
+    assert EntryPoint("llm-nas", project["scripts"]["llm-nas"], "console_scripts").load() is search.main
+
+
+def test_a_dry_run_looks_at_the_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "text.txt").write_bytes(b"words \xff\xff")
+    flags = ["--budget", "60%", "--model", "mini", "--dry-run", "--json", "--corpus", str(tmp_path / "text.txt")]
+    assert search.main(flags) == 2
+    assert "not UTF-8 at byte 6" in capsys.readouterr().err
+    (tmp_path / "text.txt").write_text("words\n" * 99)
+    assert search.main(flags) == 0
+    captured = capsys.readouterr()
+    found = json.loads(captured.out)
+    assert found["estimated_seconds"] > 0
+    assert "nothing was started" in captured.err

@@ -279,7 +279,7 @@ def test_a_space_that_cannot_be_listed_is_refused_at_once(tmp_path: Path) -> Non
 
 
 def test_unknown_name_lists_the_presets() -> None:
-    with pytest.raises(InputError, match="default, depth, width, stock"):
+    with pytest.raises(InputError, match="default, fine, depth, width, stock"):
         load_space("nope", SMALL)
 
 

@@ -47,6 +47,16 @@ def layout_of(model: PreTrainedModel) -> Layout:
     return layout
 
 
+def refusal(model: PreTrainedModel, folder: Path) -> str | None:
+    """Why ``model`` with the tokenizer in ``folder`` cannot be a GGUF file; None if it can."""
+    try:
+        layout = layout_of(model)
+        write_tokenizer_fields(GGUFWriter(None, layout.name), folder, model.config.vocab_size)
+    except InputError as error:
+        return str(error)
+    return None
+
+
 def write_gguf(model: PreTrainedModel, folder: Path, path: Path, kind: str) -> GGUFFile:
     """Write ``model``, loaded from ``folder``, with the tokenizer of that folder to the file ``path`` in type ``kind``.
 

@@ -21,7 +21,7 @@ from search_spaces.files import load_space
 from search_spaces.shape import ModelShape
 
 SHAPE = ModelShape("gpt2", 8, 256, 8, 32, 1024, 4096, 256, tied=True)
-SPACE = load_space("default", SHAPE)
+SPACE = load_space("fine", SHAPE)
 BAND = tuple(SPACE.feasible(Budget(4_300_000, 4_600_000, "")))
 SEEDS = range(8)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -74,7 +75,7 @@ def test_live_table_shows_every_state(plan: Plan) -> None:
         progress.update(one)
     progress.stop()
     shown = text.getvalue()
-    for part in ("4.0000", "stopped early", "running", "2 of 4 trials", "best 4.0000"):
+    for part in ("4.0000", "stopped early", "running", "2 of 4 trials", "best so far 4.0000"):
         assert part in shown
 
 
@@ -125,3 +126,16 @@ def test_live_table_of_finals_shows_every_state(plan: Plan) -> None:
     shown = text.getvalue()
     for part in ("4.0000", "complete", "running", "waiting", "failed", "2 of 4 finals", "finalist, width only"):
         assert part in shown
+
+
+@pytest.mark.parametrize("width", range(60, 141, 8))
+def test_live_tables_cut_words_and_never_digits(plan: Plan, width: int) -> None:
+    roles = ("finalist", "nearest to width only", "best stock")
+    long = [FinalRecord(one, 42_000, False, 9_999_999_999, roles) for one in plan.target.feasible[:3]]
+    long = [replace(one, state="RUNNING", curve=((9_999_999_999, 12.3456),)) for one in long]
+    console = Console(file=io.StringIO(), width=width, color_system=None)
+    for table in (finals_on(console, plan, long).table(), trials_on(console, plan).table()):
+        console.print(table)
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    assert text.count("9,999,999,999") == text.count("12.3456") == len(long)
+    assert all(len(line.rstrip()) <= width for line in text.splitlines())

@@ -329,3 +329,9 @@ def test_layer_removal_brings_the_settings_of_its_study(tiny_teacher_folder: Pat
     assert other.slices == []
     assert other.study != plan.study
     assert load_settings({"space": "layer-removal"}, None, {}).model == "distilbert/distilgpt2"
+
+
+def test_a_budget_in_bytes_is_not_exported_in_four_bytes_a_number(tiny_teacher_folder: Path) -> None:
+    given = {"budget": "80%B", "model": str(tiny_teacher_folder), "corpus": "stdlib"}
+    with pytest.raises(InputError, match="--export-dtype float32: --budget 80%B counts two bytes for a number"):
+        resolve_target(load_settings({**given, "export_dtype": "float32"}, None, {}))

@@ -18,6 +18,7 @@ from trials.evaluate.tasks import (
     HarnessTask,
     evaluate_tasks,
     harness_task,
+    names_of_tasks,
     open_tasks,
     parse_test_tasks,
 )
@@ -133,15 +134,21 @@ def test_a_file_that_is_no_task_or_has_no_data_is_refused(tmp_path: Path, change
     assert "\n" not in str(caught.value)
 
 
-def test_data_out_of_reach_and_unknown_names_say_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_data_out_of_reach_and_names_of_nothing_say_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     class Manager:
-        all_tasks = ("piqa", "arc_easy")
-
         def load(self, names: list[str]) -> Any:
             raise ConnectionError("no hub") if names == ["piqa"] else KeyError(names[0])
 
     monkeypatch.setattr(harness, "_manager", Manager)
     with pytest.raises(InputError, match=r"task piqa: its data is out of reach \(no hub\); give access to the hub, or"):
         open_tasks((HarnessTask("piqa"),))
-    with pytest.raises(InputError, match=r"task 'arc_eazy': neither a text nor a task.*did you mean arc_easy"):
-        open_tasks((HarnessTask("arc_eazy"),))
+    with pytest.raises(InputError, match=r"task hellaswag: lm-evaluation-harness cannot load it .KeyError"):
+        open_tasks((HarnessTask("hellaswag"),))
+    with pytest.raises(InputError, match=r"--tasks 'arc_eazy': not a task .*; did you mean arc_easy\?"):
+        harness_task("arc_eazy", "--tasks")
+
+
+def test_names_are_found_in_the_files_of_the_harness() -> None:
+    wanted = {"hellaswag", "arc_easy", "piqa", "winogrande", "mmlu", "mmlu_abstract_algebra", "ai2_arc", "gsm8k"}
+    assert wanted <= names_of_tasks()
+    assert not {"x", "wikitext2", "mine"} & names_of_tasks()

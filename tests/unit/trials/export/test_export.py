@@ -7,19 +7,25 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import yaml
 from conftest import make_decoder
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, GPT2LMHeadModel, PreTrainedModel, PreTrainedTokenizerFast
 
 from search_spaces.architecture import Architecture
+from search_spaces.compression import Compression, Quantization
 from search_spaces.errors import InputError
 from trials.export import export, fresh_load
 from trials.export.export import ExportError, FreshLoad, ModelCard, check_fresh_load, export_student, verify_manifest
+from trials.export.loads_in import loads_in
 from trials.families.lookup import family_of
+from trials.families.shapes import shape_of
 from trials.prune.importance import compute_importance
 from trials.prune.prune import prune
 
@@ -156,6 +162,53 @@ def test_card_says_how_it_was_made_and_how_to_load_it(exported: tuple[PreTrained
     assert ("modeling_pruned_gpt2.py" in card) == custom
 
 
+def front_of(folder: Path) -> dict[str, Any]:
+    """The metadata of a card."""
+    found: dict[str, Any] = yaml.safe_load((folder / "README.md").read_text().split("---\n")[1])
+    return found
+
+
+def test_card_names_model_shape_and_the_programs_that_load_it(
+    exported: tuple[PreTrainedModel, Path], tiny_gpt2: GPT2LMHeadModel
+) -> None:
+    student, folder = exported
+    card = (folder / "README.md").read_text()
+    assert "\n# gpt2, pruned to 2 layers, width 40, 1 to 4 heads, MLP 10 to 96\n" in card
+    custom = type(student) is not GPT2LMHeadModel
+    assert ("# llama.cpp\npython -m nas.export ./best --format gguf" in card) is not custom
+    assert ("pretrained=./best,trust_remote_code=True --tasks" in card) is custom
+    assert "vllm" not in card
+    where = replace(CARD, loads_in=loads_in(shape_of(tiny_gpt2.config), STOCK))
+    said = {
+        why: where.render("best", None, FreshLoad(0.0, "AutoTokenizer"), "bfloat16", 0.1, why) for why in (None, "a b")
+    }
+    for one in said.values():
+        assert "# vLLM\nvllm serve ./best\n" in one
+        assert "\n- Loads in transformers (as `gpt2`), vLLM (as `gpt2`, by reading its code; not tried)" in one
+    assert "llama.cpp (as `gpt2`)\n" in said[None]
+    assert "Does not load in llama.cpp: a b\n" in said["a b"]
+    assert "--format gguf" not in said["a b"]
+    assert front_of(folder) == {
+        "library_name": "transformers",
+        "pipeline_tag": "text-generation",
+        "tags": ["pruned", "distilled"],
+    }
+
+
+def test_card_carries_what_is_known_of_the_teacher(
+    tiny_gpt2: GPT2LMHeadModel, tiny_tokenizer: PreTrainedTokenizerFast, tmp_path: Path, no_process: None
+) -> None:
+    known = {"base_model": "openai-community/gpt2", "base_model_relation": "finetune", "license": "mit"}
+    known |= {"language": ["en", "de"], "datasets": ["org/text"]}
+    card = replace(CARD, metadata=known)
+    folder = export_student(student_of(tiny_gpt2, STOCK), tiny_tokenizer, tmp_path / "best", card)
+    assert {name: value for name, value in front_of(folder).items() if name in known} == known
+    done = Compression(quantization=Quantization("int8"))
+    coded = replace(card, architecture=replace(STOCK, compression=done))
+    text = coded.render("best", None, FreshLoad(0.0, "AutoTokenizer"), "bfloat16", 0.0)
+    assert "base_model_relation: quantized\n" in text
+
+
 def test_any_flipped_byte_is_found_and_named(exported: tuple[PreTrainedModel, Path]) -> None:
     _, folder = exported
     for file in sorted(folder.iterdir()):
@@ -278,3 +331,32 @@ def test_nothing_but_an_export_is_replaced(
     with pytest.raises(InputError, match="choose another folder"):
         export_student(student, tiny_tokenizer, directory, CARD)
     assert thesis.read_text() == "dear"
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_a_student_is_written_in_another_number_format_with_positions_in_float32(
+    tiny_tokenizer: PreTrainedTokenizerFast, tmp_path: Path, in_process: None, dtype: torch.dtype
+) -> None:
+    """A model in bfloat16 with rotary frequencies in bfloat16 too is not the one that others load."""
+    student = student_of(make_decoder("qwen2"), Architecture.uniform(2, 40, 4, 64, 2))
+    before = {name: weight.clone() for name, weight in student.named_parameters()}
+    folder = export_student(student, tiny_tokenizer, tmp_path / "best", CARD, dtype)
+    found = load_file(folder / "model.safetensors")
+    assert all(torch.equal(found[name], weight.to(dtype)) for name, weight in before.items())
+    name = str(dtype).removeprefix("torch.")
+    assert json.loads((folder / "config.json").read_text())["dtype"] == name
+    card = (folder / "README.md").read_text()
+    assert (f"those of the float32 weights that were trained; {name} moves logits by at most 0.0" in card) == (
+        dtype is not torch.float32
+    )
+
+
+def test_weights_that_a_number_format_does_not_hold_are_not_written(
+    tiny_gpt2: GPT2LMHeadModel, tiny_tokenizer: PreTrainedTokenizerFast, tmp_path: Path, in_process: None
+) -> None:
+    student = student_of(tiny_gpt2, STOCK)
+    with torch.no_grad():
+        student.transformer.ln_f.weight[3] = 1e6
+    with pytest.raises(ExportError, match="export in float16: rounding moves logits by up to inf"):
+        export_student(student, tiny_tokenizer, tmp_path / "best", CARD, torch.float16)
+    assert not list(tmp_path.iterdir())

@@ -16,7 +16,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from search_spaces.architecture import Architecture
 from search_spaces.errors import InputError
-from trials.export import export, formats, fresh_load, onnx_file
+from trials.export import export, fresh_load, onnx_file
+from trials.export.compressed import ROUNDING
 from trials.export.errors import ExportError
 from trials.export.export import FreshLoad, ModelCard, export_student, verify_manifest
 from trials.export.formats import NUMBERS, write_format
@@ -65,18 +66,30 @@ def test_a_format_is_what_it_says(name: str, source: Path, tmp_path: Path, in_pr
     written = write_format(load_checkpoint(source), source, tmp_path / "other", name)
     verify_manifest(written.path)
     assert written.bytes == sum(file.stat().st_size for file in written.path.iterdir())
-    assert written.difference <= formats.ROUNDING.get(name, 0.5) * written.largest
+    assert written.difference <= ROUNDING.get(NUMBERS.get(name), 0.5) * written.largest
     kinds = {weight.dtype for weight in load_file(written.path / "model.safetensors").values()}
     coded = {"int8": torch.int8, "nf4": torch.uint8}
     assert (coded[name] in kinds) if name in coded else (kinds == {NUMBERS[name]})
     assert (written.path / "tokenizer.json").read_bytes() == (source / "tokenizer.json").read_bytes()
     card = (written.path / "README.md").read_text()
     assert 'from_pretrained("./other", trust_remote_code=True)' in card
+    assert ("--format gguf" in card) == ("llama-server -m other-f16.gguf" in card) == (name in NUMBERS)
     assert re.search(rf"^- Number format of the weights: {formats_words(name)}.*; made from `best`", card, re.MULTILINE)
 
 
 def formats_words(name: str) -> str:
     return {"fp16": "float16", "fp32": "float32", "bf16": "bfloat16"}.get(name, f"bfloat16; the matrices .* are {name}")
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "gpt_neox", "llama", "qwen3"])
+def test_students_by_layer_are_read_and_written_again(
+    kind: str, tmp_path: Path, tiny_tokenizer: PreTrainedTokenizerFast, in_process: None
+) -> None:
+    teacher = make_gpt2() if kind == "gpt2" else make_decoder(kind)
+    student_of(teacher, BY_LAYER["gpt" if "gpt" in kind else ""]).save_pretrained(tmp_path / "source")
+    tiny_tokenizer.save_pretrained(tmp_path / "source")
+    model = load_checkpoint(tmp_path / "source")
+    assert write_format(model, tmp_path / "source", tmp_path / "other", "fp32").difference == 0
 
 
 ONNX_CASES = [
@@ -107,6 +120,9 @@ def test_the_lines_of_the_card_run_the_onnx_file(source: Path, tmp_path: Path) -
         [sys.executable, "-I", "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True
     )
     assert re.fullmatch(r"\(1, \d, 320\)\n", done.stdout), done.stderr
+    card = (written.path / "README.md").read_text()
+    assert "modelling file" not in card
+    assert "Loaded again in onnxruntime" in card
 
 
 def test_wrong_logits_are_refused_and_nothing_is_written(
@@ -116,8 +132,8 @@ def test_wrong_logits_are_refused_and_nothing_is_written(
     monkeypatch.setattr(onnx_file, "TOLERANCE", -1.0)
     with pytest.raises(ExportError, match="onnx: logits of 1 x 1 tokens differ"):
         write_format(load_checkpoint(source), source, tmp_path / "other", "onnx")
-    monkeypatch.setattr(formats, "ROUNDING", {"bf16": 1e-7})
-    with pytest.raises(ExportError, match="bf16: logits differ by up to"):
+    monkeypatch.setattr(export, "ROUNDING", {torch.bfloat16: 1e-7})
+    with pytest.raises(ExportError, match="export in bfloat16: rounding moves logits by up to"):
         write_format(load_checkpoint(source), source, tmp_path / "other", "bf16")
     assert not list(tmp_path.iterdir())
 

@@ -13,6 +13,7 @@ from transformers import PretrainedConfig
 from search_spaces.architecture import Architecture
 from search_spaces.compression import Compression, Quantization
 from search_spaces.errors import InputError
+from trials.export.gguf.writer import layout_of
 from trials.export.loads_in import (
     FORMATS,
     LLAMA_CPP,
@@ -44,8 +45,6 @@ def full_heads(family: str, one: Architecture) -> Architecture:
 @pytest.mark.parametrize("family", SHAPES)
 @pytest.mark.parametrize("one", [UNIFORM, DECOUPLED, BY_LAYER], ids=["uniform", "decoupled", "by-layer"])
 def test_transformers_loads_what_is_built_of_its_own_class(family: str, one: Architecture) -> None:
-    if (family, one) == ("qwen2", DECOUPLED):
-        pytest.xfail("saved as qwen2 so far")
     config, one = config_of(family), full_heads(family, one)
     student, found = family_of(config).build(config, one), loads_in(shape_of(config), one)
     assert type(student).__module__.startswith("transformers.") == found.stock
@@ -58,7 +57,7 @@ def test_transformers_loads_what_is_built_of_its_own_class(family: str, one: Arc
         ("gpt2", {}, UNIFORM, "transformers, vLLM, llama.cpp", "gpt2"),
         ("gpt2", {}, DECOUPLED, "own code", ""),
         ("gpt2", {}, BY_LAYER, "own code", ""),
-        ("gpt_neox", {}, UNIFORM, "transformers, vLLM, llama.cpp", "gptneox"),
+        ("gpt_neox", {"rotary_pct": 0.5}, UNIFORM, "transformers, vLLM, llama.cpp", "gptneox"),
         ("gpt_neox", {}, BY_LAYER, "own code", ""),
         ("llama", {}, DECOUPLED, "transformers, vLLM, llama.cpp", "llama"),
         ("mistral", {}, BY_LAYER, "own code, llama.cpp", "deci"),
@@ -71,7 +70,7 @@ def test_transformers_loads_what_is_built_of_its_own_class(family: str, one: Arc
     ],
 )
 def test_where_students_load_is_what_was_tried(
-    family: str, changes: dict[str, bool], one: Architecture, programs: str, route: str
+    family: str, changes: dict[str, Any], one: Architecture, programs: str, route: str
 ) -> None:
     shape, one = shape_of(config_of(family, **changes)), full_heads(family, one)
     found = loads_in(shape, one if route != "qwen2" else replace(one, heads=(4, 4)))
@@ -81,8 +80,24 @@ def test_where_students_load_is_what_was_tried(
 
 @pytest.mark.parametrize("family", SHAPES)
 @pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("one", [UNIFORM, DECOUPLED, BY_LAYER], ids=["uniform", "decoupled", "by-layer"])
+def test_a_gguf_file_has_the_architecture_that_is_named_before(family: str, tied: bool, one: Architecture) -> None:
+    plain = {"rotary_pct": 0.5} if family == "gpt_neox" else {}
+    config, one = config_of(family, tie_word_embeddings=tied, **plain), full_heads(family, one)
+    route = loads_in(shape_of(config), one).route
+    student = family_of(config).build(config, one)
+    if route:
+        assert layout_of(student).name == route
+    else:
+        with pytest.raises(InputError, match=r"^GGUF: "):
+            layout_of(student)
+
+
+@pytest.mark.parametrize("family", SHAPES)
+@pytest.mark.parametrize("tied", [True, False])
 def test_a_requirement_allows_just_what_loads(family: str, tied: bool) -> None:
-    shape = shape_of(config_of(family, tie_word_embeddings=tied))
+    rotary = {"rotary_pct": 0.5} if family == "gpt_neox" else {}
+    shape = shape_of(config_of(family, tie_word_embeddings=tied, **rotary))
     quantized = replace(UNIFORM, compression=Compression(quantization=Quantization("int8")))
     for one in (full_heads(family, each) for each in (UNIFORM, DECOUPLED, BY_LAYER, quantized)):
         for program in PROGRAMS.values():
@@ -125,5 +140,5 @@ def test_the_card_says_where_it_loads_and_why_not() -> None:
     shape = shape_of(config_of("gpt2"))
     said = "\n".join(card_lines(loads_in(shape, full_heads("gpt2", BY_LAYER))))
     assert "with the modelling file in this folder" in said
-    assert "Does not load in llama.cpp: llama.cpp has no gpt2 with sizes by layer" in said
+    assert "Does not load in llama.cpp: it has no gpt2 with sizes by layer" in said
     assert "K-quants (inputs of matrices in multiples of 256)" in said

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sysconfig
 import tempfile
 import time
@@ -18,11 +19,11 @@ from transformers import PreTrainedTokenizerFast
 
 from search_spaces.errors import InputError
 from trials.storage.cache import Cache
-from trials.text import packing
+from trials.text import packing, text_source
 from trials.text.corpus import BatchOrder, Corpus, load_corpus, read_corpus, windows
 from trials.text.hub_text import articles
 from trials.text.packing import LONGEST_ENCODED, pack, tokenizer_identity
-from trials.text.sources import open_source
+from trials.text.sources import check_sources, open_source
 from trials.text.stdlib_text import source_files, topic_documents
 from trials.text.text_source import cut, from_path, read_documents, split_files
 from trials.text.validation import add_validation
@@ -421,3 +422,35 @@ def test_what_is_here_comes_before_the_hub(tmp_path: Path, monkeypatch: pytest.M
     (tmp_path / "org" / "name").mkdir(parents=True)
     rows(tmp_path / "org" / "name" / "a.jsonl", ["one", "two"])
     assert open_source("org/name").name == "a.jsonl"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.txt", b"words \xff\xfe", "not UTF-8 at byte 6"),
+        (
+            "a.jsonl",
+            b'{"text": "one"}\n{"body": "two"}\n',
+            'line 2: each line must be an object with a string under "text"',
+        ),
+        ("a.jsonl", b"[", "line 1: not JSON"),
+        ("a.txt", b"word " * 1000 + b"\xff", "not UTF-8 at byte 5000"),
+    ],
+)
+@pytest.mark.parametrize("folder", [False, True], ids=["file", "folder"])
+def test_text_that_is_none_is_refused_before_anything_starts(
+    name: str, content: bytes, message: str, folder: bool, tmp_path: Path
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputError, match=re.escape(message)):
+        check_sources([str(tmp_path if folder else tmp_path / name)])
+
+
+def test_of_a_large_file_the_beginning_is_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(text_source, "EASILY_READ", 3)
+    file = tmp_path / "a.txt"
+    file.write_bytes("aaä".encode() * 9 + b"\xff")  # the block ends within a character
+    check_sources([str(file)])
+    file.write_bytes(b"a\xff" + b"a" * 99)
+    with pytest.raises(InputError, match="not UTF-8 at byte 1"):
+        check_sources([str(file)])
