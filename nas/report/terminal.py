@@ -40,10 +40,9 @@ def print_result(outcomes: Sequence[Outcome], console: Console, mlflow_lines: Se
     say = partial(console.print, soft_wrap=True)  # a path or a command must not be broken
     for place, line in enumerate(mlflow_lines):
         say(f"            {line}" if place else f"see it:     {line}")
-    report = outcomes[0].plan.folder / "report"
-    say(f"report:     {report / 'report.html'}")
+    say(f"report:     {outcomes[0].plan.folder / 'report' / 'report.html'}")
     if not all(whole):
-        say(f"            {report / 'results.md'} has the columns that do not fit on this screen")
+        say("            results.md there has the columns that do not fit on this screen")
 
 
 def _print_outcome(outcome: Outcome, console: Console) -> bool:
