@@ -40,7 +40,7 @@ def print_result(outcomes: Sequence[Outcome], console: Console, mlflow_lines: Se
     say = partial(console.print, soft_wrap=True)  # a path or a command must not be broken
     for place, line in enumerate(mlflow_lines):
         say(f"            {line}" if place else f"see it:     {line}")
-    say(f"report:     {outcomes[0].plan.folder / 'report'}")
+    say(f"report:     {outcomes[0].plan.folder / 'report' / 'report.html'}")
     if not all(whole):
         say("            results.md there has the columns that do not fit on this screen")
 

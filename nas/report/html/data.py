@@ -160,7 +160,7 @@ def _part(
     budget = Budget(limits["minimum"], limits["maximum"], limits["text"], limits["unit"])
     own = [one for one in models if (one.stored_bytes if budget.unit == BYTES else one.parameters) in budget]
     records, finals = inside(budget, found.shape, found.records), inside(budget, found.shape, found.finals)
-    winner = winner_of(result, found.shape) if result else None
+    winner = winner_of(result, found.shape, found.attributes[IMPORTANCE]["layers"]) if result else None
     found_agreements = tuple(agreements(records, finals))
     ended = sum(one.state != "RUNNING" for one in records)
     programs, formats = places_of(result) if result else ((), ())
