@@ -4,7 +4,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-FIRST := --screened 24 --trials 4 --finalists 2 --tokens-per-trial 16384
+FIRST := --screened 24 --trials 4 --finalists 2 --tokens-per-trial 16384 --calibration-samples 128
 
 .PHONY: setup search test check
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -21,6 +21,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from nas.display.console import console_for
 from nas.display.readings_table import readings_table
+from nas.planning.parser import Parser
 from search_spaces.errors import InputError
 from trials.evaluate.reading import Reading
 from trials.evaluate.tasks import YAML, HarnessTask, evaluate_tasks, harness_task, open_tasks
@@ -88,7 +89,7 @@ class Document:
 
 def parse_arguments(arguments: Sequence[str]) -> Request:
     """The request. Raises InputError for every mistake that can be found without loading anything."""
-    parser = _Parser(
+    parser = Parser(
         prog="python -m nas.evaluate",
         description="Evaluate a causal language model: perplexities by the conventions of published tables, and costs.",
         epilog=EPILOG,
@@ -113,11 +114,6 @@ def parse_arguments(arguments: Sequence[str]) -> Request:
     tasks = _tasks(given.tasks)
     sizes = (given.length, given.stride, given.batch, given.dtype)
     return Request(given.model, tasks, *sizes, given.trust_remote_code, given.json)
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise InputError(f"{message}; see {self.prog} --help")
 
 
 def _tasks(argument: str) -> tuple[TextTask | HarnessTask | None, ...]:

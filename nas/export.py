@@ -8,11 +8,12 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
+from nas.planning.parser import Parser
 from search_spaces.errors import InputError
 from trials.export.errors import ExportError
 
@@ -40,11 +41,6 @@ class Request:
     output: Path
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise InputError(f"{message}; see {self.prog} --help")
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns its exit code."""
     try:
@@ -62,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def parse_arguments(arguments: Sequence[str]) -> Request:
     """The request. Raises InputError for every mistake that can be found without loading anything."""
-    parser = _Parser(
+    parser = Parser(
         prog="python -m nas.export",
         description="Write the winner of a search, or another checkpoint, in a format that people serve.",
         epilog=EPILOG,

@@ -20,7 +20,7 @@ from nas.display.console import console_for
 from nas.planning.errors import NothingFeasibleError
 from nas.planning.log_messages import log_messages
 from nas.planning.redact import redacted
-from nas.planning.settings import SearchSettings, command_line, parse_arguments
+from nas.planning.settings import SearchSettings, command_line, ignored_variables, parse_arguments
 from search_spaces.errors import UNCUT, InputError, named
 
 if TYPE_CHECKING:  # torch, Ray and transformers take seconds to import: only when the settings are right
@@ -37,6 +37,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     console = console_for(stderr="--json" in given)
     try:
         settings, dry_run, as_json = parse_arguments(given)
+        if ignored := ignored_variables():
+            console.print(f"ignored: {', '.join(ignored)} in the environment; no setting has this name", soft_wrap=True)
         if dry_run:
             return _dry_run(settings, console, as_json)
         return _search(settings, console, as_json, redacted(command_line(given)))

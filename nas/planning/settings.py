@@ -9,10 +9,11 @@ import re
 import shlex
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
-from typing import Annotated, Any, Literal, NoReturn
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ByteSize, ConfigDict, Field, ValidationError
 
+from nas.planning.parser import Parser, suggestion
 from search_spaces.budget import DEFAULT_TOLERANCE, UNITS
 from search_spaces.errors import InputError
 from search_spaces.files import PRESETS, read_yaml, study_settings
@@ -219,25 +220,9 @@ GROUPS = {
 }
 
 
-class _Parser(argparse.ArgumentParser):
-    """Raises InputError, one line with a suggestion, where argparse prints the usage and exits."""
-
-    def error(self, message: str) -> NoReturn:
-        unknown = message.removeprefix("unrecognized arguments: ")
-        if unknown != message:
-            flag = unknown.split()[0].partition("=")[0]
-            raise InputError(f"{flag}: unknown flag{_suggestion(flag, self._option_string_actions)}; see --help")
-        raise InputError(f"{message}; see --help")
-
-
-def _suggestion(name: str, known: Sequence[str] | Mapping[str, Any]) -> str:
-    close = get_close_matches(name, list(known), 1)
-    return f"; did you mean {close[0]}?" if close else ""
-
-
 def build_parser() -> argparse.ArgumentParser:
     """The command line: one flag for each setting, and --config, --dry-run, --json and --version."""
-    parser = _Parser(
+    parser = Parser(
         prog=PROGRAM,
         usage=f"{PROGRAM} --budget BUDGET [--model MODEL] [FLAG VALUE ...]",
         description="Find the best smaller architecture of a pretrained decoder under a parameter budget.",
@@ -336,6 +321,13 @@ def _from_environment(variables: Mapping[str, str]) -> dict[str, str]:
     return {name: value for variable, name in known.items() if (value := variables.get(variable))}
 
 
+def ignored_variables(environment: Mapping[str, str] | None = None) -> list[str]:
+    """The variables that begin like settings and are none, such as those of a network storage."""
+    variables = os.environ if environment is None else environment
+    known = {_variable(name) for name in SearchSettings.model_fields}
+    return sorted(one for one in variables if one.startswith(ENVIRONMENT_PREFIX) and one not in known)
+
+
 def command_line(arguments: Sequence[str], environment: Mapping[str, str] | None = None) -> str:
     """The command that starts, or continues, the search of ``arguments``; settings of the environment become flags."""
     given = {one.partition("=")[0] for one in arguments if one.startswith("--")}
@@ -357,7 +349,7 @@ def _describe(error: ValidationError, sources: dict[str, str]) -> str:
     if first["type"] == "missing":
         return f"{flag} is missing: give the size of the student, for example {flag} 260M or {flag} 70%"
     if first["type"] == "extra_forbidden":
-        close = _suggestion(name, SearchSettings.model_fields)
+        close = suggestion(name, SearchSettings.model_fields)
         return f"{source}unknown setting {name!r}{close}; known are {', '.join(SearchSettings.model_fields)}"
     if first["type"] == "string_pattern_mismatch":
         return f"{source}{flag} {first['input']!r}: give letters, digits, '_', '-' and '.', the first no '.' and no '-'"

@@ -7,8 +7,8 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
+from nas.planning.parser import Parser
 from nas.planning.redact import redacted
 from nas.report.html.data import page_of
 from nas.report.html.page import PAGE, REPORT, write
@@ -52,13 +52,8 @@ def _place(study: str, output: str, storage: str | None) -> tuple[Path, str]:
     return folder, storage or f"sqlite:///{folder.parent / 'studies.db'}"
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise InputError(f"{message}; see {self.prog} --help")
-
-
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = Parser(
         prog="python -m nas.report",
         description="Make the page of a search again, or one that sets two searches beside each other.",
         epilog=EPILOG,

@@ -12,7 +12,7 @@ from nas.planning.specs import trial_spec
 from nas.study.study import SearchStudy
 from search_spaces.errors import InputError
 from trials.export.export import ModelCard, export_student, verify_manifest
-from trials.export.loads_in import card_lines, loads_in
+from trials.export.loads_in import loads_in
 from trials.export.teacher_card import about_teacher
 from trials.preparation import Preparation
 from trials.teacher.teacher import load_tokenizer
@@ -51,7 +51,6 @@ def _is_undamaged(folder: Path) -> bool:
 
 def _card(plan: Plan, preparation: Preparation, chosen: Chosen) -> ModelCard:
     shape = plan.target.shape
-    found = loads_in(shape, chosen.record.architecture)
     return ModelCard(
         teacher=plan.settings.model,
         teacher_parameters=shape.parameters(shape.full),
@@ -67,6 +66,5 @@ def _card(plan: Plan, preparation: Preparation, chosen: Chosen) -> ModelCard:
         comparison=chosen.verdict,
         other_text=chosen.other_text,
         metadata=about_teacher(plan.settings.model, plan.target.folder),
-        loads_in=found.programs,
-        where=tuple(card_lines(found)),
+        loads_in=loads_in(shape, chosen.record.architecture),
     )

@@ -14,8 +14,9 @@ STUDY = "nas.study"  # the tag of all runs of a study
 BEST = "best"  # the alias of the winner among the versions of a registered model
 VIEW = "mlflow.sharedViewState."
 VIEW_KEY = "viewStateShareKey"
-METRICS = ("val_loss", "parameters", "tokens")
-TAGS = ("role", "stage", "state", "architecture")
+METRICS = {"val_loss": 100, "parameters": 100, "tokens": 80}  # columns of the list, with their widths in pixels
+TAGS = {"role": 120, "state": 100, "stage": 80, "architecture": 160}
+KINDS = {"metrics": METRICS, "tags": TAGS}
 
 
 def view_tag(study: str) -> tuple[str, str]:
@@ -23,9 +24,12 @@ def view_tag(study: str) -> tuple[str, str]:
 
     A sorted list has no folded rows, so every run is seen.
     """
-    columns = [*(f"metrics.`{name}`" for name in METRICS), *(f"tags.`{name}`" for name in TAGS)]
+    widths = {f"{kind}.`{name}`": width for kind, own in KINDS.items() for name, width in own.items()}
+    columns = list(widths)
     state: dict[str, Any] = {
         "selectedColumns": columns,
+        "columnOrder": columns,
+        "columnWidths": widths,
         "orderByKey": columns[0],
         "orderByAsc": True,
         "searchFilter": f"tags.`{STUDY}` = '{study}'",

@@ -15,6 +15,7 @@ from mlflow import MlflowClient
 from transformers import AutoModelForCausalLM
 
 from nas.evaluate import main as evaluate
+from nas.report.__main__ import main as make_page
 from nas.search import main
 
 
@@ -192,6 +193,15 @@ def test_every_trial_is_in_mlflow(first: tuple[Path, dict[str, Any], str]) -> No
     )
     assert {f"report/{name}" for name in report} <= files
     assert client.get_model_version_by_alias(result["study"], "best").run_id == parent.info.run_id
+
+
+def test_the_page_is_that_of_the_study_alone(first: tuple[Path, dict[str, Any], str], tmp_path: Path) -> None:
+    output, result, _ = first
+    written = (output / result["study"] / "report" / "report.html").read_text()
+    assert make_page([result["study"], "--output", str(output), "--to", str(tmp_path / "again.html")]) == 0
+    stamp = re.compile(r'written [\d-]+ [\d:]+ UTC|"written":[\d.]+')
+    assert stamp.sub("", (tmp_path / "again.html").read_text()) == stamp.sub("", written)
+    assert f"95 % interval {result['winner_vs_runner_up']['low']:+.4f}" in written
 
 
 def test_the_same_command_continues_the_study(small: list[object], first: tuple[Path, dict[str, Any], str]) -> None:

@@ -79,8 +79,9 @@ def export_student(
         write_tokenizer(tokenizer, tokenizer_folder, folder)
         loaded = check_fresh_load(folder, shown, tokenizer, TOLERANCES[compression.quantization.scheme])
         numbers = str(shown.dtype).removeprefix("torch.")
-        served = compression.quantization.scheme == "none" and not refusal(shown, folder)
-        text = card.render(directory.name, _carried_module(folder), loaded, numbers, rounding, served)
+        coded = compression.quantization.scheme != "none"
+        refused = "its weights are in codes of another program" if coded else refusal(shown, folder)
+        text = card.render(directory.name, _carried_module(folder), loaded, numbers, rounding, refused)
         (folder / "README.md").write_text(text, "utf-8")
         log.info("export %s: reloaded in a fresh process, logits differ by at most %.1e", directory, loaded.difference)
 

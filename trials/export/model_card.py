@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import exp
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from search_spaces.architecture import Architecture
+from trials.export.loads_in import LLAMA_CPP, LoadsIn, card_lines
 
 TEMPLATE = """---
 {metadata}---
@@ -39,8 +40,8 @@ tokenizer = {tokenizer}.from_pretrained("./{name}"{tokenizer_trust})
 | validation perplexity | {perplexity:.2f} | {teacher_perplexity:.2f} |
 
 - Architecture: `{architecture}`
-{where}- Distilled on {distilled}; text: {corpus}{compared}{general}
-- Number format of the weights: {dtype}{compressed}{rounded}
+- Distilled on {distilled}; text: {corpus}{compared}{general}
+- Number format of the weights: {dtype}{compressed}{rounded}{where}
 - Made by `{command}`
 - Loaded again in a fresh process, without the project that made it; largest difference between logits: {difference:.1e}
 - `manifest.json` holds the size and the sha256 of every file. No test set was used to choose this model.
@@ -99,8 +100,7 @@ class ModelCard:
     gave them. Losses are mean nats per token on validation text. ``tokens`` is the number of tokens distilled in the
     trial, ``final_tokens`` those distilled after it. ``comparison`` compares the student with the next best.
     ``other_text`` says what it loses on text that it was not calibrated on. ``metadata`` is as in
-    `trials.export.teacher_card.about_teacher`. ``loads_in`` names programs beside transformers that load it as it is,
-    and ``where`` has the lines that say so (`trials.export.loads_in.card_lines`).
+    `trials.export.teacher_card.about_teacher`. ``loads_in`` says which programs load a student of its sizes.
     """
 
     teacher: str
@@ -117,20 +117,22 @@ class ModelCard:
     comparison: str = ""
     other_text: str = ""
     metadata: Mapping[str, Any] = field(default_factory=dict)
-    loads_in: tuple[str, ...] = ()
-    where: tuple[str, ...] = ()
+    loads_in: LoadsIn | None = None
 
     def render(
-        self, name: str, module: str | None, loaded: FreshLoad, dtype: str, rounding: float, gguf: bool = False
+        self, name: str, module: str | None, loaded: FreshLoad, dtype: str, rounding: float, no_gguf: str | None = ""
     ) -> str:
         """The text for a folder ``name`` with weights in ``dtype``.
 
         ``module`` is the name of its modelling file, None for a stock class. ``rounding`` is the largest difference
-        between the logits in float32 and in ``dtype``. ``gguf`` says whether it can be written for llama.cpp.
+        between the logits in float32 and in ``dtype``. ``no_gguf`` says why it cannot be written for llama.cpp; None if
+        it can.
         """
         tokenizer = loaded.tokenizer
         trust = ", trust_remote_code=True" if module else ""
-        values = {key: value for key, value in vars(self).items() if key not in ("architecture", "metadata", "where")}
+        values = {
+            key: value for key, value in vars(self).items() if key not in ("architecture", "metadata", "loads_in")
+        }
         quantized = self.architecture.compression.quantization.scheme != "none" and "base_model" in self.metadata
         metadata = {**METADATA, **self.metadata, **({"base_model_relation": "quantized"} if quantized else {})}
         return TEMPLATE.format(
@@ -138,9 +140,9 @@ class ModelCard:
             metadata=yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True),
             name=name,
             title=f"{Path(self.teacher).name}, pruned to {shape_in_words(self.architecture)}",
-            commands=self._commands(name, bool(module), gguf),
+            commands=self._commands(name, bool(module), no_gguf is None),
+            where="".join(f"\n{line}" for line in self._where(no_gguf)),
             architecture=json.dumps(self.architecture.to_dict()),
-            where="".join(f"{line}\n" for line in self.where),
             share=self.parameters / self.teacher_parameters,
             perplexity=exp(self.val_loss),
             teacher_perplexity=exp(self.teacher_loss),
@@ -160,12 +162,19 @@ class ModelCard:
 
     def _commands(self, name: str, custom: bool, gguf: bool) -> str:
         """The commands of the programs that load it, each under a heading."""
-        programs = [
-            one for one in COMMANDS if one == "lm-eval" or one in self.loads_in or (one == "llama.cpp" and gguf)
-        ]
+        served = {"vLLM": bool(self.loads_in and self.loads_in.vllm), "llama.cpp": gguf}
+        programs = [one for one in COMMANDS if served.get(one, True)]
         argument = ",trust_remote_code=True" if custom else ""
         lines = [f"# {one}\n{COMMANDS[one].format(name=name, argument=argument)}" for one in programs]
         return "```bash\n" + "\n".join(lines) + "\n```"
+
+    def _where(self, no_gguf: str | None) -> list[str]:
+        """Which programs load it and what its sizes fit, as lines of a list."""
+        if self.loads_in is None:
+            return []
+        refused = {**self.loads_in.reasons, **({LLAMA_CPP: no_gguf} if no_gguf and self.loads_in.route else {})}
+        route = "" if no_gguf else self.loads_in.route
+        return card_lines(replace(self.loads_in, route=route, reasons=refused))
 
     def _compressed(self) -> str:
         """What was done to the weights, for a reader who wants to load them."""
@@ -202,7 +211,6 @@ inputs = tokenizer("The", return_tensors="np")
 [logits] = session.run(None, {{name: inputs[name] for name in ("input_ids", "attention_mask")}})
 ```
 """
-WHERE = r"^- (Loads in|Does not load in|Sizes) .*\n"
 ONNX_CHECKED = "- Loaded again in onnxruntime, which gave the same logits"
 NUMBER_FORMATS = {
     "bf16": "bfloat16",
@@ -220,11 +228,11 @@ def converted_card(card: str, before: str, name: str, kind: str) -> str:
     The losses on it are those of the export before.
     """
     text = card.replace(f"./{before}", f"./{name}").replace(f" {before}-f16.gguf", f" {name}-f16.gguf")
-    if kind in ("int8", "nf4", "onnx"):
-        text = re.sub(WHERE, "", text, flags=re.MULTILINE)  # what loads the export before
     if kind in ("int8", "nf4"):
         text = text.replace("base_model_relation: finetune\n", "base_model_relation: quantized\n", 1)
         text = re.sub(r"```bash\n.*?```\n\n", "", text, count=1, flags=re.DOTALL)  # llama.cpp does not read the codes
+    if kind in ("int8", "nf4", "onnx"):
+        text = re.sub(r"^- (Loads in|Does not load in|Sizes fit|Sizes do not fit) .*\n", "", text, flags=re.MULTILINE)
     if kind == "onnx":
         lines = ONNX.format(name=name)
         text = re.sub(r"```python\n.*?(?=\n\| \|)", lambda _: lines, text, count=1, flags=re.DOTALL)

@@ -18,7 +18,8 @@ from nas.study.snapshot import IMPORTANCE, PLAN, RESULT, TEACHER, StudySnapshot
 from search_spaces.budget import BYTES, Budget
 from trials.evaluate.reading import Reading
 
-MOST = 2_000  # architectures on a page, the best known: all of them would make it too large for a browser
+MOST = 1_200  # architectures on a page, the best known; more would make the file larger than 2 MB
+MOST_FAILURES = 60  # in the table of a study
 RUNNING, FINISHED, UNFINISHED = "running", "finished", "unfinished"
 
 
@@ -74,6 +75,7 @@ class Study:
     stages: tuple[Stage, ...]
     most: Mapping[str, float]
     failures: tuple[Failure, ...]
+    more_failures: int
     settings: tuple[tuple[str, str], ...]
     versions: Mapping[str, str]
 
@@ -102,9 +104,8 @@ class Page:
 def page_of(found: Sequence[StudySnapshot], running: bool = False) -> Page:
     """The page of the studies ``found``. ``running`` says that the search goes on; a snapshot cannot tell."""
     known = [(one, models_of(one)) for one in found]
-    parts = tuple(
-        _part(one, models, budget, len(found) > 1) for one, models in known for budget in _plan(one)["budgets"]
-    )
+    budgets = [(one, models, budget) for one, models in known for budget in _plan(one)["budgets"]]
+    parts = tuple(_part(*one, several=len(found) > 1, most=MOST // len(budgets)) for one in budgets)
     done = all(part.winner for part in parts)
     state = RUNNING if running else FINISHED if done else UNFINISHED
     title = " and ".join(one.name for one in found)
@@ -137,7 +138,7 @@ def _plan(found: StudySnapshot) -> Mapping[str, Any]:
 
 
 def _study(found: StudySnapshot, models: Sequence[Model]) -> Study:
-    plan, stages = _plan(found), stages_of(found, models)
+    plan, stages, failures = _plan(found), stages_of(found, models), failures_of(models, found)
     settings = {**plan["settings"], **{name: value for name, value in plan["recipe"].items() if value is not None}}
     return Study(
         name=found.name,
@@ -145,13 +146,16 @@ def _study(found: StudySnapshot, models: Sequence[Model]) -> Study:
         importance=found.attributes[IMPORTANCE],
         stages=stages,
         most=largest(stages),
-        failures=failures_of(models, found),
+        failures=failures[:MOST_FAILURES],
+        more_failures=max(0, len(failures) - MOST_FAILURES),
         settings=tuple(sorted((name.replace("_", " "), str(value)) for name, value in settings.items())),
         versions=plan["versions"],
     )
 
 
-def _part(found: StudySnapshot, models: Sequence[Model], limits: Mapping[str, Any], several: bool) -> Part:
+def _part(
+    found: StudySnapshot, models: Sequence[Model], limits: Mapping[str, Any], *, several: bool, most: int
+) -> Part:
     teacher, result = found.attributes[TEACHER], found.parts(RESULT).get(limits["part"])
     budget = Budget(limits["minimum"], limits["maximum"], limits["text"], limits["unit"])
     own = [one for one in models if (one.stored_bytes if budget.unit == BYTES else one.parameters) in budget]
@@ -171,8 +175,8 @@ def _part(found: StudySnapshot, models: Sequence[Model], limits: Mapping[str, An
         remarks=tuple(remarks(result, ended, _plan(found)["objectives"])) if result else (),
         winner=winner,
         rows=_final_rows(result) if result else _rows_so_far(finals, teacher),
-        models=tuple(own[:MOST]),
-        left_out=max(0, len(own) - MOST),
+        models=tuple(own[:most]),
+        left_out=max(0, len(own) - most),
         agreements=found_agreements,
         trust=trust(found_agreements),
         objectives=tuple(_plan(found)["objectives"]),

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from nas.study.records import LATENCY, FinalRecord, TrialRecord
 from nas.study.snapshot import SIZE_NAMES, SIZES, StudySnapshot, sizes_of
 
+LONGEST = 400  # characters of a reason
 STATES = {
     "COMPLETE": "complete",
     "PRUNED": "stopped early",
@@ -134,7 +135,7 @@ def _training(record: TrialRecord | FinalRecord, number: int | None = None, orig
         loss=loss if record.val_loss is None else record.val_loss,
         tokens=tokens,
         seconds=record.ended - record.started if record.started and record.ended else None,
-        reason=record.reason or "",
+        reason=(record.reason or "")[:LONGEST],
         number=number,
         origin=origin,
     )

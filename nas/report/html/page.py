@@ -6,11 +6,12 @@ import json
 import os
 import time
 from base64 import b64encode
+from functools import cache
 from hashlib import sha256
 from importlib.resources import files
 from pathlib import Path
 
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, StrictUndefined, Template
 from markupsafe import Markup
 
 from nas.report.html.data import Page
@@ -24,18 +25,22 @@ UNSAFE = str.maketrans({"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028"
 
 def render(page: Page) -> str:
     """The text of the page. Whatever comes from outside is escaped, and nothing but its own script can run."""
+    written = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(page.written))
+    return _template().render(page=page, written=written, data=Markup(as_script_data(page)))
+
+
+@cache
+def _template() -> Template:
+    """The template with its style sheet and its script. A running search fills it after every rung."""
     script = "".join(FOLDER.joinpath(name).read_text("utf-8") for name in SCRIPTS)
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {"count": _count, "compact": _compact, "clock": _clock, "loss": _loss}
-    template = environment.from_string(FOLDER.joinpath("template.html.j2").read_text("utf-8"))
-    return template.render(
-        page=page,
-        written=time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(page.written)),
-        style=Markup(FOLDER.joinpath("page.css").read_text("utf-8")),
-        script=Markup(script),
-        script_hash=b64encode(sha256(script.encode()).digest()).decode(),
-        data=Markup(as_script_data(page)),
-    )
+    environment.globals |= {
+        "style": Markup(FOLDER.joinpath("page.css").read_text("utf-8")),
+        "script": Markup(script),
+        "script_hash": b64encode(sha256(script.encode()).digest()).decode(),
+    }
+    return environment.from_string(FOLDER.joinpath("template.html.j2").read_text("utf-8"))
 
 
 def as_script_data(page: Page) -> str:

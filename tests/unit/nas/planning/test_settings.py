@@ -11,6 +11,7 @@ from nas.planning.settings import (
     SearchSettings,
     build_parser,
     command_line,
+    ignored_variables,
     load_settings,
     parse_arguments,
 )
@@ -87,7 +88,9 @@ def test_tokens_may_be_written_like_a_budget(text: str, tokens: int) -> None:
 
 
 def test_variables_of_others_are_no_settings() -> None:
-    assert load_settings({"budget": "1M"}, None, {"NAS_HOST": "10.0.0.1", "NASA": "x"}).trials == 8
+    environment = {"NAS_HOST": "10.0.0.1", "NASA": "x", "NAS_SEED": "3"}
+    assert load_settings({"budget": "1M"}, None, environment).trials == 8
+    assert ignored_variables(environment) == ["NAS_HOST"]
 
 
 def test_an_unknown_flag_is_one_line_with_a_suggestion() -> None:

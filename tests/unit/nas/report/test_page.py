@@ -15,7 +15,7 @@ import pytest
 from made_up_search import MadeUp
 
 from nas.report.__main__ import main
-from nas.report.html.data import FINISHED, RUNNING, UNFINISHED, Page, page_of
+from nas.report.html.data import FINISHED, MOST, RUNNING, UNFINISHED, Page, page_of
 from nas.report.html.listener import PageWriter
 from nas.report.html.page import PAGE, REPORT, render
 from nas.stages.events import Event, FilesWritten, SearchStopped
@@ -205,6 +205,16 @@ def test_the_page_needs_nothing_but_itself(search: MadeUp) -> None:
     assert "default-src 'none'" in text
     assert not re.search(r"url\((?!#)|@import|fetch\(|XMLHttpRequest", text)
     assert len(text) < 2_000_000
+
+
+def test_a_search_of_thousands_of_trials_has_a_page_of_less_than_two_megabytes(search: MadeUp) -> None:
+    page = finished(search)
+    (part,) = page.parts
+    tried = next(one for one in part.models if one.trial and one.final)
+    many = tuple(replace(tried, key=f"{number:0>64}") for number in range(MOST))
+    text = render(replace(page, parts=(replace(part, models=many, left_out=4_000),)))
+    assert len(text) < 2_000_000
+    assert "4,000 more are in the tables" in text
 
 
 def test_the_listener_writes_after_every_rung_and_announces_after_each_stage(search: MadeUp) -> None:

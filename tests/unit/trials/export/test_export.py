@@ -23,7 +23,9 @@ from search_spaces.compression import Compression, Quantization
 from search_spaces.errors import InputError
 from trials.export import export, fresh_load
 from trials.export.export import ExportError, FreshLoad, ModelCard, check_fresh_load, export_student, verify_manifest
+from trials.export.loads_in import loads_in
 from trials.families.lookup import family_of
+from trials.families.shapes import shape_of
 from trials.prune.importance import compute_importance
 from trials.prune.prune import prune
 
@@ -176,10 +178,16 @@ def test_card_names_model_shape_and_the_programs_that_load_it(
     assert ("# llama.cpp\npython -m nas.export ./best --format gguf" in card) is not custom
     assert ("pretrained=./best,trust_remote_code=True --tasks" in card) is custom
     assert "vllm" not in card
-    known = replace(CARD, loads_in=("vLLM",), where=("- Loads in vLLM", "- Sizes fit NF4"))
-    served = known.render("best", None, FreshLoad(0.0, "AutoTokenizer"), "bfloat16", 0.1)
-    assert "# vLLM\nvllm serve ./best\n" in served
-    assert "`\n- Loads in vLLM\n- Sizes fit NF4\n- Distilled on" in served
+    where = replace(CARD, loads_in=loads_in(shape_of(tiny_gpt2.config), STOCK))
+    said = {
+        why: where.render("best", None, FreshLoad(0.0, "AutoTokenizer"), "bfloat16", 0.1, why) for why in (None, "a b")
+    }
+    for one in said.values():
+        assert "# vLLM\nvllm serve ./best\n" in one
+        assert "\n- Loads in transformers (as `gpt2`), vLLM (as `gpt2`, by reading its code; not tried)" in one
+    assert "llama.cpp (as `gpt2`)\n" in said[None]
+    assert "Does not load in llama.cpp: a b\n" in said["a b"]
+    assert "--format gguf" not in said["a b"]
     assert front_of(folder) == {
         "library_name": "transformers",
         "pipeline_tag": "text-generation",
