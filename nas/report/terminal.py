@@ -40,7 +40,7 @@ def print_result(outcomes: Sequence[Outcome], console: Console, mlflow_lines: Se
     say = partial(console.print, soft_wrap=True)  # a path or a command must not be broken
     for place, line in enumerate(mlflow_lines):
         say(f"            {line}" if place else f"see it:     {line}")
-    say(f"report:     {outcomes[0].plan.folder / 'report'}")
+    say(f"report:     {outcomes[0].plan.folder / 'report' / 'report.html'}")
     if not all(whole):
         say("            results.md there has the columns that do not fit on this screen")
 
@@ -52,7 +52,8 @@ def _print_outcome(outcome: Outcome, console: Console) -> bool:
     """
     rows = outcome.comparison.rows if outcome.comparison else ()
     roles = {row.architecture: row.roles[0] for row in rows} if rows else None
-    title = f"study {outcome.plan.study}, budget {outcome.plan.target.budget.text}"
+    order = ", ranked before the finals" if rows else ""
+    title = f"trials of study {outcome.plan.study}, budget {outcome.plan.target.budget.text}{order}"
     tables = [*_final_tables(outcome.comparison)] if outcome.comparison else []
     tables.append((terminal_table(outcome.records, outcome.teacher_parameters, title, roles), LESS_NEEDED["trials"]))
     if len(outcome.plan.objectives) > 1:
@@ -94,7 +95,7 @@ def _print_agreement(outcome: Outcome, console: Console) -> None:
 
 def _print_winner(outcome: Outcome, console: Console) -> None:
     winner, say = outcome.winner, partial(console.print, soft_wrap=True)
-    say(f"[bold]best[/bold]        {winner.key}: {size_and_loss(outcome)}")
+    say(f"[bold]winner[/bold]      {winner.key}: {size_and_loss(outcome)}")
     say(f"            {sizes_beside_teacher(outcome)}")
     say(f"            {outcome.winner_path}")
     say(f"            loads in {winner.record.loads_in}")

@@ -71,14 +71,15 @@ function frame(holder, height, margin) {
   const width = Math.max(240, holder.clientWidth);
   const drawing = node("svg", { viewBox: `0 0 ${width} ${height}`, height, "aria-hidden": "false" });
   holder.append(drawing);
-  return { holder, drawing, width, height, left: margin.left, right: width - margin.right, top: margin.top, bottom: height - margin.bottom };
+  const { left, right, top, bottom } = margin;
+  return { drawing, width, left, right: width - right, top, bottom: height - bottom };
 }
 
 // The axis of losses above the teacher's, spaced by their logarithm, so that close ones can be told apart and far ones
 // are there. Where a loss is not above the teacher's, the axis has plain losses instead.
 function excessScale(losses, teacher, range) {
   const least = Math.min(...losses) - teacher, most = Math.max(...losses) - teacher;
-  if (!(least > 0)) return Object.assign(scale(padded(losses), range), { title: "validation loss, nats a token", marks: null });
+  if (!(least > 0)) return Object.assign(scale(padded(losses), range), { title: "validation loss, nats a token" });
   const [low, high] = [least / 1.08, Math.max(most, least * 1.5) * 1.08], inner = logScale([low, high], range);
   const place = (value) => inner(value - teacher);
   place.domain = [teacher + low, teacher + high];
@@ -89,10 +90,11 @@ function excessScale(losses, teacher, range) {
 
 // The values 1, 2 and 5 times a power of ten between two numbers, and more where these are too few.
 function steps(low, high) {
-  const found = [], factors = high / low > 12 ? [1, 2, 5] : high / low > 4 ? [1, 1.5, 2, 3, 5, 7] : [1, 1.2, 1.4, 1.6, 1.8, 2, 2.5, 3, 3.5, 4, 5, 6, 7, 8, 9];
+  const many = [1, 1.2, 1.4, 1.6, 1.8, 2, 2.5, 3, 3.5, 4, 5, 6, 7, 8, 9];
+  const factors = high / low > 12 ? [1, 2, 5] : high / low > 4 ? [1, 1.5, 2, 3, 5, 7] : many, found = [];
   for (let power = Math.floor(Math.log10(low)); 10 ** power <= high; power++)
-    for (const factor of factors) if (factor * 10 ** power >= low && factor * 10 ** power <= high) found.push(factor * 10 ** power);
-  return found;
+    found.push(...factors.map((factor) => factor * 10 ** power));
+  return found.filter((one) => one >= low && one <= high);
 }
 
 function line(at, x1, y1, x2, y2, name) {
@@ -130,17 +132,24 @@ function xAxis(area, x, name, values, show) {
 
 const path = (points) => points.map(([x, y], place) => `${place ? "L" : "M"}${x.toFixed(1)} ${y.toFixed(1)}`).join("");
 
+const dot = (x, y, r) => node("circle", { cx: x, cy: y, r, class: "dot" });
+const ring = (x, y, r) => node("circle", { cx: x, cy: y, r, class: "ring" });
+const square = (x, y, r) => node("rect", { x: x - r, y: y - r, width: 2 * r, height: 2 * r, class: "dot" });
+const triangle = (x, y, r) => node("path", { d: `M${x} ${y - r}L${x + r} ${y + r}L${x - r} ${y + r}Z`, class: "dot" });
+
 function diamond(x, y, size) {
   return node("path", { d: `M${x} ${y - size}L${x + size} ${y}L${x} ${y + size}L${x - size} ${y}Z`, class: "dot" });
 }
 
 function cross(x, y, size) {
-  return node("path", { d: `M${x - size} ${y - size}L${x + size} ${y + size}M${x - size} ${y + size}L${x + size} ${y - size}`, class: "cross" });
+  const [left, right, top, foot] = [x - size, x + size, y - size, y + size];
+  return node("path", { d: `M${left} ${top}L${right} ${foot}M${left} ${foot}L${right} ${top}`, class: "cross" });
 }
 
 // A group that stands for one architecture, or for another thing with words of its own.
 function mark(at, kind, words, key) {
-  const made = node("g", { class: `mark kind-${kind}`, role: "img", "aria-label": words.replace(/\n/g, ", "), tabindex: "-1" });
+  const label = words.replace(/\n/g, ", ");
+  const made = node("g", { class: `mark kind-${kind}`, role: "img", "aria-label": label, tabindex: "-1" });
   if (key) made.dataset.key = key;
   at.append(made);
   return made;

@@ -21,10 +21,15 @@ function pick(key) {
   if (picked === null) return;
   const part = PAGE.parts.find((one) => one.models.some((model) => model.key === picked));
   const model = part && part.models.find((one) => one.key === picked);
-  const words = model ? `${nameOf(model, part).replace(/\n/g, ", ")}, ${count(model.parameters)} parameters, loss ${lastLoss(model) === null ? "unknown" : loss(lastLoss(model))}` : picked;
-  const away = html("button", { type: "button" }, "let go"), row = [...document.querySelectorAll("tr.picked")][0];
+  const away = html("button", { type: "button" }, "let go"), row = document.querySelector("tr.picked");
   away.addEventListener("click", () => pick(picked));
+  const words = model ? described(model, part) : picked;
   note.replaceChildren(html("span", {}, words), ...(row ? [toRow(row)] : []), away);
+}
+
+function described(model, part) {
+  const last = lastLoss(model), known = last === null ? "no loss yet" : `loss ${loss(last)}`;
+  return `${nameOf(model, part).replace(/\n/g, ", ")}, ${count(model.parameters)} parameters, ${known}`;
 }
 
 function toRow(row) {
@@ -85,7 +90,8 @@ function wireTheme() {
   const root = document.documentElement, known = stored();
   if (known === "light" || known === "dark") root.dataset.theme = known;
   document.getElementById("theme").addEventListener("click", () => {
-    const dark = root.dataset.theme ? root.dataset.theme === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
+    const preferred = matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light";
+    const dark = (root.dataset.theme || preferred) === "dark";
     root.dataset.theme = dark ? "light" : "dark";
     stored(root.dataset.theme);
   });

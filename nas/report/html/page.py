@@ -19,7 +19,7 @@ from nas.report.html.data import Page
 PAGE = "report.html"
 REPORT = "report"  # the folder of the page, in the study's folder and in an artifact store
 FOLDER = files("nas.report.html")
-SCRIPTS = ("drawing.js", "charts.js", "page.js")
+SCRIPTS = ("drawing.js", "models.js", "curves.js", "sizes.js", "layers.js", "page.js")
 UNSAFE = str.maketrans({"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"})
 
 

@@ -28,7 +28,11 @@ class Size:
 
 @dataclass(frozen=True)
 class Winner:
-    """The winner of one budget. ``by_layer`` are its (heads, MLP neurons) in each layer if layers differ."""
+    """The winner of one budget.
+
+    ``by_layer`` are its (heads, MLP neurons) in each layer if layers differ. ``removed`` are the teacher's layers that
+    it does without.
+    """
 
     key: str
     parameters: int
@@ -40,10 +44,12 @@ class Winner:
     load: str
     sizes: tuple[Size, ...]
     by_layer: tuple[tuple[int, int], ...]
+    hidden: int
+    removed: tuple[int, ...]
 
 
-def winner_of(result: Mapping[str, Any], shape: ModelShape) -> Winner:
-    """The winner in the ``result`` document of a budget; ``shape`` is the teacher's."""
+def winner_of(result: Mapping[str, Any], shape: ModelShape, scores: Sequence[float]) -> Winner:
+    """The winner in the ``result`` document of a budget; ``shape`` and the ``scores`` of layers are the teacher's."""
     best = result["best"]
     own = Architecture.from_dict(best["architecture"])
     trust = "" if best["stock"] else ", trust_remote_code=True"
@@ -58,7 +64,17 @@ def winner_of(result: Mapping[str, Any], shape: ModelShape) -> Winner:
         load=f'AutoModelForCausalLM.from_pretrained("{best["path"]}"{trust})',
         sizes=sizes_beside_teacher(own, shape),
         by_layer=() if own.is_uniform else tuple(zip(own.heads, own.mlp, strict=True)),
+        hidden=own.hidden,
+        removed=_removed(own, scores),
     )
+
+
+def _removed(own: Architecture, scores: Sequence[float]) -> tuple[int, ...]:
+    """The layers that ``own`` does without: those that it does not name, or those with the lowest ``scores``."""
+    if own.kept_layers:
+        return tuple(layer for layer in range(len(scores)) if layer not in own.kept_layers)
+    order = sorted(range(len(scores)), key=lambda layer: (scores[layer], -layer))
+    return tuple(sorted(order[: len(scores) - own.depth]))
 
 
 def sizes_beside_teacher(own: Architecture, shape: ModelShape) -> tuple[Size, ...]:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import optuna
 import pytest
+import torch
 from made_up_search import MadeUp
 
 from nas.report.__main__ import main
@@ -20,6 +21,7 @@ from nas.report.html.listener import PageWriter
 from nas.report.html.page import PAGE, REPORT, render
 from nas.stages.events import Event, FilesWritten, SearchStopped
 from nas.study.snapshot import open_study, snapshot
+from trials.prune.prune import choose
 
 ATTACK = "</script><img src=x onerror=alert(1)><!--"
 
@@ -97,6 +99,14 @@ def test_the_verdict_is_that_of_the_result(search: MadeUp) -> None:
         assert own.difference == (
             (row.difference.mean, row.difference.low, row.difference.high) if row.difference else None
         )
+
+
+def test_the_layers_that_the_winner_lost_are_those_that_pruning_cuts(search: MadeUp) -> None:
+    (part,) = finished(search).parts
+    (outcome,) = search.conclude()
+    kept = choose(search.teacher.scores, outcome.winner.record.architecture, 1, torch.device("cpu")).layers.tolist()
+    assert part.winner is not None
+    assert sorted([*part.winner.removed, *kept]) == list(range(search.plan.target.shape.layers))
 
 
 def test_a_search_that_goes_on_says_how_far_it_is(search: MadeUp) -> None:

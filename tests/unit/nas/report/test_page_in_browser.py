@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.actions.action_builder import ActionBuilder
 from selenium.webdriver.common.by import By
 
-from nas.report.html.data import page_of
+from nas.report.html.data import Page, page_of
 from nas.report.html.page import write
 from nas.study.snapshot import open_study, snapshot
 
@@ -56,9 +57,7 @@ def search(tiny_teacher_folder: Path, tmp_path_factory: pytest.TempPathFactory) 
 
 @pytest.fixture(scope="module")
 def page(search: MadeUp) -> Path:
-    return write(
-        page_of([snapshot(open_study(search.plan.storage, search.plan.study))]), search.plan.folder / "page.html"
-    )
+    return write(read(search), search.plan.folder / "page.html")
 
 
 @pytest.fixture
@@ -86,6 +85,10 @@ def point_at(browser: Chrome, selector: str) -> None:
     actions = ActionBuilder(browser)
     actions.pointer_action.move_to_location(round(x), round(y))
     actions.perform()
+
+
+def read(made: MadeUp, running: bool = False) -> Page:
+    return page_of([snapshot(open_study(made.plan.storage, made.plan.study))], running)
 
 
 def click(browser: Chrome) -> None:
@@ -217,14 +220,36 @@ def test_a_search_at_any_point_is_drawn(
     made = MadeUp(tiny_teacher_folder, tmp_path, trials=9)
     for step in steps:
         getattr(made, step)(*([3] if step == "trials" else []))
-    found = page_of([snapshot(open_study(made.plan.storage, made.plan.study))], running=True)
-    opened(browser, write(found, tmp_path / "page.html"))
+    opened(browser, write(read(made, running=True), tmp_path / "page.html"))
     empty = [
         one.get_attribute("data-chart")
         for one in browser.find_elements(By.CSS_SELECTOR, "[data-chart]")
         if not one.find_elements(By.CSS_SELECTOR, ".mark, .missing")
     ]
     assert not empty
+    assert complaints(browser) == []
+
+
+def test_students_that_are_not_trained_are_drawn(browser: Chrome, tiny_teacher_folder: Path, tmp_path: Path) -> None:
+    made = MadeUp(tiny_teacher_folder, tmp_path, tokens_per_trial=0, finalists=0, sampler="exhaustive")
+    made.trials(6)
+    made.conclude()
+    opened(browser, write(read(made), tmp_path / "page.html"))
+    assert len(browser.find_elements(By.CSS_SELECTOR, "[data-chart=curves] .mark")) == 6
+    assert complaints(browser) == []
+
+
+def test_a_winner_with_sizes_by_layer_is_drawn_layer_by_layer(browser: Chrome, search: MadeUp, tmp_path: Path) -> None:
+    page = read(search)
+    (part,) = page.parts
+    assert part.winner is not None
+    layers = ((4, 90), (3, 96), (2, 60))
+    varied = replace(page, parts=(replace(part, winner=replace(part.winner, by_layer=layers)),))
+    opened(browser, write(varied, tmp_path / "page.html"))
+    marks = browser.find_elements(By.CSS_SELECTOR, "[data-chart=layers] .mark")
+    assert [one.get_attribute("aria-label") for one in marks] == [
+        f"layer {place}, {heads} heads, {mlp} MLP neurons" for place, (heads, mlp) in enumerate(layers)
+    ]
     assert complaints(browser) == []
 
 
