@@ -47,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         request = parse_arguments(sys.argv[1:] if arguments is None else arguments)
         for line in export(request):
             print(line)
-    except (InputError, ExportError) as error:
+    except (InputError, ExportError, OSError) as error:  # the last is of a disk that is full or read-only
         print(f"error: {error}", file=sys.stderr)
         return WRONG_INPUT
     except KeyboardInterrupt:

@@ -142,7 +142,7 @@ def _limits(plan: Plan) -> list[tuple[str, str]]:
     limits = [f"{memory:,} bytes of bfloat16 weights and cache"] if memory is not None else []
     limits += [f"{latency:g} ms for a generated token, measured before the first trial"] if latency is not None else []
     asked = {"loads in": plan.settings.loads_in, "quantises to": plan.settings.quantises_to}
-    only = [(what, f"only students that fit {names}") for what, names in asked.items() if names is not None]
+    only = [(what, f"{names}; nothing else is proposed") for what, names in asked.items() if names is not None]
     weighed = [("objectives", ", ".join(plan.objectives))] if len(plan.objectives) > 1 else []
     return [*([("limits", "at most " + ", ".join(limits))] if limits else []), *only, *weighed]
 

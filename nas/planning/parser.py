@@ -17,6 +17,8 @@ class Parser(argparse.ArgumentParser):
         unknown = message.removeprefix("unrecognized arguments: ")
         if unknown != message:
             flag = unknown.split()[0].partition("=")[0]
+            if not flag.startswith("-"):
+                raise InputError(f"{flag}: one argument too many; see --help")
             raise InputError(f"{flag}: unknown flag{suggestion(flag, self._option_string_actions)}; see --help")
         raise InputError(f"{message}; see --help")
 

@@ -106,7 +106,8 @@ def _readings(comparison: Comparison) -> tuple[Reading, ...]:
 
 def comparison_csv(comparison: Comparison) -> str:
     """The final comparison as CSV with unrounded numbers. Unknown values are empty."""
-    texts, tests = _texts(comparison), [column_name(one) for one in _readings(comparison)]
+    texts, kinds = _texts(comparison), _readings(comparison)
+    tests = [*map(column_name, kinds), *(f"{column_name(one)} stderr" for one in kinds if one.stderr is not None)]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     fixed = ["roles", "architecture", "parameters", "share", "stock", "tokens", "val_loss"]
@@ -117,7 +118,8 @@ def comparison_csv(comparison: Comparison) -> str:
         known = (", ".join(row.roles), row.architecture, row.parameters, row.share, row.stock, row.tokens, row.val_loss)
         interval = (row.difference.mean, row.difference.low, row.difference.high) if row.difference else ("", "", "")
         losses = (row.losses.get(name, "") for name in texts)
-        readings = [str(one.value) for one in row.test] or [""] * len(tests)
+        errors = (one.stderr for one in row.test if one.stderr is not None)
+        readings = [str(one) for one in (*(one.value for one in row.test), *errors)] or [""] * len(tests)
         writer.writerow(
             [*("" if one is None else one for one in known), *losses, *interval, row.loads_in, *readings, row.reason]
         )

@@ -8,7 +8,7 @@ from functools import partial
 from rich.console import Console
 from rich.table import Table
 
-from nas.choosing.agreement import lines
+from nas.choosing.agreement import ENOUGH, lines
 from nas.choosing.comparison import Comparison
 from nas.choosing.outcome import Outcome
 from nas.display.console import show
@@ -52,7 +52,8 @@ def _print_outcome(outcome: Outcome, console: Console) -> bool:
     """
     rows = outcome.comparison.rows if outcome.comparison else ()
     roles = {row.architecture: row.roles[0] for row in rows} if rows else None
-    title = f"study {outcome.plan.study}, budget {outcome.plan.target.budget.text}"
+    order = ", ranked before the finals" if rows else ""
+    title = f"trials of study {outcome.plan.study}, budget {outcome.plan.target.budget.text}{order}"
     tables = [*_final_tables(outcome.comparison)] if outcome.comparison else []
     tables.append((terminal_table(outcome.records, outcome.teacher_parameters, title, roles), LESS_NEEDED["trials"]))
     if len(outcome.plan.objectives) > 1:
@@ -81,9 +82,11 @@ def _final_tables(comparison: Comparison) -> Iterator[tuple[Table, Sequence[str]
 
 
 def _print_agreement(outcome: Outcome, console: Console) -> None:
-    reordered = reordering(outcome.screened, outcome.records, outcome.winner.record.architecture)
-    stopped = any(one.state == "PRUNED" for one in outcome.records)
-    found = [*reordered, *lines(outcome.agreements, stopped)]
+    found = reordering(outcome.screened, outcome.records, outcome.winner.record.architecture)
+    if any(one.has_interval for one in outcome.agreements):
+        found += lines(outcome.agreements, any(one.state == "PRUNED" for one in outcome.records))
+    elif outcome.agreements:
+        found.append(f"too few architectures were trained to the end to tell more; {ENOUGH} would do")
     if found:
         console.print("how well did early rankings agree with late ones?")
     for line in found:
@@ -92,7 +95,7 @@ def _print_agreement(outcome: Outcome, console: Console) -> None:
 
 def _print_winner(outcome: Outcome, console: Console) -> None:
     winner, say = outcome.winner, partial(console.print, soft_wrap=True)
-    say(f"[bold]best[/bold]        {winner.key}: {size_and_loss(outcome)}")
+    say(f"[bold]winner[/bold]      {winner.key}: {size_and_loss(outcome)}")
     say(f"            {sizes_beside_teacher(outcome)}")
     say(f"            {outcome.winner_path}")
     say(f"            loads in {winner.record.loads_in}")

@@ -12,6 +12,7 @@ from nas.display.readings_table import column_name
 from nas.planning.forecast import plan_lines
 from nas.planning.plan import Plan
 from nas.report.final_report import comparison_markdown
+from nas.report.html.page import PAGE, REPORT
 from nas.report.terminal import size_and_loss, sizes_beside_teacher
 from nas.study.records import FinalRecord
 from nas.tracking.messages import RunJudged
@@ -92,7 +93,8 @@ def planned_text(plan: Plan) -> str:
 
 def concluded_text(plan: Plan, outcomes: Sequence[Outcome]) -> str:
     """The description of the parent run at the end, as Markdown: the result first, then the plan."""
-    return "\n".join([*(verdict_text(one) for one in outcomes), "", *_plan_list(plan)])
+    page = f"The page with all plots is `{REPORT}/{PAGE}` under Artifacts."
+    return "\n".join([*(verdict_text(one) for one in outcomes), "", page, "", *_plan_list(plan)])
 
 
 def verdict_text(outcome: Outcome) -> str:

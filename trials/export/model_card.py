@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from search_spaces.architecture import Architecture
+from trials.compress.extras import SCHEMES
 from trials.export.loads_in import LLAMA_CPP, LoadsIn, card_lines
 
 TEMPLATE = """---
@@ -57,7 +58,7 @@ COMMANDS = {
     "lm-eval": "lm_eval --model hf --model_args pretrained=./{name}{argument} --tasks hellaswag",
 }
 QUANTIZED = (
-    "; the {matrices} matrices of the layers are {scheme} (bitsandbytes, which `from_pretrained` needs; they are "
+    "; the {matrices} matrices of the layers are {scheme} ({package}, which `from_pretrained` needs; they are "
     "multiplied in half precision)"
 )
 SPARSE = (
@@ -180,7 +181,11 @@ class ModelCard:
         """What was done to the weights, for a reader who wants to load them."""
         how, sparsity = self.architecture.compression.quantization, self.architecture.compression.sparsity
         names = " and ".join(how.matrices)
-        text = "" if how.scheme == "none" else QUANTIZED.format(matrices=names, scheme=how.scheme)
+        text = (
+            ""
+            if how.scheme == "none"
+            else QUANTIZED.format(matrices=names, scheme=how.scheme, package=SCHEMES[how.scheme])
+        )
         if sparsity.level:
             text += SPARSE.format(level=100 * sparsity.level, matrices=" and ".join(sparsity.matrices))
         return text

@@ -9,7 +9,7 @@ from typing import Any
 
 from nas.choosing.agreement import Agreement, agreements
 from nas.choosing.selection import inside
-from nas.display.readings_table import column_name, figure
+from nas.display.readings_table import column_name, measured
 from nas.report.html.costs import Failure, Stage, failures_of, largest, stages_of
 from nas.report.html.models import Model, models_of
 from nas.report.html.verdict import Place, Winner, places_of, progress, remarks, trust, verdict, winner_of
@@ -204,7 +204,7 @@ def _final_row(row: Mapping[str, Any]) -> Row:
         loss=row["val_loss"],
         difference=(versus["mean"], versus["low"], versus["high"]) if versus else None,
         losses=tuple(row.get("val_losses", {}).items()),
-        tests=tuple((column_name(one), figure(one.value, one.unit)) for one in readings),
+        tests=tuple((column_name(one), measured(one)) for one in readings),
         loads_in=row.get("loads_in", ""),
         reason=row.get("failed", ""),
     )

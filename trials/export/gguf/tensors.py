@@ -24,6 +24,8 @@ TYPES = {
 }
 # The largest rounding error of a type, as a share of the largest number of a row (of a block, for quantized types).
 ROUNDING = {"f32": 0.0, "f16": 1e-3, "bf16": 5e-3, "q8_0": 0.01, "q5_1": 0.05, "q5_0": 0.07, "q4_1": 0.1, "q4_0": 0.14}
+NEARLY_0 = 1e-3
+SMALLEST = 1e-4  # a tensor that holds nothing larger is 0 in f16, whose steps are 6e-8 there
 ALWAYS_F32 = ("position_embd.weight", "rope_freqs.weight")  # llama.cpp adds them to numbers in float32
 
 
@@ -45,13 +47,19 @@ def coded(name: str, weight: Tensor, wanted: str) -> Coded:
     kind = TYPES[wanted][0]
     if numbers.ndim == 1 or name in ALWAYS_F32:
         return Coded(numbers, GGMLQuantizationType.F32, False)
-    if numbers.shape[-1] % GGML_QUANT_SIZES[kind][0]:
-        return Coded(numbers.astype(np.float16), GGMLQuantizationType.F16, True)
-    return Coded(quantize(numbers, kind), kind, False)
+    fits = numbers.shape[-1] % GGML_QUANT_SIZES[kind][0] == 0
+    written = kind if fits else GGMLQuantizationType.F16
+    with np.errstate(over="ignore"):  # what f16 does not hold is found by `error_of`
+        return Coded(quantize(numbers, written), written, not fits)
 
 
 def error_of(one: Coded, weight: Tensor) -> float:
-    """The largest rounding error of ``one`` as a share of the largest number of its row of ``weight``."""
+    """The largest rounding error of ``one`` as a share of the largest number of its row of ``weight``.
+
+    Rows that are nearly 0 beside the rest count as `NEARLY_0` of the tensor's largest number.
+    """
     numbers = weight.detach().float().numpy()
-    wrong = np.abs(dequantize(one.content, one.kind).reshape(numbers.shape) - numbers).max(axis=-1)
-    return float((wrong / np.maximum(np.abs(numbers).max(axis=-1), 1e-30)).max())
+    largest = np.abs(numbers).max(axis=-1)
+    with np.errstate(invalid="ignore"):  # of a scale that is infinite
+        wrong = np.abs(dequantize(one.content, one.kind).reshape(numbers.shape) - numbers).max(axis=-1)
+    return float((wrong / np.maximum(largest, max(NEARLY_0 * largest.max(), SMALLEST))).max())

@@ -94,19 +94,22 @@ def _put(writer: GGUFWriter, temporary: Path, every: dict[str, Coded], path: Pat
     found = {one.name: one for one in GGUFReader(temporary).tensors}
     wrong = [name for name, one in every.items() if found[name].data.tobytes() != one.content.tobytes()]
     if wrong or set(found) != set(every):
-        raise RuntimeError(f"{path.name}: {[*wrong, *(set(found) ^ set(every))][0]} was not written as it is")
+        raise InputError(
+            f"GGUF: {path.name}: {[*wrong, *(set(found) ^ set(every))][0]} was not written as it is; write it again"
+        )
     sync(temporary)
     os.replace(temporary, path)
     sync(path.parent)
 
 
 def _check_rounding(every: dict[str, tuple[Coded, Tensor]], kind: str) -> None:
-    """Raise RuntimeError when a tensor differs from its weight by more than its type rounds."""
+    """Raise InputError when a tensor differs from its weight by more than its type rounds."""
     for name, (one, weight) in every.items():
         error, limit = error_of(one, weight), max(ROUNDING[kind], ROUNDING["f16"] if one.fallback else 0)
         if not error <= limit:
-            raise RuntimeError(
-                f"{name} differs by {error:.3g} of its largest number in {one.kind.name}, over {limit:.3g}"
+            raise InputError(
+                f"GGUF: {name} differs by {error:.3g} of its largest number in {one.kind.name}, over {limit:.3g}; "
+                "take another --type"
             )
 
 

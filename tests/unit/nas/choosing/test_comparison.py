@@ -166,3 +166,21 @@ def test_several_texts_and_readings_on_test_text_are_columns() -> None:
         "wikitext-2 ppl: token perplexity, non-overlapping windows of 1,024, 2,046 tokens, in bfloat16"
     ]
     assert all(row.is_read == (row.val_loss is not None) for row in found.rows)
+
+
+def test_downstream_tasks_have_their_standard_errors_in_every_table() -> None:
+    found = made(*FINALS)
+    how = "lm-evaluation-harness 0.4.13, zero-shot"
+    readings = tuple(
+        Reading("piqa", how, metric, 0.625, "share", documents=1838, dtype="float32", stderr=0.0125)
+        for metric in ("acc", "acc_norm")
+    )
+    found = replace(found, rows=tuple(replace(row, test=readings) if row.is_read else row for row in found.rows))
+    read = list(csv.DictReader(io.StringIO(comparison_csv(found))))
+    for line, row in zip(read, found.rows, strict=True):
+        names = ("piqa acc", "piqa acc_norm", "piqa acc stderr", "piqa acc_norm stderr")
+        expected = ["0.625", "0.625", "0.0125", "0.0125"] if row.is_read else [""] * 4
+        assert [line[name] for name in names] == expected
+        assert line["reason"] == row.reason
+    assert on_test_markdown(found).count("62.50% ± 1.25%") == 2 * sum(row.is_read for row in found.rows)
+    assert on_test_notes(found)[0] == f"piqa acc: acc, {how}, 1,838 documents, in float32"

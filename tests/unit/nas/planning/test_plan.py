@@ -232,7 +232,7 @@ def test_only_what_loads_and_quantises_is_planned_baselines_included(tiny_teache
     assert 0 < len(plan.target.feasible) < len(whole.target.feasible)
     every = {*plan.target.feasible, *plan.baselines.values()}
     assert all("bf16" in loads_in(plan.target.shape, one).formats for one in every)
-    assert dict(summary(plan))["loads in"] == "only students that fit llama.cpp"
+    assert dict(summary(plan))["loads in"] == "llama.cpp; nothing else is proposed"
     with pytest.raises(InputError, match="--quantises-to q4_k: no value of hidden is left"):
         make(tiny_teacher_folder, quantises_to="q4_k")
     with pytest.raises(InputError, match="--loads-in 'ollama'"):

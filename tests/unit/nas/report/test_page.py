@@ -276,7 +276,7 @@ def test_the_command_makes_the_same_page_from_the_study_alone(
         (["nowhere", "--output", "{out}"], "study 'nowhere': not in sqlite:///"),
         (["made-up", "--output", "{out}/none"], "no studies in"),
         (["made-up", "--output", "{out}", "--to", "{out}"], "Is a directory"),
-        (["made-up", "other", "third"], "third: unknown"),
+        (["made-up", "other", "third"], "third: one argument too many"),
         ([], "STUDY"),
     ],
 )

@@ -13,7 +13,6 @@ from transformers import PretrainedConfig
 from search_spaces.architecture import Architecture
 from search_spaces.compression import Compression, Quantization
 from search_spaces.errors import InputError
-from trials.export.gguf.writer import layout_of
 from trials.export.loads_in import (
     FORMATS,
     LLAMA_CPP,
@@ -76,21 +75,6 @@ def test_where_students_load_is_what_was_tried(
     found = loads_in(shape, one if route != "qwen2" else replace(one, heads=(4, 4)))
     assert (str(found), found.route) == (programs, route)
     assert (LLAMA_CPP in found.reasons) == (not route)
-
-
-@pytest.mark.parametrize("family", SHAPES)
-@pytest.mark.parametrize("tied", [True, False])
-@pytest.mark.parametrize("one", [UNIFORM, DECOUPLED, BY_LAYER], ids=["uniform", "decoupled", "by-layer"])
-def test_a_gguf_file_has_the_architecture_that_is_named_before(family: str, tied: bool, one: Architecture) -> None:
-    plain = {"rotary_pct": 0.5} if family == "gpt_neox" else {}
-    config, one = config_of(family, tie_word_embeddings=tied, **plain), full_heads(family, one)
-    route = loads_in(shape_of(config), one).route
-    student = family_of(config).build(config, one)
-    if route:
-        assert layout_of(student).name == route
-    else:
-        with pytest.raises(InputError, match=r"^GGUF: "):
-            layout_of(student)
 
 
 @pytest.mark.parametrize("family", SHAPES)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from pathlib import Path
 
 import gguf
@@ -14,6 +15,7 @@ from transformers import PreTrainedTokenizerFast
 
 from search_spaces.errors import InputError
 from trials.export.gguf.pre_tokenizer import LLAMA_3, QWEN_2
+from trials.export.gguf.sentence_piece import scores
 from trials.export.gguf.writer import write_gguf
 from trials.teacher.teacher import PROBE, load_tokenizer
 
@@ -75,6 +77,75 @@ def test_the_rules_of_one_tokenizer_are_not_those_of_another(tmp_path: Path) -> 
     assert len(set(ids)) == len(RULES)
 
 
+def sentence_piece(scheme: str | None) -> Tokenizer:
+    """A BPE as SentencePiece's: all pairs that give a token are merges.
+
+    Its rules for spaces are those of Llama 2, or Metaspace with ``scheme``.
+    """
+    words = [
+        "the",
+        "▁the",
+        "▁teacher",
+        "er",
+        "▁t",
+        "▁▁",
+        "▁▁▁▁",
+        "prune",
+        "▁prune",
+        "def",
+        "ing",
+        "33",
+        "▁stay",
+        "ou",
+        "ä",
+    ]
+    pieces = sorted({word[:end] for word in words for end in range(2, len(word) + 1)} | {"he", "ea", "run", "ay"})
+    generator = random.Random(0)
+    generator.shuffle(pieces)
+    letters = sorted(set("▁".join(words)) | set(map(chr, range(33, 127))))
+    tokens = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *pieces]
+    tokens += [letter for letter in letters if letter not in tokens]
+    vocabulary = {token: row for row, token in enumerate(tokens)}
+    merges = [
+        (token[:cut], token[cut:])
+        for token in pieces
+        for cut in range(1, len(token))
+        if token[:cut] in vocabulary and token[cut:] in vocabulary
+    ]
+    tokenizer = Tokenizer(models.BPE(vocabulary, merges, byte_fallback=True, fuse_unk=True, unk_token="<unk>"))
+    if scheme:
+        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=scheme, split=False)
+    else:
+        tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    tokenizer.add_special_tokens(["<unk>", "<s>", "</s>"])
+    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    return tokenizer
+
+
+@pytest.mark.parametrize("scheme", [None, "never"])
+def test_llama_cpp_gives_the_same_tokens_of_sentence_piece(scheme: str | None, tmp_path: Path) -> None:
+    tokenizer = sentence_piece(scheme)
+    folder = tmp_path / "tokenizer"
+    ends = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **ends).save_pretrained(folder)
+    model = make_decoder("llama", vocab_size=tokenizer.get_vocab_size() + 3)
+    path = write_gguf(model, folder, tmp_path / "model.gguf", "f16").path
+    texts = [text.replace("<|endoftext|>", "</s>") for text in TEXTS if text]
+    texts.append("    the teacher is pruned, 3333 thethe teacherer  stays äöü")
+    assert llama_cpp.ask(path, texts=texts).tokens == [load_tokenizer(folder)(text)["input_ids"] for text in texts]
+    found = fields(path)
+    assert (found["tokenizer.ggml.model"], found["tokenizer.ggml.add_bos_token"]) == ("llama", True)
+
+
+def test_merges_that_scores_cannot_stand_for_are_refused() -> None:
+    vocabulary = {token: row for row, token in enumerate(["a", "b", "c", "ab", "bc", "abc"])}
+    every = [("a", "b"), ("b", "c"), ("a", "bc"), ("ab", "c")]
+    assert scores(vocabulary, every) == {"ab": 0.0, "bc": -1.0, "abc": -2.0}
+    for wrong in (every[:-1], [every[2], *every[:2], every[3]]):
+        with pytest.raises(InputError, match="the merges of the tokenizer are not SentencePiece's"):
+            scores(vocabulary, wrong)
+
+
 def test_a_token_before_every_text_added_tokens_and_a_template_are_kept(tmp_path: Path) -> None:
     tokenizer = trained(BY_RULE)
     tokenizer.add_tokens(["<b>"])
@@ -126,10 +197,17 @@ def test_other_normalizers_kinds_and_merges_are_refused(tmp_path: Path) -> None:
     bytes_.model = models.BPE({"a": 0, "<|endoftext|>": 1}, [], byte_fallback=True)
     for tokenizer, message in (
         (lower, r"rules \(Lowercase; ByteLevel\)"),
-        (words, "type WordLevel: only byte-level BPE"),
-        (bytes_, "type BPE, byte_fallback: only byte-level BPE"),
+        (words, "type WordLevel: only BPE"),
+        (bytes_, "its rules for spaces are not those of Llama 2"),
+        (sentence_piece("first"), "its rules for spaces are not those of Llama 2"),
         (trained(BY_RULE, whole_words=True), "ignore_merges is not that of llama.cpp's gpt-2"),
     ):
         folder = saved(tokenizer, tmp_path / "tokenizer")
         with pytest.raises(InputError, match=message):
-            write_gguf(make_decoder("llama"), folder, tmp_path / "model.gguf", "f16")
+            write_gguf(make_decoder("llama", vocab_size=500), folder, tmp_path / "model.gguf", "f16")
+
+
+def test_a_tokenizer_of_another_model_is_refused(tmp_path: Path) -> None:
+    folder = saved(trained(BY_RULE), tmp_path / "tokenizer")
+    with pytest.raises(InputError, match="its tokenizer has 316 entries and its embedding 300"):
+        write_gguf(make_decoder("llama", vocab_size=300), folder, tmp_path / "model.gguf", "f16")

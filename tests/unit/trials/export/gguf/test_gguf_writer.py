@@ -54,6 +54,7 @@ TEACHERS: dict[str, Made] = {
     "mistral-long-window": rotary("mistral", sliding_window=64),
     "qwen2": rotary("qwen2", tie_word_embeddings=True),
     "qwen2-untied": rotary("qwen2"),
+    "seed_oss": rotary("seed_oss", residual_dropout=0.0),
     "qwen3": rotary("qwen3", tie_word_embeddings=True),
     "qwen3-untied": rotary("qwen3"),
     "qwen3-linear": rotary("qwen3", rope_parameters=LINEAR, tie_word_embeddings=True),
@@ -83,6 +84,8 @@ SERVED = [
     ("mistral", BY_LAYER, "deci"),
     ("qwen2", BY_LAYER, "deci"),
     ("qwen2-untied", BY_LAYER, "deci"),
+    ("seed_oss", DECOUPLED, "seed_oss"),
+    ("seed_oss", BY_LAYER, "deci"),
     ("qwen3", BY_LAYER, "openelm"),
     ("qwen3-linear", BY_LAYER, "openelm"),
 ]
@@ -216,6 +219,20 @@ def test_a_tensor_that_was_written_wrong_is_found(
     tokenizer_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("trials.export.gguf.tensors.quantize", lambda numbers, _: numbers * 1.2)
-    with pytest.raises(RuntimeError, match="differs by"):
+    with pytest.raises(InputError, match="differs by"):
         write_gguf(student_of("llama", DECOUPLED), tokenizer_folder, tmp_path / "student.gguf", "f32")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("kind", ["f16", "q8_0", "q4_0"])
+def test_numbers_that_a_type_does_not_hold_are_refused_and_rows_that_are_nearly_0_are_not(
+    kind: str, tokenizer_folder: Path, tmp_path: Path
+) -> None:
+    model = make_decoder("llama", hidden_size=96, head_dim=16)
+    with torch.no_grad():
+        model.model.embed_tokens.weight[7] *= 1e-9  # a token that the teacher never saw
+        write_gguf(model, tokenizer_folder, tmp_path / "student.gguf", kind)
+        model.model.layers[0].mlp.up_proj.weight[3, 5] = 1e8
+    with pytest.raises(InputError, match=r"blk\.0\.ffn_up\.weight differs by .* take another --type"):
+        write_gguf(model, tokenizer_folder, tmp_path / "other.gguf", kind)
+    assert [one.name for one in tmp_path.iterdir()] == ["student.gguf"]

@@ -2,13 +2,28 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from conftest import make_gpt2
-from test_gguf_writer import BY_LAYER, BY_LAYER_GPT, DECOUPLED, LINEAR, LLAMA_3, SERVED, SQUARE, TEACHERS, Made, rotary
+from test_gguf_writer import (
+    BY_LAYER,
+    BY_LAYER_GPT,
+    DECOUPLED,
+    LINEAR,
+    LLAMA_3,
+    SERVED,
+    SQUARE,
+    TEACHERS,
+    Made,
+    rotary,
+    student_of,
+    tokenizer_folder,  # noqa: F401 (a fixture)
+)
 
 from search_spaces.architecture import Architecture
 from search_spaces.errors import InputError
-from trials.export.gguf.writer import layout_of
+from trials.export.gguf.writer import layout_of, write_gguf
 from trials.export.loads_in import LLAMA_CPP, loads_in, requirements
 from trials.families.lookup import family_of
 from trials.families.shapes import shape_of
@@ -64,3 +79,17 @@ def test_a_teacher_that_llama_cpp_does_not_compute_is_refused_before_anything_is
     shape = shape_of(REFUSED["mistral with windows"]().config)
     with pytest.raises(InputError, match=r"--loads-in llama\.cpp: it does not compute sliding windows of 16 tokens"):
         requirements(shape, [LLAMA_CPP], [])
+
+
+@pytest.mark.parametrize(
+    "sizes", [(2, 64, 4, 96, 2), (2, 64, 4, 60, 2), (2, 48, 4, 96, 2), (2, 64, 3, 96, 3), (2, 64, 6, 32, 3)]
+)
+def test_the_formats_of_32_are_those_of_files_without_a_tensor_left_in_f16(
+    sizes: tuple[int, ...],
+    tokenizer_folder: Path,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    one = Architecture.uniform(*sizes)
+    written = write_gguf(student_of("llama-wide", one), tokenizer_folder, tmp_path / "student.gguf", "q8_0")
+    found = loads_in(shape_of(TEACHERS["llama-wide"]().config), one)
+    assert ("gguf" in found.formats) == (written.left_tensors == 0)
