@@ -15,11 +15,11 @@ from nas.report.html.page import PAGE, REPORT, write
 from nas.study.snapshot import open_study, snapshot
 from search_spaces.errors import InputError
 
-DONE, WRONG_INPUT = 0, 2
+DONE, WRONG_INPUT, INTERRUPTED = 0, 2, 130
 EPILOG = """\
 A study is given by its name, or by its folder (outputs/mini-60pct-7a99a8). The page of one study goes to
 report/report.html in its folder; that of two goes to report/beside-OTHER.html in the folder of the first.
-NAS_OUTPUT and NAS_STORAGE are read as by nas.search. Exit codes: 0 done, 2 wrong input."""
+NAS_OUTPUT and NAS_STORAGE are read as by nas.search. Exit codes: 0 done, 2 wrong input, 130 interrupted."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -30,6 +30,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except InputError as error:
         print(f"error: {redacted(str(error))}", file=sys.stderr)
         return WRONG_INPUT
+    except KeyboardInterrupt:
+        print("interrupted; nothing was written", file=sys.stderr)
+        return INTERRUPTED
     return DONE
 
 
@@ -63,7 +66,7 @@ def _parser() -> argparse.ArgumentParser:
     output, storage = os.environ.get("NAS_OUTPUT") or "outputs", os.environ.get("NAS_STORAGE") or None
     parser.add_argument("study", metavar="STUDY", help="name or folder of a study")
     parser.add_argument("other", metavar="OTHER", nargs="?", help="a second study, to compare with the first")
-    parser.add_argument("--output", default=output, help=f"folder of all results [{output}]")
+    parser.add_argument("--output", default=output, help="folder of all results [%(default)s]")
     parser.add_argument("--storage", default=storage, help="Optuna storage URL (SQLite in the output folder)")
     parser.add_argument("--to", metavar="FILE.html", help="where the page goes (the folder of the study)")
     return parser
