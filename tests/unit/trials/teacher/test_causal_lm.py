@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 import torch
 from reading_models import make_gemma2, make_llama
-from test_export import CUSTOM, student_of
 from transformers import (
     BertConfig,
     BertLMHeadModel,
@@ -21,8 +20,12 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
+from search_spaces.architecture import Architecture
 from search_spaces.errors import InputError
 from trials.evaluate.evaluation import evaluate_texts, positions_of
+from trials.families.lookup import family_of
+from trials.prune.importance import compute_importance
+from trials.prune.prune import prune
 from trials.teacher.causal_lm import load_causal_lm, resolve_causal_lm
 
 Save = Callable[[PreTrainedModel], Path]
@@ -56,7 +59,8 @@ def test_formats(tiny_teacher_folder: Path) -> None:
 
 
 def test_code_that_comes_with_a_model_runs_only_when_asked_for(saved: Save, tiny_gpt2: GPT2LMHeadModel) -> None:
-    student = student_of(tiny_gpt2, CUSTOM)
+    scores = compute_importance(tiny_gpt2, family_of(tiny_gpt2.config), torch.arange(60).view(4, 15))
+    student = prune(tiny_gpt2, scores, Architecture(2, 40, (4, 1), (10, 96)))
     folder = saved(student)
     with pytest.raises(InputError, match=r"code of its own, modeling_pruned_gpt2\.py;.*--trust-remote-code"):
         resolve_causal_lm(str(folder), False)
