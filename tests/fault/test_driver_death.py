@@ -37,7 +37,7 @@ def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def command(output: Path, tiny_teacher_folder: Path) -> list[str]:
     changes = {"trials": TRIALS, "tokens_per_trial": TOKENS, "workers": 1, "scheduler": "none"}
-    changes |= {"finalists": 2, "baselines": "no"}
+    changes |= {"finalists": 2, "baselines": "no", "space": "fine"}
     teacher, text = (Path(os.path.relpath(path, output)) for path in (tiny_teacher_folder, write_text(output)))
     return ["python", "-m", "nas.search", *arguments(teacher, text, Path(), STUDY, **changes)]
 
