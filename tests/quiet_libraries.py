@@ -1,3 +1,3 @@
 """A plugin of pytest that is loaded first: libraries that transformers imports say nothing about kernels."""
 
-import nas.display.console  # noqa: F401
+import nas.planning.parser  # noqa: F401

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import logging
 import os
 import re
 import sys
@@ -18,9 +17,6 @@ from rich.table import Table
 PIPED_WIDTH = 120
 TRAILING = re.compile(r"[ \t]+(?=\n)")
 UNLIMITED = 10_000  # characters
-
-for _library in ("bitsandbytes", "torchao", "torch.utils._pytree"):  # they tell of kernels when transformers starts
-    logging.getLogger(_library).setLevel(logging.ERROR)
 
 
 class _Stripped(io.TextIOBase):

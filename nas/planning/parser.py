@@ -1,13 +1,17 @@
-"""The parser of all commands: a wrong flag is one line, not the usage."""
+"""What all commands share: a parser that refuses a wrong flag in one line, and libraries that start quietly."""
 
 from __future__ import annotations
 
 import argparse
+import logging
 from collections.abc import Iterable
 from difflib import get_close_matches
 from typing import NoReturn
 
 from search_spaces.errors import InputError
+
+for _library in ("bitsandbytes", "torchao", "torch.utils._pytree"):  # they tell of kernels when transformers starts
+    logging.getLogger(_library).setLevel(logging.ERROR)
 
 
 class Parser(argparse.ArgumentParser):
