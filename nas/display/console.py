@@ -71,8 +71,10 @@ def _width(table: Table, console: Console) -> int:
     return console.measure(table, options=console.options.update(width=UNLIMITED)).maximum
 
 
-def clock(seconds: float) -> str:
-    """Seconds as m:ss or h:mm:ss."""
+def clock(seconds: float | None) -> str:
+    """Seconds as m:ss or h:mm:ss; empty for None."""
+    if seconds is None:
+        return ""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

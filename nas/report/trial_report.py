@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from nas.choosing.selection import best_stock, last_reading, listing, perplexity, ranking
+from nas.display.console import clock
 from nas.study.records import STORED, TrialRecord, text_losses
 from trials.text.validation import OF_TEXT
 
@@ -154,7 +155,7 @@ COLUMNS = (
     Column("val loss", "right", lambda row: _number(row.val_loss, 4)),
     Column("ppl", "right", lambda row: _number(row.perplexity, 2)),
     Column("tokens", "right", lambda row: compact(row.tokens)),
-    Column("time", "right", lambda row: _clock(row.seconds)),
+    Column("time", "right", lambda row: clock(row.seconds)),
     Column("loads in", "left", lambda row: row.loads_in),
     Column("result", "left", lambda row: row.state),
 )
@@ -226,14 +227,6 @@ def _number(value: float | None, digits: int) -> str:
     if value is None:
         return ""
     return f"{value:.{digits}f}" if abs(value) < 10**5 else f"{value:.2g}"
-
-
-def _clock(seconds: float | None) -> str:
-    if seconds is None:
-        return ""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
 def _rule(name: str) -> str:

@@ -14,6 +14,7 @@ from pathlib import Path
 from jinja2 import Environment, StrictUndefined, Template
 from markupsafe import Markup
 
+from nas.display.console import clock
 from nas.report.html.data import Page
 
 PAGE = "report.html"
@@ -34,7 +35,7 @@ def _template() -> Template:
     """The template with its style sheet and its script. A running search fills it after every rung."""
     script = "".join(FOLDER.joinpath(name).read_text("utf-8") for name in SCRIPTS)
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"count": _count, "compact": _compact, "clock": _clock, "loss": _loss}
+    environment.filters |= {"count": _count, "compact": _compact, "clock": clock, "loss": _loss}
     environment.globals |= {
         "style": Markup(FOLDER.joinpath("page.css").read_text("utf-8")),
         "script": Markup(script),
@@ -67,14 +68,6 @@ def _compact(number: float) -> str:
         if number >= limit:
             return f"{number / limit:.3g}{unit}"
     return f"{number:g}"
-
-
-def _clock(seconds: float | None) -> str:
-    if seconds is None:
-        return ""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
 def _loss(value: float | None) -> str:

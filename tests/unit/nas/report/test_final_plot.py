@@ -54,7 +54,11 @@ def test_a_failed_final_has_no_place_in_the_plot(comparison: Comparison, tmp_pat
 
 def test_an_interval_at_zero_is_drawn(comparison: Comparison, tmp_path: Path) -> None:
     equal = replace(comparison.rows[-1], difference=Difference(0.0, 0.0, 0.0, 16))
-    plot_finals(replace(comparison, rows=(*comparison.rows[:-1], equal)), tmp_path / "final.png")
+    pictures = [
+        imread(plot_finals(replace(comparison, rows=(*comparison.rows[:-1], one)), tmp_path / "final.png"))
+        for one in (equal, comparison.rows[-1])
+    ]
+    assert not np.array_equal(*pictures)
 
 
 def test_architectures_that_lie_far_away_do_not_squeeze_the_trials(tmp_path: Path) -> None:
