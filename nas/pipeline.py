@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from filelock import FileLock, Timeout
 
 from nas.choosing.outcome import Outcome
+from nas.mirror.listener import MirrorListener
 from nas.planning.plan import Plan
 from nas.running.workers import Workers
 from nas.stages.conclude import conclude
@@ -20,16 +21,19 @@ from nas.stages.try_candidates import try_candidates
 from search_spaces.errors import InputError
 
 
-def run_search(plan: Plan, workers: Workers, announce: Listener) -> list[Outcome]:
+def run_search(plan: Plan, workers: Workers, announce: Listener, mirror: MirrorListener | None = None) -> list[Outcome]:
     """Run the search ``plan``, or continue it, and return the outcome of every budget.
 
     Each stage takes the frozen value of the stage before and returns the next one. ``announce`` receives every event,
-    see `nas.stages.events`; the last one is SearchConcluded or SearchStopped.
+    see `nas.stages.events`; the last one is SearchConcluded or SearchStopped. What this machine has not of the search
+    comes from the ``mirror`` first.
 
     Raises InputError for wrong inputs, and NothingFeasibleError when a budget has no complete trial; the winners of the
     other budgets are exported before.
     """
     with _only_driver(plan), _stopped(announce):
+        if mirror:
+            mirror.begin(plan, announce)
         prepared = prepare(plan, workers, announce)
         study = prepared.study
         add_seconds(study, "prepare", prepared.started)
