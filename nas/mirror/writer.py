@@ -23,8 +23,8 @@ from nas.study.database import SQLITE
 from search_spaces.errors import UNCUT, InputError, named
 from trials.storage.durable import file_sha256
 
-SHORTEST_PAUSE = 2.0  # seconds between two rounds
-SHARE = 10  # the pause is so many times as long as a round took, so the mirror costs little of the driver's time
+SHORTEST_REST, LONGEST_REST = 1.0, 30.0  # seconds between two rounds
+SHARE = 4  # within these, a rest is so many times as long as the round before it: the driver has other things to do
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0  # seconds between attempts after an error, doubling
 CLOSING_PAUSE = 0.5  # the same while `close` waits
 
@@ -109,7 +109,7 @@ class MirrorWriter:
             self.problem, pause = None, FIRST_PAUSE
             if closing:
                 return
-            self._closing.wait(max(SHORTEST_PAUSE, SHARE * (time.monotonic() - began)))
+            self._closing.wait(min(max(SHORTEST_REST, SHARE * (time.monotonic() - began)), LONGEST_REST))
             self._wake.wait()
 
     def _fail(self, error: Exception) -> None:

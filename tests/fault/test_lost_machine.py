@@ -67,8 +67,7 @@ def ended(output: Path) -> Ended:
     study = optuna.load_study(storage=f"sqlite:///{output}/studies.db", study_name=STUDY)
     finals = {name: value["val_loss"] for name, value in study.user_attrs.items() if name.startswith("final ")}
     manifest = json.loads((output / STUDY / "best" / "manifest.json").read_text())
-    files = manifest["files"] if "files" in manifest else manifest
-    weights = {name: str(one) for name, one in files.items() if name.endswith((".safetensors", "config.json"))}
+    weights = {name: str(one) for name, one in manifest.items() if name.endswith((".safetensors", "config.json"))}
     return Ended({sizes(one): one.values[0] for one in finished(trials_in(output, STUDY))}, finals, weights)
 
 

@@ -39,9 +39,8 @@ def server() -> Iterator[ObjectStore]:
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("SHORTEST_PAUSE", "FIRST_PAUSE", "LONGEST_PAUSE", "CLOSING_PAUSE"):
+    for name in ("SHORTEST_REST", "LONGEST_REST", "FIRST_PAUSE", "LONGEST_PAUSE", "CLOSING_PAUSE"):
         monkeypatch.setattr(writer_module, name, 0.01)
-    monkeypatch.setattr(writer_module, "SHARE", 0)
 
 
 @pytest.fixture(params=["file", "s3"])
