@@ -9,6 +9,7 @@ from pathlib import Path
 
 from nas.planning.plan import Plan
 from trials.prune.importance import SCORES_FILE, ImportanceScores
+from trials.storage.durable import damage
 
 DISPOSABLE = ("tune", "outbox")  # in the folder of a study; the study has the same facts
 HELD = ".mirror"  # in the folder of a study: what is on its way to the mirror
@@ -38,11 +39,8 @@ def hold(plan: Plan, scores: Path | None, folder: Path) -> dict[str, Path]:
 def scores_of(cache: Path, key: str) -> Path | None:
     """The entry of ``cache`` that holds the importance scores with the digest ``key``; None when it is gone."""
     for folder in sorted((cache / "importance").glob("[!.]*")):
-        try:
-            if ImportanceScores.load(folder / SCORES_FILE).key == key:
-                return folder
-        except (OSError, ValueError, KeyError):  # one that is damaged, of another search
-            continue
+        if damage(folder) is None and ImportanceScores.load(folder / SCORES_FILE).key == key:
+            return folder
     return None
 
 

@@ -24,7 +24,7 @@ from search_spaces.errors import UNCUT, InputError, named
 from trials.storage.durable import file_sha256
 
 SHORTEST_REST, LONGEST_REST = 1.0, 30.0  # seconds between two rounds
-SHARE = 4  # within these, a rest is so many times as long as the round before it: the driver has other things to do
+SHARE = 10  # within these, a rest has so many times the processor's seconds of the round before it
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0  # seconds between attempts after an error, doubling
 CLOSING_PAUSE = 0.5  # the same while `close` waits
 
@@ -90,7 +90,7 @@ class MirrorWriter:
         while not self._ended.is_set():
             closing = self._closing.is_set()  # read first, so that this round has all that happened before `close`
             self._wake.clear()
-            began = time.monotonic()
+            began = time.thread_time()
             try:
                 self._round()
             except TakenOverError as error:
@@ -109,7 +109,7 @@ class MirrorWriter:
             self.problem, pause = None, FIRST_PAUSE
             if closing:
                 return
-            self._closing.wait(min(max(SHORTEST_REST, SHARE * (time.monotonic() - began)), LONGEST_REST))
+            self._closing.wait(min(max(SHORTEST_REST, SHARE * (time.thread_time() - began)), LONGEST_REST))
             self._wake.wait()
 
     def _fail(self, error: Exception) -> None:

@@ -19,7 +19,7 @@ from object_store import BUCKET, ObjectStore, object_store
 from optuna.trial import FrozenTrial
 
 from nas.mirror import writer as writer_module
-from nas.mirror.contents import hold, superseded
+from nas.mirror.contents import hold, scores_of, superseded
 from nas.mirror.manifest import MANIFEST, OBJECTS, Standing, read_manifest
 from nas.mirror.restore import UNFINISHED, restore
 from nas.mirror.store import Store
@@ -27,6 +27,8 @@ from nas.mirror.writer import MirrorWriter
 from nas.planning.plan import Plan
 from nas.search import main
 from search_spaces.errors import InputError
+from trials.prune.importance import SCORES_FILE, ImportanceScores
+from trials.storage.cache import Cache
 
 LARGE = 3 * 2**20  # bytes; such a file is linked, not copied, before it goes up
 
@@ -109,6 +111,23 @@ def test_an_empty_machine_gets_the_study_and_its_files_back(search: MadeUp, stor
     del before["trials/b/checkpoint-00000016/student.safetensors"]  # the newer one is enough
     assert files_of(empty) == before
     assert "brought back the study with 2 ended trials and 0 ended finals and 3 files" in lines[0]
+
+
+def test_the_scores_that_students_are_cut_by_come_back(search: MadeUp, local: Store, tmp_path: Path) -> None:
+    cache, scores = Cache(search.plan.cache), search.teacher.scores
+    other = replace(scores, layers=scores.layers + 1)
+    cache.build("importance", "other", lambda folder: other.save(folder / SCORES_FILE))
+    own = cache.build("importance", "own", lambda folder: scores.save(folder / SCORES_FILE))
+    put(search.plan, "../cache/importance/damaged/scores.npz", b"damaged")
+    assert scores_of(search.plan.cache, scores.key) == own
+    assert scores_of(search.plan.cache, "another") is None
+    assert scores_of(tmp_path / "nowhere", scores.key) is None
+    MirrorWriter(search.plan, local, None, own).close(20.0)
+    empty = moved(search.plan, tmp_path / "second")
+    restore(empty, local, silent)
+    assert [one.name for one in (empty.cache / "importance").iterdir()] == ["own"]
+    assert Cache(empty.cache).has("importance", "own")
+    assert ImportanceScores.load(empty.cache / "importance" / "own" / SCORES_FILE).key == scores.key
 
 
 def test_a_study_comes_back_beside_others(search: MadeUp, local: Store, tmp_path: Path) -> None:
