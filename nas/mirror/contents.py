@@ -12,6 +12,8 @@ from trials.prune.importance import SCORES_FILE, ImportanceScores
 from trials.storage.durable import damage
 
 DISPOSABLE = ("tune", "outbox")  # in the folder of a study; the study has the same facts
+DRIVER = "driver."  # begins the names of files about the process that runs the search here
+LOCKS = (".lock", ".lease")
 HELD = ".mirror"  # in the folder of a study: what is on its way to the mirror
 CHECKPOINT = "checkpoint-"
 COPIED_BYTES = 2**20  # a file up to this size may be written in place; larger ones get their names when they are whole
@@ -57,9 +59,11 @@ def _files(plan: Plan, scores: Path | None) -> Iterator[Path]:
     roots = [plan.folder, *([scores] if scores else [])]
     for root in roots:
         for parent, folders, names in os.walk(root):
-            disposable = DISPOSABLE if parent == str(plan.folder) else ()
+            top = parent == str(plan.folder)
+            disposable = DISPOSABLE if top else ()
             folders[:] = _newest([one for one in folders if one not in disposable and not _is_temporary(one)])
-            yield from (Path(parent) / one for one in names if not _is_temporary(one) and not one.endswith(".lock"))
+            kept = (one for one in names if not _is_temporary(one) and not one.endswith(LOCKS))
+            yield from (Path(parent) / one for one in kept if not (top and one.startswith(DRIVER)))
 
 
 def _newest(folders: list[str]) -> list[str]:

@@ -22,7 +22,7 @@ from nas.mirror.manifest import Manifest, read_manifest
 from nas.mirror.store import Store
 from nas.study.sampler import INTERRUPTED
 
-STUDY, TRIALS, TOKENS = "lost", 3, 65_536
+STUDY, TRIALS, TOKENS = "lost", 3, 32_768
 MIRROR = f"s3://{BUCKET}/searches"
 
 

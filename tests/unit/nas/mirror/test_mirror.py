@@ -346,7 +346,16 @@ def test_what_is_missing_in_the_end_is_one_line(search: MadeUp, server: ObjectSt
 
 
 def test_held_are_finished_files_alone(search: MadeUp, tmp_path: Path) -> None:
-    for name in (".x.1.tmp/f", "tune/f", "outbox/f", "driver.lock", ".x.1.tmp.lock", "trials/a/.s.tmp/f"):
+    for name in (
+        ".x.1.tmp/f",
+        "tune/f",
+        "outbox/f",
+        "driver.lock",
+        "driver.json",
+        "x.lease",
+        ".x.1.tmp.lock",
+        "trials/a/.s.tmp/f",
+    ):
         put(search.plan, name, b"x")
     put(search.plan, "report/outbox/f", b"x")
     held = hold(search.plan, None, tmp_path / "held")
