@@ -24,7 +24,7 @@ from search_spaces.errors import UNCUT, InputError, named
 from trials.storage.durable import file_sha256
 
 SHORTEST_REST, LONGEST_REST = 1.0, 30.0  # seconds between two rounds
-SHARE = 10  # within these, a rest has so many times the processor's seconds of the round before it
+SHARE = 3  # within these, a rest has so many times the processor's seconds of the round before it
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0  # seconds between attempts after an error, doubling
 CLOSING_PAUSE = 0.5  # the same while `close` waits
 
