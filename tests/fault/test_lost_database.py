@@ -6,6 +6,7 @@ import re
 import time
 from pathlib import Path
 
+import pytest
 from database_server import PASSWORD, Postgres, database_server
 from driving import Driver
 from optuna.trial import TrialState
@@ -19,6 +20,7 @@ STUDY, TRIALS, TOKENS = "on-a-server", 4, 32_768
 AWAY = 5.0  # seconds
 
 
+@pytest.mark.fault_slow
 def test_a_search_goes_on_when_its_database_server_is_back(tiny_teacher_folder: Path, tmp_path: Path) -> None:
     with database_server(Postgres) as server:
         changes = {"trials": TRIALS, "tokens_per_trial": TOKENS, "scheduler": "none", "storage": server.url()}

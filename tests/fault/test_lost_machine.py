@@ -94,6 +94,7 @@ def lose(driver: Driver, output: Path, enough: Callable[[Manifest], bool]) -> Ma
     return last
 
 
+@pytest.mark.fault_slow
 def test_an_empty_machine_goes_on_and_finds_the_same_winner(
     search: Callable[..., Driver], undisturbed: Ended, tmp_path: Path
 ) -> None:
