@@ -25,6 +25,7 @@ from search_spaces.errors import UNCUT, InputError, named
 
 if TYPE_CHECKING:  # torch, Ray and transformers take seconds to import: only when the settings are right
     from nas.choosing.outcome import Outcome
+    from nas.planning.machine import Machine
     from nas.stages.events import Announcer
     from nas.tracking.listener import MlflowListener
 
@@ -82,12 +83,13 @@ def _search(settings: SearchSettings, console: Console, as_json: bool, started_b
         target = resolve_target(settings)
 
     from nas.running.session import ray_session  # takes seconds to import: only when the settings are right
-    from nas.running.workers import open_workers
+    from nas.running.workers import Pace, open_workers
 
     with ray_session(settings) as machine:
         plan = replace(make_plan(settings, target, machine), command=started_by)
         print_plan(plan, console)
-        with open_workers(plan.resources) as workers:
+        pace = Pace(hung_after=settings.hung_after)
+        with open_workers(plan.resources, str(plan.output), machine, pace) as workers:
             from nas.pipeline import run_search  # takes as long as the imports of the workers, which run meanwhile
 
             announce, mlflow = listeners(console)
@@ -127,10 +129,9 @@ def _dry_run(settings: SearchSettings, console: Console, as_json: bool) -> int:
     from nas.display.console import clock
     from nas.display.plan_table import print_plan
     from nas.planning.forecast import estimated_seconds, plan_lines
-    from nas.planning.machine import Machine
     from nas.planning.plan import make_plan, resolve_target
 
-    plan = make_plan(settings, resolve_target(settings), Machine.local())
+    plan = make_plan(settings, resolve_target(settings), _machine_of(settings))
     print_plan(plan, console)
     seconds = estimated_seconds(plan)
     tests = " and the evaluation on test text" if plan.tests else ""
@@ -141,6 +142,18 @@ def _dry_run(settings: SearchSettings, console: Console, as_json: bool) -> int:
             json.dumps({"study": plan.study, "plan": plan_lines(plan), "estimated_seconds": round(seconds)}, indent=2)
         )
     return DONE
+
+
+def _machine_of(settings: SearchSettings) -> Machine:
+    """The machine of a dry run: the cluster that the settings name, or this one, without starting Ray."""
+    from nas.planning.machine import Machine
+
+    if not (settings.address or os.environ.get("RAY_ADDRESS")):
+        return Machine.local()
+    from nas.running.session import ray_session
+
+    with ray_session(settings) as machine:
+        return machine
 
 
 if __name__ == "__main__":

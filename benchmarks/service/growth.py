@@ -120,7 +120,8 @@ def main() -> None:
             tracker = Tracker(tracking_uri(plan.output), "growth", plan.folder / "outbox", plan.output / "mlartifacts")
             watch, announce = Watch(study, tracker), Announcer()
             nobody: Any = None
-            with open(os.devnull, "w") as nowhere, open_workers(plan.resources) as workers:
+            opened = open_workers(plan.resources, str(plan.output), machine)
+            with open(os.devnull, "w") as nowhere, opened as workers:
                 announce.listeners += [Display(Console(file=nowhere)), watch]
                 try_candidates(Screened(0.0, plan, study, nobody, {}, ()), workers, announce)
         show(watch, given.trials)

@@ -171,12 +171,21 @@ class SearchSettings(BaseModel):
     address: str | None = Field(
         None, description="address of a running Ray cluster (RAY_ADDRESS, else a Ray of its own)"
     )
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="what trials run on; auto: on GPUs if a node has some, or the autoscaler can bring some"
+    )
+    accelerator_type: str | None = Field(
+        None, pattern=r"^[\w.-]{1,60}$", description="Ray's name of the GPUs to use, such as H100 (all of one kind)"
+    )
     workers: int | None = Field(None, ge=1, description="trials that run at the same time (as many as fit)")
     cpus_per_trial: int | None = Field(
         None, ge=1, description="CPU cores and threads of a trial (what is free, shared by the workers)"
     )
     gpus_per_trial: float | None = Field(
-        None, ge=0, description="GPUs of a trial, a fraction is allowed (1 if there is a GPU)"
+        None, ge=0, description="GPUs of a trial, at most 1; a fraction is allowed (1 if there is a GPU)"
+    )
+    hung_after: float = Field(
+        600.0, gt=0, description="seconds without an answer or work, after which a worker is replaced"
     )
 
 
@@ -216,7 +225,15 @@ GROUPS = {
         "validation_tokens",
     ),
     "where results go": ("output", "export_dtype", "study", "storage", "experiment"),
-    "machines": ("address", "workers", "cpus_per_trial", "gpus_per_trial"),
+    "machines": (
+        "address",
+        "device",
+        "accelerator_type",
+        "workers",
+        "cpus_per_trial",
+        "gpus_per_trial",
+        "hung_after",
+    ),
 }
 
 

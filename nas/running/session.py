@@ -10,6 +10,7 @@ import threading
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import psutil
@@ -27,8 +28,9 @@ os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
 import ray
 
-from nas.planning.machine import Machine, Node
+from nas.planning.machine import Machine
 from nas.planning.settings import SearchSettings
+from nas.running.cluster import machine_now, nodes_to_come
 from search_spaces.errors import InputError, one_line
 
 logging.getLogger("ray.tune.tune").setLevel(logging.CRITICAL)  # it lists the trials that failed once more
@@ -51,7 +53,7 @@ OBJECT_STORE_BYTES = 100 * 2**20  # results are small; Ray's default is 30 % of 
 def ray_session(settings: SearchSettings) -> Iterator[Machine]:
     """Connect to the Ray cluster at ``--address`` or RAY_ADDRESS, or start a local Ray if neither is given.
 
-    Yields the resources. At the end a local Ray is shut down; a cluster keeps running. SIGTERM (``ray job stop``, a
+    Yields the nodes. At the end a local Ray is shut down; a cluster keeps running. SIGTERM (``ray job stop``, a
     batch system) acts like Ctrl-C, from the start on. Raises InputError when no cluster answers, when a local Ray does
     not start, and when a local Ray dies.
     """
@@ -62,7 +64,7 @@ def ray_session(settings: SearchSettings) -> Iterator[Machine]:
         _connect(address)
         watch = _Watch(address == "local")
         try:
-            yield _machine()
+            yield machine_now() if address == "local" else replace(machine_now(nodes_to_come()), grows=True)
         except BaseException as error:
             if watch.explains(error):
                 raise InputError(watch.message) from error
@@ -171,10 +173,3 @@ def _environment(values: Mapping[str, str]) -> Iterator[None]:
 
 def _interrupt(number: int, frame: Any) -> None:
     raise KeyboardInterrupt
-
-
-def _machine() -> Machine:
-    alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    return Machine(
-        tuple(Node(int(one.get("CPU", 0)), float(one.get("GPU", 0)), int(one.get("memory", 0))) for one in alive)
-    )

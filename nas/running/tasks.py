@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import ray
+import torch
 from numpy.typing import NDArray
 
 from nas.planning.log_messages import log_messages
@@ -20,6 +21,7 @@ from trials.evaluate.reading import Reading
 from trials.evaluate.tasks import HarnessTask
 from trials.evaluate_on_tests import EvaluationSpec, check_tests, evaluate_on_tests
 from trials.final import FinalResult, FinalSpec, run_final
+from trials.losses.precision import training_precision
 from trials.losses.window_losses import WindowLosses
 from trials.preparation import Preparation, prepare, prepare_targets, shared, teacher_windows
 from trials.prune.importance import ImportanceScores
@@ -32,6 +34,18 @@ from trials.text.validation import OF_TEXT
 from trials.trial import TrialSpec, run_trial
 
 Result = TypeVar("Result")
+
+
+def kind_of(device: str) -> tuple[str, str]:
+    """What losses depend on, and what times depend on: the kind of arithmetic, and the device, of this worker."""
+    dtype, _ = training_precision(device)
+    number = str(dtype).removeprefix("torch.")
+    if device == "cuda":
+        name = torch.cuda.get_device_name()
+        return f"{name}, {number}", name
+    with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
+        name = next((line.partition(":")[2].strip() for line in file if line.startswith("model name")), "CPU")
+    return f"CPU, {number}", name
 
 
 class PreparedTeacher(NamedTuple):
