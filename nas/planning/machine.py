@@ -152,7 +152,8 @@ def _gpus(settings: Any, machine: Machine) -> float:
 def _check_place(settings: Any, machine: Machine, gpus: float, kind: str) -> None:
     """Raise InputError when no node can have a trial."""
     if gpus and not machine.gpus:
-        asked = f"--gpus-per-trial {gpus:g}" if settings.gpus_per_trial else "--device cuda"
+        asked = f"--accelerator-type {kind}" if kind else "--device cuda"
+        asked = f"--gpus-per-trial {gpus:g}" if settings.gpus_per_trial else asked
         what = f"no node has a GPU of kind {kind}" if kind else "no node has a GPU"
         raise InputError(f"{asked}: {what}; leave it out, to use CPUs")
     most = max((one.cpus for one in machine.nodes if one.gpus or not gpus), default=0)

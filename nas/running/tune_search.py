@@ -29,6 +29,7 @@ from trials.text.validation import OF_TEXT
 
 log = logging.getLogger(__name__)
 
+DIED = "its process died"
 OUT_OF_MEMORY = "Ray ended its process for lack of memory"
 
 MANY = 1_000_000  # tasks; more than any cluster has workers
@@ -148,7 +149,7 @@ class StudySearcher(_Disposable, Searcher):
         self.workers.give(one.slot)
         self._want()
         if error or not last:
-            self._failed_try(one.candidate, "its process died")
+            self._failed_try(one.candidate, DIED)
             return
         if last.get(AGAIN):
             reason = f"the worker died: {hung}" if hung else last[FAILURE]
@@ -175,12 +176,15 @@ class StudySearcher(_Disposable, Searcher):
         self._tries[number] += 1
         tries = self._tries[number]
         if tries <= len(self.pauses):
-            self.study.note(number, reason)
-            self._again.append((time.monotonic() + self.pauses[tries - 1], candidate))
+            pause, most = self.pauses[tries - 1], len(self.pauses) + 1
+            log.warning("trial %s: %s; try %s of %s starts in %g s", number, reason, tries + 1, most, pause)
+            if reason != DIED:  # the scheduler has noted why
+                self.study.note(number, reason)
+            self._again.append((time.monotonic() + pause, candidate))
         elif memory:
             self.out_of_memory = True  # the trial stays open for a search with fewer workers
         else:
-            self._failed(number, reason, again=True)
+            self._failed(number, f"{reason} in every try" if reason == DIED else reason, again=True)
             self.on_change(number)
 
     def _failed(self, number: int, reason: str, again: bool = False) -> None:

@@ -36,7 +36,8 @@ BEAT = 10.0  # seconds between two questions whether a worker is alive
 HUNG_AFTER = 600.0  # seconds without an answer or without processor time, after which a worker is replaced
 IDLE_SHARE = 0.02  # of a processor; an idle worker uses 0.005, and one that trains on a GPU more than 0.1
 PATIENCE = 600.0  # seconds in which a node may join that can have a worker
-KEEP = 30.0  # seconds that a worker of a cluster stays when there are fewer tasks than workers
+KEEP = 60.0  # seconds that a worker of a cluster is kept, or waited for, when there are fewer tasks than workers
+SERIAL = count(1)  # of the workers of this process: the names of actors are their own
 STEP = 0.2  # seconds; the longest wait for results without a look at the workers
 
 
@@ -107,7 +108,6 @@ class Workers:
 
     def __post_init__(self) -> None:
         self._slots: list[Slot] = []
-        self._serial = count(1)
         self._wanted = 0
         self._refused: dict[str, str] = {}  # nodes whose workers are refused, with the reason
         self._unplaced: float | None = None  # since when no node can have a worker
@@ -195,7 +195,7 @@ class Workers:
         self._slots.clear()
 
     def _start(self, slot: Slot) -> None:
-        slot.name, slot.since, slot.about, slot.pulse = f"worker {next(self._serial)}", time.monotonic(), None, None
+        slot.name, slot.since, slot.about, slot.pulse = f"worker {next(SERIAL)}", time.monotonic(), None, None
         slot.beat = slot.seconds = 0.0
         without = {"label_selector": {"ray.io/node-id": f"!in({','.join(self._refused)})"}} if self._refused else {}
         made = ray.remote(concurrency_groups={PULSE: 1})(self.worker)
@@ -276,13 +276,15 @@ class Workers:
 
     def _check_place(self, machine: Machine, now: float) -> None:
         problem = unplaceable(self.resources.options, machine.possible)
-        if not problem or self.ready:
+        if self._refused and not machine.nodes:
+            for slot in self._slots:
+                slot.problem = next(iter(self._refused.values()))
+        elif not problem or self.ready:
             self._unplaced = None
-            return
-        if self._unplaced is None:
+        elif self._unplaced is None:
             self._unplaced = now
             log.warning("%s; the search waits for such a node, for %g s", problem, self.pace.patience)
-        if now - self._unplaced >= self.pace.patience:
+        elif now - self._unplaced >= self.pace.patience:
             for slot in self._slots:
                 slot.problem = (
                     f"{problem}; give at most what a node has, or add such a node; the same command continues"
@@ -294,8 +296,8 @@ class Workers:
         while len(self._slots) < enough:
             self._slots.append(slot := Slot())
             self._start(slot)
-        unneeded = [one for one in self._slots if not one.ready and not one.problem]
-        unneeded += [one for one in self._slots if one.free and now - one.since >= self.pace.keep]
+        idle = [one for one in self._slots if now - one.since >= self.pace.keep and not one.problem]
+        unneeded = [one for one in idle if not one.ready] + [one for one in idle if one.free]
         for slot in unneeded[: max(0, len(self._slots) - enough)]:
             self._remove(slot)
 
@@ -308,14 +310,16 @@ class Workers:
 def open_workers(resources: Resources, output: str, machine: Machine, pace: Pace | None = None) -> Iterator[Workers]:
     """The workers of a search, without waiting for them. They end with the block. Ray must be connected.
 
-    ``machine`` is what they run on. The workers of a machine that does not grow start now, and stay until the end.
+    ``machine`` is what they run on. As many as its nodes have room for start now. Those of a machine that does not grow
+    stay until the end.
     ``output`` is the folder of all results, which is made.
     """
     Path(output).mkdir(parents=True, exist_ok=True)
     pace = pace or Pace()
     pace = pace if machine.grows else replace(pace, keep=inf)
     workers = Workers(resources, output, machine.coming, machine.grows, pace)
-    workers.want(1 if machine.grows else resources.workers)
+    up = replace(machine, coming=()).fits(resources.cpus, resources.gpus, resources.memory)
+    workers.want(max(1, min(up, resources.workers)))
     try:
         yield workers
     finally:
