@@ -307,17 +307,19 @@ class Workers:
 
 
 @contextmanager
-def open_workers(resources: Resources, output: str, machine: Machine, pace: Pace | None = None) -> Iterator[Workers]:
+def open_workers(
+    resources: Resources, output: str, machine: Machine, pace: Pace | None = None, kind: type[Worker] = Worker
+) -> Iterator[Workers]:
     """The workers of a search, without waiting for them. They end with the block. Ray must be connected.
 
     ``machine`` is what they run on. As many as its nodes have room for start now. Those of a machine that does not grow
-    stay until the end.
+    stay until the end. ``kind`` replaces the real worker in benchmarks.
     ``output`` is the folder of all results, which is made.
     """
     Path(output).mkdir(parents=True, exist_ok=True)
     pace = pace or Pace()
     pace = pace if machine.grows else replace(pace, keep=inf)
-    workers = Workers(resources, output, machine.coming, machine.grows, pace)
+    workers = Workers(resources, output, machine.coming, machine.grows, pace, kind)
     up = replace(machine, coming=()).fits(resources.cpus, resources.gpus, resources.memory)
     workers.want(max(1, min(up, resources.workers)))
     try:

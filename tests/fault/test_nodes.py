@@ -113,10 +113,9 @@ def test_nodes_are_told_by_their_accelerators(machine: Machine) -> None:
 
 
 def test_workers_start_where_there_is_room_before_anything_is_known_of_the_tasks(
-    machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    machine: Machine, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("nas.running.workers.Worker", Quick)
-    with open_workers(planned(machine), str(tmp_path / "new"), machine) as workers:
+    with open_workers(planned(machine), str(tmp_path / "new"), machine, kind=Quick) as workers:
         until(lambda: workers.count == 3, workers)
         assert (tmp_path / "new").is_dir()
 
