@@ -24,7 +24,7 @@ TALKATIVE = (
     "ray.dashboard.modules.job.sdk",
     "ray._private.runtime_env.packaging",
 )
-GIVE_TOKEN = "put the cluster's token into RAY_AUTH_TOKEN, or into the file ~/.ray/auth_token or RAY_AUTH_TOKEN_PATH"
+WAY_IN = "put the cluster's token into RAY_AUTH_TOKEN, or into the file ~/.ray/auth_token or RAY_AUTH_TOKEN_PATH"
 
 
 @dataclass
@@ -152,7 +152,7 @@ def connect(address: str) -> Any:
     except AuthenticationError as error:
         wrong = "incorrect" in str(error)
         problem = "the cluster has another token" if wrong else f"no token found ({one_line(error, 100)})"
-        raise InputError(f"--submit {address}: {problem}; {GIVE_TOKEN}") from error
+        raise InputError(f"--submit {address}: {problem}; {WAY_IN}") from error
     except Exception as error:  # of requests, json or Ray
         raise InputError(f"--submit {address}: no Jobs API of Ray is there ({named(error, 150)})") from error
 
