@@ -34,6 +34,8 @@ check: $(VENV)/installed-dev
 	$(BIN)/mypy
 	$(BIN)/bandit --quiet --configfile pyproject.toml --recursive nas trials search_spaces
 
-# --strict fails when a package cannot be looked up. Without it, a machine without pypi.org would pass.
+# --strict fails when a package cannot be looked up. Without it, a machine without pypi.org would pass. The versions of
+# torch that end in +cpu or +cu128 are looked up without that end.
 audit: $(VENV)/installed-dev
-	$(BIN)/pip-audit --strict --progress-spinner off $(ARGS)
+	$(BIN)/python -m pip freeze --exclude-editable | sed 's/+.*//' > $(VENV)/frozen.txt
+	$(BIN)/pip-audit --strict --progress-spinner off --disable-pip --no-deps --requirement $(VENV)/frozen.txt $(ARGS)
