@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import secrets
@@ -9,9 +10,11 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import venv
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -173,13 +176,7 @@ def test_wrong_or_missing_token_is_told_in_one_line(head: Head, tmp_path: Path, 
     assert errors.count("\n") == 1
 
 
-def test_exit_code_of_the_job_is_the_exit_code(head: Head, shared: Path, tmp_path: Path) -> None:
-    code, output, _ = search(head, tmp_path, *flags(shared, "wrong", "--model", "/not/there"))
-    assert code == 2
-    assert "error: " in output.splitlines()[-1]
-
-
-def test_results_in_the_folder_that_ray_removes_are_refused(head: Head, tmp_path: Path) -> None:
+def test_results_in_the_folder_that_ray_removes_are_refused_with_code_2(head: Head, tmp_path: Path) -> None:
     code, output, _ = search(head, tmp_path, "--model", "mini", "--budget", "60%")
     assert code == 2
     assert "set NAS_OUTPUT on the cluster" in output.splitlines()[-1]
@@ -195,16 +192,63 @@ sys.exit(job.follow())
 """
 
 
-def run_by_hand(head: Head, name: str, command: str, runtime: str = "{}") -> subprocess.CompletedProcess[str]:
-    arguments = [sys.executable, "-c", BY_HAND, head.address, name, command, runtime]
+def run_by_hand(
+    head: Head, name: str, command: str, runtime: str = "{}", address: str = ""
+) -> subprocess.CompletedProcess[str]:
+    arguments = [sys.executable, "-c", BY_HAND, address or head.address, name, command, runtime]
     return subprocess.run(arguments, cwd=ROOT, env=head.environment, capture_output=True, text=True, timeout=PATIENCE)
 
 
-@pytest.mark.parametrize(("command", "code"), [("echo déjà vu; exit 3", 3), ("kill -9 $$", 137)])
-def test_every_exit_code_comes_through(head: Head, command: str, code: int) -> None:
-    done = run_by_hand(head, f"exits_{code}", command)
-    assert done.returncode == code
-    assert ("déjà vu\n" in done.stdout.splitlines(keepends=True)) == (code == 3)
+class Tunnel:
+    """Passes connections on to ``port``, as ssh does. ``cut`` breaks those that are open and refuses others."""
+
+    def __init__(self, port: int) -> None:
+        self._port, self._open, self._broken = port, [], False
+        self._listening = socket.create_server(("127.0.0.1", 0))
+        self.address = f"http://127.0.0.1:{self._listening.getsockname()[1]}"
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        while True:
+            near, _ = self._listening.accept()
+            if self._broken:
+                near.close()
+                continue
+            far = socket.create_connection(("127.0.0.1", self._port))
+            self._open += [near, far]
+            for one, other in ((near, far), (far, near)):
+                threading.Thread(target=self._pass_on, args=(one, other), daemon=True).start()
+
+    @staticmethod
+    def _pass_on(one: socket.socket, other: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while block := one.recv(65536):
+                other.sendall(block)
+            other.shutdown(socket.SHUT_WR)
+
+    def cut(self, seconds: float) -> None:
+        self._broken = True
+        for one in self._open:
+            with contextlib.suppress(OSError):
+                one.shutdown(socket.SHUT_RDWR)
+        time.sleep(seconds)
+        self._broken = False
+
+
+def test_output_and_exit_code_come_through_a_tunnel_that_breaks(head: Head, tmp_path: Path) -> None:
+    tunnel, beats = Tunnel(int(head.address.rpartition(":")[2])), tmp_path / "beats"
+    command = f"for i in $(seq 30); do echo déjà vu $i; echo $i > {beats}; sleep 0.2; done; exit 3"
+    with ThreadPoolExecutor() as pool:
+        running = pool.submit(run_by_hand, head, "tunnelled", command, address=tunnel.address)
+        while not beats.exists() and not running.done():
+            time.sleep(0.1)
+        time.sleep(1)
+        tunnel.cut(seconds=2)
+        done = running.result()
+    assert done.returncode == 3, done.stderr
+    seen = [line for line in done.stdout.splitlines() if line.startswith("déjà vu")]
+    assert seen == [f"déjà vu {number}" for number in range(1, 31)]
+    assert "the job goes on" in done.stderr
 
 
 def test_job_that_never_starts_is_told(head: Head) -> None:
