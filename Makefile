@@ -1,12 +1,13 @@
 # make search   a first search, smaller than a real one: the embedded teacher cut to 60 %
 # make test     all tests
-# make check    ruff and mypy
+# make check    ruff, mypy and bandit
+# make audit    known vulnerabilities of the installed packages; needs pypi.org
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 FIRST := --screened 24 --trials 4 --finalists 2 --tokens-per-trial 16384 --calibration-samples 128
 
-.PHONY: setup search test check
+.PHONY: setup search test check audit
 
 setup: $(VENV)/installed
 
@@ -31,3 +32,10 @@ check: $(VENV)/installed-dev
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+	$(BIN)/bandit --quiet --configfile pyproject.toml --recursive nas trials search_spaces
+
+# --strict fails when a package cannot be looked up. Without it, a machine without pypi.org would pass. The versions of
+# torch that end in +cpu or +cu128 are looked up without that end.
+audit: $(VENV)/installed-dev
+	$(BIN)/python -m pip freeze --exclude-editable | sed 's/+.*//' > $(VENV)/frozen.txt
+	$(BIN)/pip-audit --strict --progress-spinner off --disable-pip --no-deps --requirement $(VENV)/frozen.txt $(ARGS)

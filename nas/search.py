@@ -20,7 +20,8 @@ from nas.display.console import console_for
 from nas.planning.errors import NothingFeasibleError
 from nas.planning.log_messages import log_messages
 from nas.planning.redact import redacted
-from nas.planning.settings import SearchSettings, command_line, ignored_variables, parse_arguments
+from nas.planning.settings import SearchSettings, command_line, ignored_variables, parse_arguments, submit_address
+from nas.submit import refuse_folder_of_the_job, submit_search
 from search_spaces.errors import UNCUT, InputError, named
 
 if TYPE_CHECKING:  # torch, Ray and transformers take seconds to import: only when the settings are right
@@ -40,8 +41,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         settings, dry_run, as_json = parse_arguments(given)
         if ignored := ignored_variables():
             console.print(f"ignored: {', '.join(ignored)} in the environment; no setting has this name", soft_wrap=True)
+        if (address := submit_address(given)) is not None:
+            return submit_search(address, given, settings, as_json)
         if dry_run:
             return _dry_run(settings, console, as_json)
+        refuse_folder_of_the_job(settings.output)
         return _search(settings, console, as_json, redacted(command_line(given)))
     except InputError as error:
         return _failed(str(error), WRONG_INPUT)

@@ -238,7 +238,7 @@ GROUPS = {
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The command line: one flag for each setting, and --config, --dry-run, --json and --version."""
+    """The command line: one flag for each setting, and --config, --dry-run, --json, --submit and --version."""
     parser = Parser(
         prog=PROGRAM,
         usage=f"{PROGRAM} --budget BUDGET [--model MODEL] [FLAG VALUE ...]",
@@ -264,6 +264,12 @@ def build_parser() -> argparse.ArgumentParser:
         action="store_true",
         default=False,
         help="print one JSON document on stdout, everything else on stderr",
+    )
+    group.add_argument(
+        "--submit",
+        metavar="URL",
+        default=None,
+        help="run as a job of the Ray cluster with this dashboard, http://HOST:8265; Ctrl-C stops the job",
     )
     group.add_argument("--version", action="version", version=_version(), help="print the version")
     return parser
@@ -390,5 +396,11 @@ def _read_yaml(config: str) -> dict[str, Any]:
 def parse_arguments(arguments: Sequence[str]) -> tuple[SearchSettings, bool, bool]:
     """The settings, whether this is a dry run, and whether the result is printed as JSON."""
     flags = vars(build_parser().parse_args(arguments))
-    config, dry_run, as_json = flags.pop("config"), flags.pop("dry_run"), flags.pop("json")
+    config, dry_run, as_json, _ = (flags.pop(name) for name in ("config", "dry_run", "json", "submit"))
     return load_settings(flags, config), dry_run, as_json
+
+
+def submit_address(arguments: Sequence[str]) -> str | None:
+    """The value of ``--submit``: the address of the cluster's Jobs API, or None to run here."""
+    address: str | None = build_parser().parse_args(arguments).submit
+    return address

@@ -102,7 +102,7 @@ def _does_not_answer(address: str, error: Exception) -> str:
 def _does_not_start(error: Exception) -> str:
     text = one_line(error)
     name = "RAY_TMPDIR" if "RAY_TMPDIR" in os.environ else "TMPDIR"
-    folder = os.environ.get(name, "/tmp")
+    folder = os.environ.get(name, "/tmp")  # nosec B108  # only named in a message
     if "AF_UNIX" in text:
         return f"{name} {folder!r}: too long for the sockets of Ray; set RAY_TMPDIR to a short folder such as /tmp"
     if "timed out during startup" in text:

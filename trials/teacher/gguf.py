@@ -49,8 +49,8 @@ def _unpack(file: Path, folder: Path) -> None:
     try:
         with TemporaryDirectory() as alone:  # what lies beside the file, such as an adapter, would be read with it
             (Path(alone) / file.name).symlink_to(file)
-            model = AutoModelForCausalLM.from_pretrained(alone, gguf_file=file.name, local_files_only=True)
-            tokenizer = AutoTokenizer.from_pretrained(alone, gguf_file=file.name, local_files_only=True)
+            model = AutoModelForCausalLM.from_pretrained(alone, gguf_file=file.name, local_files_only=True)  # nosec B615
+            tokenizer = AutoTokenizer.from_pretrained(alone, gguf_file=file.name, local_files_only=True)  # nosec B615
     except Exception as error:  # tokenizers raises no other class, and the readers raise a dozen
         reason = one_line(error)[:200]
         raise InputError(

