@@ -7,27 +7,24 @@ from __future__ import annotations
 
 import json
 import os
-import time
-from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import make_decoder, make_gpt2
-from hypothesis import HealthCheck, assume, given, settings
+from fuzzing import answer, assert_model_is_answered, characters, few, junk, texts, written
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from nas.planning.settings import SearchSettings, load_settings
 from search_spaces.budget import check_budgets, parse_budgets
 from search_spaces.compression import Adapters, Quantization, Sparsity
-from search_spaces.errors import InputError
 from search_spaces.files import SpaceFile, check_space, load_space
 from search_spaces.shape import ModelShape
-from trials.teacher.causal_lm import load_causal_lm, resolve_causal_lm
+from trials.teacher.causal_lm import resolve_causal_lm
 from trials.teacher.source import resolve_model
-from trials.teacher.teacher import load_teacher
 from trials.text.evaluation_text import TextTask, open_text, parse_tests, text_task
 from trials.text.mixture import parse_mixture
 from trials.text.packing import pack
@@ -35,67 +32,8 @@ from trials.text.sources import check_sources, open_source
 from trials.text.text_source import from_path, local_path
 from trials.text.validation import open_validation, parse_validation
 
-SECONDS = 10
-LONGEST_LINE = 2_500  # characters
-GIVEN = os.environ.get("FUZZ_EXAMPLES")
-few = settings(
-    max_examples=int(GIVEN or 60),
-    derandomize=GIVEN is None,
-    deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large],
-)
-
 SMALL = ModelShape("gpt2", 4, 64, 4, 16, 128, 320, 64, tied=True)
 GROUPED = ModelShape("llama", 4, 48, 4, 12, 64, 320, 64, tied=True, group=2, learned_positions=False, stock="any")
-
-
-def answer(call: Callable[[], object], name: str = "") -> None:
-    """Assert that ``call`` returns or raises InputError, within `SECONDS`, in one line that may repeat ``name``."""
-    started, message = time.perf_counter(), "a result"
-    try:
-        call()
-    except InputError as error:
-        message = str(error)
-    assert time.perf_counter() - started < SECONDS
-    assert len(message.splitlines()) == 1
-    assert len(message) <= LONGEST_LINE + 3 * len(name)
-
-
-# JSON cannot be written with these by `json.dumps`, so they are put into the text afterwards.
-SPECIAL = {
-    '"<digits>"': "9" * 5000,
-    '"<point>"': "0." + "3" * 5000,
-    '"<exponent>"': "1e99999",
-    '"<deep>"': "[" * 3000 + "]" * 3000,
-    '"<objects>"': '{"a":' * 3000 + "1" + "}" * 3000,
-}
-characters = st.characters() | st.sampled_from("\0\ud83d\udc00\n\r\t 0%.,:=/#?~²٣")
-texts = st.text(characters, max_size=12) | st.sampled_from(
-    ["", "n" * 300, "48", "1e5", "nan", "None", "../x", "~x", "a/b"]
-)
-sizes = st.sampled_from([0, 1, 2, 3, 4, 5, 8, 12, 16, 48, 64, 96, 320, 2**31, 2**40, 10**30]).flatmap(
-    lambda size: st.sampled_from([size, -size, str(size), float(size), [size], size + 1])
-)
-plain = (
-    st.none()
-    | st.booleans()
-    | st.integers()
-    | sizes
-    | st.floats()
-    | texts
-    | st.sampled_from([k.strip('"') for k in SPECIAL])
-)
-junk = st.recursive(
-    plain, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts, inner, max_size=3), max_leaves=5
-)
-
-
-def written(content: object) -> str:
-    """``content`` as JSON, which is YAML as well."""
-    text = json.dumps(content)
-    for name, special in SPECIAL.items():
-        text = text.replace(name, special)
-    return text
 
 
 budgets = (
@@ -186,17 +124,6 @@ OTHERS = (
     ),
     *("added_tokens_decoder", "chat_template", "tokenizer_class", "additional_special_tokens", "padding_side"),
 )
-
-
-def assert_model_is_answered(folder: Path) -> None:
-    def search() -> None:
-        load_teacher(resolve_model(str(folder)), "cpu")
-
-    def evaluate() -> None:
-        load_causal_lm(resolve_causal_lm(str(folder), False), "cpu", "float32", False)
-
-    answer(search)
-    answer(evaluate)
 
 
 @few

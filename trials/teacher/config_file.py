@@ -58,10 +58,15 @@ def check_config(folder: Path, model: str) -> None:
     InputError that begins with the name ``model``.
     """
     config = read_object(folder / "config.json", model)
-    if problem := next(_problems(config), None):
+    if problem := first_problem(config):
         raise InputError(
             f"model {model}: its config.json cannot be used: {problem}; correct it, or copy it from the model again"
         )
+
+
+def first_problem(config: dict[str, Any]) -> str | None:
+    """What is wrong with the content of a config.json, in one line, or None."""
+    return next(_problems(config), None)
 
 
 def check_weights(folder: Path, model: str, *, pruned: bool) -> None:

@@ -160,8 +160,7 @@ def _check_number(path: Path, config: PretrainedConfig) -> None:
     if getattr(config, "auto_map", None):
         return  # code of its own
     try:
-        with torch.device("meta"), no_init_weights():
-            described = sum(one.numel() for one in AutoModelForCausalLM.from_config(config).parameters())
+        described = parameters_of(config)
     except (*UNUSABLE, RuntimeError) as error:
         raise InputError(f"model {path}: its config.json cannot be used: {one_line(error)}") from error
     most = 2 if _is_coded(config) else 1  # weights in a byte
@@ -170,6 +169,12 @@ def _check_number(path: Path, config: PretrainedConfig) -> None:
             f"model {path}: its weights cannot be loaded: they have {held:,} bytes, and config.json describes "
             f"{described:,} parameters; copy both from the model again"
         )
+
+
+def parameters_of(config: PretrainedConfig) -> int:
+    """The number of parameters that ``config`` describes. Takes no memory for them. Tied ones may count twice."""
+    with torch.device("meta"), no_init_weights():
+        return sum(one.numel() for one in AutoModelForCausalLM.from_config(config).parameters())
 
 
 def _is_coded(config: PretrainedConfig) -> bool:
