@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from dataclasses import fields
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +21,15 @@ from hypothesis import strategies as st
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from nas.planning.settings import SearchSettings, load_settings
+from nas.search import DONE, WRONG_INPUT, main
 from search_spaces.budget import check_budgets, parse_budgets
 from search_spaces.compression import Adapters, Quantization, Sparsity
+from search_spaces.errors import InputError
 from search_spaces.files import SpaceFile, check_space, load_space
 from search_spaces.shape import ModelShape
 from trials.teacher.causal_lm import resolve_causal_lm
 from trials.teacher.source import resolve_model
+from trials.teacher.teacher import load_teacher
 from trials.text.evaluation_text import TextTask, open_text, parse_tests, text_task
 from trials.text.mixture import parse_mixture
 from trials.text.packing import pack
@@ -98,6 +103,51 @@ def test_settings(tmp_path: Path, text: str, flags: dict[str, str]) -> None:
     answer(lambda: load_settings({}, None, {f"NAS_{name.upper()}": value for name, value in flags.items()}))
 
 
+counts = st.integers(-1, 70) | st.sampled_from([1_000, 65_536, 2**31, 2**62, 2**64, 10**30])
+numbers = (
+    counts.map(str)
+    | st.builds("{}{}".format, counts, st.sampled_from("KMBG%"))
+    | st.floats().map(str)
+    | st.sampled_from(["9" * 39, "1e400", "-0.0", "0.9999999999999999", "yes", "no", "", "\0", "²", "٣"])
+)
+LEFT = {"budget", "model", "corpus", "output", "address"}  # what a plan needs, and what would be reached
+NAMES = {
+    "objectives": ["loss", "loss,params", "loss,latency,latency", "params"],
+    "space": ["default", "depth", "mixed", "layer-removal", "sparsity", "pdp", "stack", "pruned-gpt", "fine", "stock"],
+    "loads_in": ["vllm", "transformers,llama.cpp", "vllm,"],
+    "quantises_to": ["q4_k,int4", "nf4", "bf16", "x"],
+    "validation": ["stdlib", "a=stdlib,b=stdlib"],
+    "test": ["python-docs", "lambada", "ptb=./ptb.txt", "a=b"],
+    "test_tasks": ["hellaswag", "piqa:0", "mine=./mine.yaml"],
+    "study": ["a", "../a", "a" * 80, "best"],
+    "storage": ["sqlite://", "postgresql://user:word@nowhere/db", "x"],
+}
+
+
+def values_of(name: str) -> st.SearchStrategy[tuple[str, str]]:
+    """Values of the setting ``name``, most of them possible."""
+    kind = str(SearchSettings.model_fields[name].annotation)
+    words = NAMES.get(name) or re.findall(r"'(\w+)'", kind) or (["yes", "no"] if "bool" in kind else [])
+    possible = st.sampled_from(words) if words else st.integers(0, 70).map(str)
+    return st.tuples(st.just(name), possible | possible | numbers)
+
+
+given_settings = st.lists(st.sampled_from(sorted({*SearchSettings.model_fields} - LEFT)).flatmap(values_of), max_size=4)
+
+
+@few
+@given(st.sampled_from(["60%", "60%,50%", "5M", "90%B"]), given_settings)
+def test_plans(tmp_path: Path, capsys: pytest.CaptureFixture[str], budget: str, chosen: list[tuple[str, str]]) -> None:
+    flags = [f"--{name.replace('_', '-')}={value}" for name, value in chosen]
+    flags += ["--model", "mini", "--budget", budget, "--corpus", "stdlib", "--output", str(tmp_path), "--dry-run"]
+    codes: list[int] = []
+    answer(lambda: codes.append(main(flags)))
+    printed = capsys.readouterr()
+    assert codes[0] in (DONE, WRONG_INPUT), printed.err
+    assert len(printed.err.splitlines()) == (codes[0] == WRONG_INPUT), printed.err
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: PreTrainedTokenizerFast) -> dict[str, Path]:
     """Folders of small teachers, by type. A test may write their JSON files, if it writes all of them."""
@@ -146,6 +196,65 @@ def test_json_files_of_a_model(folders: dict[str, Path], data: st.DataObject, ki
         file.write_text(before, "utf-8")
 
 
+def places(content: Any) -> list[tuple[str | int, ...]]:
+    """The paths to all values in ``content``, of which long lists and objects give the first few."""
+    inner = content.items() if isinstance(content, dict) else enumerate(content) if isinstance(content, list) else ()
+    below = [(key, *rest) for key, value in islice(inner, 9) for rest in [(), *places(value)]]
+    return below if below or not isinstance(content, dict | list) else [()]
+
+
+TYPES = (
+    *("BPE", "Unigram", "WordPiece", "WordLevel", "ByteLevel", "Split", "Replace", "Metaspace", "Precompiled"),
+    *("Sequence", "TemplateProcessing", "BertNormalizer", "NFC", "Digits", "ByteFallback", "Strip", "Fuse"),
+)
+parts_of_tokenizers = st.fixed_dictionaries(
+    {"type": st.sampled_from(TYPES)},
+    optional={
+        "pattern": st.sampled_from([{"Regex": "("}, {"Regex": "(a*)*b"}, {"String": ""}, {"Regex": ""}]) | junk,
+        "content": texts | junk,
+        "behavior": st.sampled_from(["Isolated", "Removed", "Contiguous"]),
+        "vocab": st.dictionaries(texts, st.integers(0, 400), max_size=3) | st.lists(st.tuples(texts, st.floats())),
+        "merges": st.lists(texts | st.lists(texts, max_size=3), max_size=3),
+        "unk_id": st.integers(-1, 400),
+        "precompiled_charsmap": texts,
+        "pretokenizers": st.lists(junk, max_size=2),
+        "replacement": texts,
+        "special_tokens": junk,
+    },
+)
+
+
+@few
+@given(st.data(), junk | parts_of_tokenizers)
+def test_tokenizer_of_a_model(folders: dict[str, Path], data: st.DataObject, value: object) -> None:
+    file = folders["llama"] / "tokenizer.json"
+    before = file.read_text("utf-8")
+    content = json.loads(before)
+    *way, last = data.draw(st.sampled_from(places(content)), "place")
+    inner = content
+    for key in way:
+        inner = inner[key]
+    inner[last] = value
+    try:
+        file.write_bytes(written(content).encode("utf-8", "surrogatepass"))
+        assert_model_is_answered(folders["llama"])
+    finally:
+        file.write_text(before, "utf-8")
+
+
+def test_a_panic_of_the_library_of_tokenizers_is_one_line(folders: dict[str, Path]) -> None:
+    file = folders["llama"] / "tokenizer.json"
+    before = file.read_text("utf-8")
+    content = json.loads(before)
+    content["model"]["continuing_subword_prefix"] = "longer than any token of a merge"
+    try:
+        file.write_text(json.dumps(content), "utf-8")
+        with pytest.raises(InputError, match="its tokenizer cannot be used: range end index"):
+            load_teacher(resolve_model(str(folders["llama"])), "cpu")
+    finally:
+        file.write_text(before, "utf-8")
+
+
 @few
 @given(
     st.dictionaries(texts, junk, max_size=2)
@@ -183,7 +292,8 @@ def test_text_files(tmp_path: Path, tiny_tokenizer: PreTrainedTokenizerFast, tex
 
 @few
 @given(
-    st.binary(max_size=200), st.sampled_from(["a.txt", "a.jsonl", "a.yaml", "config.json", "tokenizer.json", "a.gguf"])
+    st.binary(max_size=200),
+    st.sampled_from(["a.txt", "a.jsonl", "a.parquet", "a.yaml", "config.json", "tokenizer.json", "a.gguf"]),
 )
 def test_files_of_bytes(folders: dict[str, Path], tmp_path: Path, content: bytes, name: str) -> None:
     file = (folders["qwen3"] if name.startswith(("config", "tokenizer")) else tmp_path) / name
