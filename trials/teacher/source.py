@@ -139,8 +139,8 @@ def weight_files(path: Path) -> list[Path]:
     names = {name for name in named if isinstance(name, str) and SHARD.fullmatch(name)}
     if not names or len(names) < len(set(map(str, named))):
         raise InputError(
-            f"model {path}: its {INDEX} has no weight_map that names a file of this folder (.safetensors) for each weight; "
-            "copy it from the model again"
+            f"model {path}: its {INDEX} has no weight_map that names a file of this folder (.safetensors) for each "
+            "weight; copy it from the model again"
         )
     files = [path / name for name in sorted(names)]
     return files if all(os.path.isfile(file) for file in files) else []
