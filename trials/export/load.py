@@ -63,7 +63,9 @@ def load_checkpoint(folder: Path) -> PreTrainedModel:
 
 def _load_custom(folder: Path, kind: type[PreTrainedModel]) -> PreTrainedModel:
     transformers_logging.disable_progress_bar()
-    model, loading = kind.from_pretrained(folder, dtype=torch.float32, local_files_only=True, output_loading_info=True)
+    model, loading = kind.from_pretrained(
+        folder, dtype=torch.float32, local_files_only=True, use_safetensors=True, output_loading_info=True
+    )
     if problems := {name: sorted(map(str, found)) for name, found in loading.items() if found}:
         raise InputError(f"model {folder}: weights do not match its config.json: {problems}; copy it again")
     return model.eval()

@@ -6,6 +6,7 @@ import json
 from functools import lru_cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from gguf import GGUFReader, GGUFWriter
 from huggingface_hub.constants import HF_HOME
@@ -54,7 +55,9 @@ def _unpack(file: Path, folder: Path) -> None:
         with TemporaryDirectory() as alone:  # what lies beside the file, such as an adapter, would be read with it
             (Path(alone) / file.name).symlink_to(file)
             model = _load(Path(alone) / file.name, elements)
-            tokenizer = AutoTokenizer.from_pretrained(alone, gguf_file=file.name, local_files_only=True)
+            tokenizer = AutoTokenizer.from_pretrained(
+                alone, gguf_file=file.name, local_files_only=True, trust_remote_code=False
+            )
     except Exception as error:  # tokenizers raises no other class, and the readers raise a dozen
         reason = one_line(error)[:200]
         raise InputError(
@@ -75,13 +78,14 @@ def _load(file: Path, elements: int) -> PreTrainedModel:
 
     transformers would make up every weight that the file lacks, as large as the config says.
     """
-    config = AutoConfig.from_pretrained(file.parent, gguf_file=file.name, local_files_only=True)
+    here: dict[str, Any] = {"gguf_file": file.name, "local_files_only": True}
+    config = AutoConfig.from_pretrained(file.parent, trust_remote_code=False, **here)
     if problem := first_problem(json.loads(config.to_json_string())):
         raise ValueError(problem)
     if (described := parameters_of(config)) > 2 * elements:  # tied weights count twice
         raise ValueError(f"its tensors have {elements:,} weights, and its header describes {described:,}")
     model, loading = AutoModelForCausalLM.from_pretrained(
-        file.parent, config=config, gguf_file=file.name, local_files_only=True, output_loading_info=True
+        file.parent, config=config, trust_remote_code=False, output_loading_info=True, **here
     )
     if missing := sorted(loading["missing_keys"]):
         raise ValueError(f"it lacks {len(missing)} tensors, the first is that of {missing[0]}")

@@ -135,6 +135,7 @@ def load_weights(path: Path, dtype: torch.dtype, own_code: bool = False) -> PreT
             local_files_only=True,
             output_loading_info=True,
             trust_remote_code=own_code,
+            use_safetensors=True,
             adapter_kwargs={"subfolder": NOWHERE},  # where transformers looks for one, if peft is installed
         )
     except (*UNUSABLE, RuntimeError, SafetensorError) as error:
@@ -181,7 +182,8 @@ def _check_number(path: Path, config: PretrainedConfig) -> None:
 def parameters_of(config: PretrainedConfig) -> int:
     """The number of parameters that ``config`` describes. Takes no memory for them. Tied ones may count twice."""
     with torch.device("meta"), no_init_weights():
-        return sum(one.numel() for one in AutoModelForCausalLM.from_config(config).parameters())
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+        return sum(one.numel() for one in model.parameters())
 
 
 def _is_coded(config: PretrainedConfig) -> bool:
