@@ -22,6 +22,7 @@ PROGRAM = "python -m nas.search"
 ENVIRONMENT_PREFIX = "NAS_"
 SHARED = ("cache", "mlartifacts", "mlflow.db", "studies.db")  # in the output folder, beside the folders of studies
 TEXTS = ("corpus", "test")  # settings of a preset that mini does without
+MOST_TOKENS, LARGEST_BATCH = 2**50, 2**30  # more than anybody has; above, a slip would take all memory or never end
 COUNT = re.compile(r"(\d[\d_]*(?:\.\d+)?)\s*([KMBG]?)", re.IGNORECASE)
 
 
@@ -40,13 +41,13 @@ def _free_name(value: str | None) -> str | None:
     return value
 
 
-Tokens = Annotated[int, BeforeValidator(_count)]
+Tokens = Annotated[int, BeforeValidator(_count), Field(le=MOST_TOKENS)]
 
 
 class SearchSettings(BaseModel):
     """Everything that a user can set. A field that is None is derived from the teacher and the machine, and printed."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     budget: str = Field(
         description="parameters of the student: 260M, 0.26B, 260_000_000, or 70%% of the teacher; or bytes of its "
@@ -109,7 +110,7 @@ class SearchSettings(BaseModel):
         None, ge=8, description="tokens of a sequence (256 on a CPU, 1,024 on a GPU, at most the model's positions)"
     )
     batch_tokens: Tokens | None = Field(
-        None, ge=8, description="tokens of one optimizer step (1,024 on a CPU, 32,768 on a GPU)"
+        None, ge=8, le=LARGEST_BATCH, description="tokens of one optimizer step (1,024 on a CPU, 32,768 on a GPU)"
     )
     learning_rate: float | None = Field(None, gt=0, description="peak learning rate (0.0002 on a CPU, 0.0004 on a GPU)")
     teacher_targets: Literal["cached", "drawn", "online"] | None = Field(
@@ -127,7 +128,10 @@ class SearchSettings(BaseModel):
         True, description="fit the output projections of a pruned student to the teacher; no leaves plain slices"
     )
     calibration_samples: int | None = Field(
-        None, ge=1, description="sequences for importance scores and for the refit (256 on a CPU, 1,024 on a GPU)"
+        None,
+        ge=1,
+        le=LARGEST_BATCH,
+        description="sequences for importance scores and for the refit (256 on a CPU, 1,024 on a GPU)",
     )
     validation_tokens: Tokens | None = Field(
         None, ge=8, description="tokens of each validation text (16,384 on a CPU, 262,144 on a GPU)"

@@ -78,9 +78,11 @@ def damage(folder: Path) -> str | None:
         if set(present) != set(manifest):
             return f"files missing or added: {sorted(set(present) ^ set(manifest))}"
         for name, (size, checksum) in manifest.items():
+            if present[name].is_symlink():
+                return f"{name} is a link"
             if present[name].stat().st_size != size or file_sha256(present[name]) != checksum:
                 return f"{name} differs from its checksum"
-    except (OSError, ValueError, TypeError, AttributeError) as error:  # the last two: JSON that is not a manifest
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:  # JSON that is not a manifest
         return f"{type(error).__name__}: {error}"
     return None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
@@ -27,6 +28,7 @@ from trials.families.shapes import shape_of
 from trials.storage.cache import digest
 from trials.storage.durable import file_sha256
 from trials.teacher.config_file import INDEX, WEIGHTS, check_config, check_weights, read_object
+from trials.teacher.inside import check_inside
 from trials.text.text_source import local_path
 
 if TYPE_CHECKING:  # takes seconds to import, and the checks of a command line need none of it
@@ -35,6 +37,7 @@ if TYPE_CHECKING:  # takes seconds to import, and the checks of a command line n
 MINI = Path(__file__).parents[1] / "mini"
 GGUF = ".gguf"
 ADAPTER = "adapter_config.json"
+SHARD = re.compile(r"[^/\\\0]+\.safetensors")  # the name of a file, not a path
 SHARDS_OF_RANKS = "shard-*-model-*-of-*.safetensors"  # as distributed training saves them
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "tokenizer.model")
 OBJECTS = ("generation_config.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
@@ -134,11 +137,11 @@ def weight_files(path: Path) -> list[Path]:
         return []
     shards = read_object(path / INDEX, str(path)).get("weight_map")
     named = list(shards.values()) if isinstance(shards, dict) else []
-    names = {name for name in named if isinstance(name, str) and name == os.path.basename(name)}
+    names = {name for name in named if isinstance(name, str) and SHARD.fullmatch(name)}
     if not names or len(names) < len(set(map(str, named))):
         raise InputError(
-            f"model {path}: its {INDEX} has no weight_map that names a file of this folder for each weight; "
-            "copy it from the model again"
+            f"model {path}: its {INDEX} has no weight_map that names a file of this folder (.safetensors) for each "
+            "weight; copy it from the model again"
         )
     files = [path / name for name in sorted(names)]
     return files if all(os.path.isfile(file) for file in files) else []
@@ -154,6 +157,7 @@ def _checked(folder: Path, model: str, check: Callable[[Path], object]) -> Path:
         raise InputError(
             f"model {model}: {other.name} beside its weights would be loaded instead of them; move it to another folder"
         )
+    check_inside(folder, model)
     check_config(folder, model)
     check_weights(folder, model, pruned=check is read_shape)
     for name in OBJECTS:
