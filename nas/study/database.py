@@ -7,9 +7,8 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
-from filelock import FileLock
-
 from search_spaces.errors import InputError, one_line
+from trials.storage.lease import held
 
 SQLITE = "sqlite:///"
 LOCKED_SECONDS = 30.0  # as long as another process may hold the database
@@ -26,7 +25,7 @@ def opening(url: str) -> Iterator[None]:
     if not url.startswith(SQLITE) or path.name in ("", ":memory:") or not path.parent.is_dir():  # a lock would make it
         yield
         return
-    with FileLock(f"{path}.lock"):
+    with held(path.with_name(f"{path.name}.lease"), f"{path} in hand"):
         if path.is_file():
             _check(url, path)
         yield

@@ -6,9 +6,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from filelock import FileLock
 from mlflow.exceptions import MlflowException
 from requests import HTTPError
+
+from trials.storage.lease import held
 
 PERMANENT_CODES = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_ALREADY_EXISTS")
 PERMANENT_STATUSES = (400, 413, 422)
@@ -23,14 +24,14 @@ def is_permanent(error: MlflowException | HTTPError) -> bool:
 
 @contextmanager
 def alone(uri: str) -> Iterator[None]:
-    """Hold the lock of the SQLite store at ``uri``; other stores need none.
+    """Hold the lease of the SQLite store at ``uri``; other stores need none.
 
-    Two processes that create the same SQLite store at once leave it broken. With the lock, the second one waits.
+    Two processes that create the same SQLite store at once leave it broken. With the lease, the second one waits.
     """
     path = uri.split(":///", 1)[1] if uri.startswith("sqlite:///") else ""
     if not path or path == ":memory:":
         yield
         return
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{path}.lock"):
+    with held(Path(f"{path}.lease"), f"{path} in hand"):
         yield

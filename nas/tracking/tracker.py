@@ -148,8 +148,10 @@ class Tracker:
         self._delivery = None  # its cached ids may not exist on a server that was restarted
 
     def _deliver_waiting(self) -> None:
+        if not self.outbox.waiting():
+            return
         try:
-            with self.outbox.lock.acquire(timeout=0):
+            with self.outbox.lease.acquire(timeout=0):
                 while names := self.outbox.waiting():
                     for name in names:  # a folder with thousands of events is listed once, not once for each
                         if self._ended.is_set():

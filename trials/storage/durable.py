@@ -12,9 +12,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
-MANIFEST, LOCK = "manifest.json", ".lock"
+from trials.storage.lease import lease
+
+MANIFEST, LEASE = "manifest.json", ".lease"
 
 
 def write_file(path: Path, content: bytes) -> None:
@@ -98,7 +100,7 @@ def temporary_sibling(path: Path) -> Path:
 
 def sweep(path: Path) -> None:
     """Remove the temporary files of dead writers of ``path``. Call this only if no writer of ``path`` is alive."""
-    for left in path.parent.glob(f".{path.name}.*.tmp*"):  # with the lock of each
+    for left in path.parent.glob(f".{path.name}.*.tmp*"):  # with the lease of each
         if left.is_dir():
             shutil.rmtree(left, ignore_errors=True)
         else:
@@ -108,7 +110,7 @@ def sweep(path: Path) -> None:
 def sweep_dead(path: Path) -> None:
     """Remove the temporary folders of dead writers of ``path``; those of living writers stay.
 
-    A writer holds the lock of its temporary folder. The system releases it when the process dies.
+    A writer has a lease of its temporary folder. What a writer on another machine has left stays until `sweep`.
     """
     for left in path.parent.glob(f".{path.name}.*.tmp"):
         try:
@@ -120,13 +122,13 @@ def sweep_dead(path: Path) -> None:
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """Hold the lock of ``folder``, a file beside it. Raises `filelock.Timeout` when another process holds it."""
-    file = folder.with_name(folder.name + LOCK)
-    with FileLock(file, timeout=0):
-        try:
-            yield
-        finally:
-            file.unlink(missing_ok=True)
+    """Hold the lease of ``folder``, a file beside it. Raises `filelock.Timeout` when another process holds it."""
+    own = lease(folder.with_name(folder.name + LEASE))
+    own.acquire(timeout=0)
+    try:
+        yield
+    finally:
+        own.release()
 
 
 def _mode(file: Path) -> int:
