@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from nas.choosing.outcome import Outcome
+from nas.planning.disk_space import check_disk_space, disk_space
+from nas.planning.errors import full_disk_named
 from nas.planning.plan import Plan
 from nas.running.workers import Workers
 from nas.stages.conclude import conclude
@@ -15,6 +18,7 @@ from nas.stages.keep_facts import add_seconds, timed
 from nas.stages.prepare import prepare
 from nas.stages.screen import screen
 from nas.stages.try_candidates import try_candidates
+from nas.study.database import SQLITE
 from nas.study.driver import only_driver
 
 
@@ -27,7 +31,10 @@ def run_search(plan: Plan, workers: Workers, announce: Listener) -> list[Outcome
     Raises InputError for wrong inputs, and NothingFeasibleError when a budget has no complete trial; the winners of the
     other budgets are exported before.
     """
-    with only_driver(plan.folder, plan.study, lambda text: announce(Progressed(text))), _stopped(announce):
+    alone = only_driver(plan.folder, plan.study, lambda text: announce(Progressed(text)))
+    folders = plan.output, Path(plan.storage.removeprefix(SQLITE)).parent
+    with full_disk_named(*folders, needed=f"this search writes {disk_space(plan)}"), alone, _stopped(announce):
+        check_disk_space(plan)
         prepared = prepare(plan, workers, announce)
         study = prepared.study
         add_seconds(study, "prepare", prepared.started)

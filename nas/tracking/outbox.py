@@ -49,8 +49,12 @@ class Outbox:
         with self._adding:
             self._last = max(time.time_ns(), self._last + 1)
             name = f"{self._last:020d}-{type(event).__name__}-{os.getpid()}"
-            self._keep_files(event, self.files(name))
-            _write(self._path(name), json.dumps(to_dict(event)))
+            try:
+                self._keep_files(event, self.files(name))
+                _write(self._path(name), json.dumps(to_dict(event)))
+            except OSError:
+                shutil.rmtree(self.files(name), ignore_errors=True)  # what is left of it takes space for nothing
+                raise
             if isinstance(event, TrialChanged):
                 self._supersede((event.study, event.record.number), name)
             elif isinstance(event, FinalChanged):
@@ -116,8 +120,11 @@ class Outbox:
 
 def _write(path: Path, text: str) -> None:
     temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text, "utf-8")
-    os.replace(temporary, path)
+    try:
+        temporary.write_text(text, "utf-8")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _keep(source: Path, target: Path, copy: object) -> None:

@@ -31,6 +31,23 @@ def write_file(path: Path, content: bytes) -> None:
     sync(path.parent)
 
 
+def create_file(path: Path, make: Callable[[Path], None]) -> None:
+    """Let ``make`` create a temporary sibling of ``path``, then rename it to ``path``. Only one process may do so.
+
+    For databases: their libraries take a file that is half made for a damaged one. What ``make`` or an earlier process
+    leaves beside the file, such as a journal, is removed.
+    """
+    sweep(path)
+    try:
+        temporary = temporary_sibling(path)
+        make(temporary)
+        sync(temporary)
+        os.replace(temporary, path)
+    finally:
+        sweep(path)
+    sync(path.parent)
+
+
 def write_folder(path: Path, writer: Callable[[Path], None]) -> None:
     """Let ``writer`` fill a temporary sibling of ``path``, then rename it to ``path``.
 
