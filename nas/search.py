@@ -17,7 +17,7 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 from rich.console import Console
 
 from nas.display.console import console_for
-from nas.planning.errors import NothingFeasibleError
+from nas.planning.errors import NothingFeasibleError, root_of
 from nas.planning.log_messages import log_messages
 from nas.planning.redact import redacted
 from nas.planning.settings import SearchSettings, command_line, ignored_variables, parse_arguments, submit_address
@@ -55,13 +55,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"interrupted; to continue: {redacted(command_line(given))}", file=sys.stderr)
         return INTERRUPTED
     except Exception as error:  # a fault of ours or of the machine: the details go to a file
-        what, where = redacted(named(_root(error), UNCUT))[:300], _write_traceback(error)
+        what, where = redacted(named(root_of(error), UNCUT))[:300], _write_traceback(error)
         return _failed(f"{what}; {where}; what is finished is kept, and the same command continues", FAILED)
-
-
-def _root(error: BaseException) -> BaseException:
-    """The first cause of ``error``. Optuna, for instance, hides "database is locked" behind a guess of its own."""
-    return error if error.__cause__ is None else _root(error.__cause__)
 
 
 def _failed(message: str, code: int) -> int:
@@ -132,19 +127,21 @@ def _print_result(outcomes: Sequence[Outcome], console: Console, mlflow: MlflowL
 def _dry_run(settings: SearchSettings, console: Console, as_json: bool) -> int:
     from nas.display.console import clock
     from nas.display.plan_table import print_plan
+    from nas.planning.disk_space import disk_space, size_of
     from nas.planning.forecast import estimated_seconds, plan_lines
     from nas.planning.plan import make_plan, resolve_target
+    from trials.storage.disk import free_bytes
 
     plan = make_plan(settings, resolve_target(settings), _machine_of(settings))
     print_plan(plan, console)
-    seconds = estimated_seconds(plan)
+    seconds, space = estimated_seconds(plan), disk_space(plan)
     tests = " and the evaluation on test text" if plan.tests else ""
     least = "with this machine to itself, without the preparation of the teacher"
     console.print(f"estimated time: {clock(seconds)} {least}{tests}; nothing was started", soft_wrap=True)
+    console.print(f"disk space: {space}, on a disk with {size_of(free_bytes(plan.output))} free", soft_wrap=True)
     if as_json:
-        print(
-            json.dumps({"study": plan.study, "plan": plan_lines(plan), "estimated_seconds": round(seconds)}, indent=2)
-        )
+        estimated = {"estimated_seconds": round(seconds), "estimated_disk_bytes": space.total}
+        print(json.dumps({"study": plan.study, "plan": plan_lines(plan), **estimated}, indent=2))
     return DONE
 
 

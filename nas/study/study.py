@@ -42,6 +42,7 @@ from search_spaces.budget import Budget
 from search_spaces.errors import InputError, one_line
 from search_spaces.space import SearchSpace
 from search_spaces.stored_size import memory_bytes, stored_bytes
+from trials.storage.disk import is_full
 
 VALUE = "val_loss"  # what Optuna's pages and tables call the value of a trial
 CODE_VERSION = "code_version"  # of `nas.planning.plan.identity`: users cannot give its old value
@@ -334,6 +335,8 @@ def _open(url: str, name: str, sampler: BaseSampler) -> optuna.Study:
             "another --output or --storage"
         ) from error
     except (SQLAlchemyError, StorageInternalError, ImportError, ValueError, OSError) as error:
+        if isinstance(error, InputError) or is_full(error):
+            raise
         raise InputError(
             f"storage {url!r}: cannot be opened ({one_line(error, 200)}); "
             "give an Optuna URL such as sqlite:////folder/studies.db or postgresql://host/database"

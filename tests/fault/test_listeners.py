@@ -46,7 +46,7 @@ def test_a_search_finds_its_winner_whatever_its_listeners_do(
     with ray_session(settings) as machine, caplog.at_level(logging.WARNING, "nas.stages.events"):
         plan = make_plan(settings, resolve_target(settings), machine)
         plan.folder.mkdir(parents=True)
-        (plan.folder / "driver.lock").touch()  # a study was here before
+        (plan.folder / "driver.json").touch()  # a study was here before
         (plan.folder / "report").write_text("a file where the report belongs")
         with open_workers(plan.resources, str(plan.output), machine) as workers:
             [outcome] = run_search(plan, workers, announce)
