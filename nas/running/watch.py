@@ -19,7 +19,7 @@ LAST_SECONDS = 10.0  # for the end of a search whose Ray has died; the study can
 LOOK = 1.0  # seconds between two looks
 # Ray aborts a process whose head has not answered for so long. A head with fault tolerance may be back by then.
 ABORT_SETTING, ABORT_SECONDS = "RAY_gcs_rpc_server_reconnect_timeout_s", 60.0
-PATIENCE = 2 / 3  # of those seconds
+PATIENCE = 1 / 2  # of those seconds; the rest is for the end of the search
 KEPT = "finished trials are kept, and the same command continues"
 
 
