@@ -14,8 +14,10 @@ from typing import Any
 import psutil
 import pytest
 import torch
+from conftest import make_gpt2
 from ray import cloudpickle
 from small_search import ROOT, arguments, clean_environment, write_text
+from transformers import PreTrainedTokenizerFast
 
 from nas.planning.plan import make_plan, resolve_target
 from nas.planning.settings import parse_arguments
@@ -66,7 +68,7 @@ def test_memory_that_does_not_do_for_one_window_fails_and_leaves_the_process_who
 
 
 def starved(spec: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """The real trial. Its process has no memory left for the second architecture that asks."""
+    """The real trial. Its process has 32 MB left for the second architecture that asks, which needs more."""
     asked = Path(spec["directory"]).parent / "asked"
     asked.parent.mkdir(exist_ok=True)
     with asked.open("a") as file:
@@ -75,19 +77,33 @@ def starved(spec: dict[str, Any]) -> Iterator[dict[str, Any]]:
         yield from trial_task(spec)
         return
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    resource.setrlimit(resource.RLIMIT_AS, (psutil.Process().memory_info().vms, hard))
-    taken: list[torch.Tensor] = []
+    taken = rest_of_the_heap(hard)
     try:
-        for size in (2**24, 2**20, 2**17):
-            try:
-                while True:
-                    taken.append(torch.empty(size, dtype=torch.uint8))
-            except RuntimeError:
-                continue
         yield from trial_task(spec)
     finally:
         taken.clear()
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+
+
+def rest_of_the_heap(hard: int) -> list[torch.Tensor]:
+    """All blocks of a MB that are free in this process. From now on it may grow by 32 MB, for Ray and its threads."""
+    resource.setrlimit(resource.RLIMIT_AS, (psutil.Process().memory_info().vms, hard))
+    taken: list[torch.Tensor] = []
+    try:
+        while True:
+            taken.append(torch.empty(2**20, dtype=torch.uint8))
+    except RuntimeError:
+        resource.setrlimit(resource.RLIMIT_AS, (psutil.Process().memory_info().vms + 2**25, hard))
+        return taken
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: PreTrainedTokenizerFast) -> Path:
+    """A teacher of 4M parameters: a student's optimizer alone needs more than what is left."""
+    folder = tmp_path_factory.mktemp("teacher")
+    make_gpt2(n_embd=256, n_inner=2048).save_pretrained(folder)
+    tiny_tokenizer.save_pretrained(folder)
+    return folder
 
 
 def records(teacher: Path, folder: Path, task: Any) -> list[TrialRecord]:
@@ -104,13 +120,13 @@ def records(teacher: Path, folder: Path, task: Any) -> list[TrialRecord]:
 
 
 def test_a_trial_without_memory_fails_and_the_others_are_as_they_would_be(
-    tiny_teacher_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")  # a process keeps to one mode, and other files need this one
     for name in ("hungry", "fed"):
         (tmp_path / name).mkdir()
-    hungry = records(tiny_teacher_folder, tmp_path / "hungry", starved)
-    fed = records(tiny_teacher_folder, tmp_path / "fed", trial_task)
+    hungry = records(teacher, tmp_path / "hungry", starved)
+    fed = records(teacher, tmp_path / "fed", trial_task)
     assert [one.state for one in hungry] == ["COMPLETE", "FAIL", "COMPLETE"]
     assert str(hungry[1].reason).startswith("OutOfMemory: ")
     assert [one.architecture for one in hungry] == [one.architecture for one in fed]
