@@ -30,6 +30,7 @@ from trials.text.validation import OF_TEXT
 
 BETAS, WEIGHT_DECAY, MAX_GRADIENT_NORM = (0.9, 0.95), 0.1, 1.0
 WARMUP_SHARE, FINAL_SHARE = 0.05, 0.1  # share of the steps; share of the peak learning rate
+DIVERGED = 3.0  # times the loss of a uniform guess, and times the loss before retraining
 MICRO_TOKENS = {"cpu": 2048, "cuda": 32768}  # tokens in one forward pass; halved when memory runs out
 
 Report = Callable[[int, dict[str, float]], None]
@@ -39,6 +40,10 @@ log = logging.getLogger(__name__)
 
 class NonFiniteLoss(RuntimeError):  # noqa: N818 - the name describes the symptom, as it appears in the log
     """A loss or gradient became infinite or NaN. The trial has failed, and another try would fail in the same way."""
+
+
+class Diverged(RuntimeError):  # noqa: N818 - as above
+    """A validation loss is finite and far worse than a guess. Another try would end in the same way."""
 
 
 class OutOfMemory(RuntimeError):  # noqa: N818 - as above
@@ -129,8 +134,9 @@ def distill(
     When memory runs out, the windows of a step go through the student in smaller groups. The gradients are the same, up
     to the order of summation.
 
-    Raises NonFiniteLoss when a loss or gradient becomes infinite or NaN, OutOfMemory when one window at a time is too
-    much, and OSError when a checkpoint cannot be written.
+    Raises NonFiniteLoss when a loss or gradient becomes infinite or NaN, Diverged when the validation loss is more than
+    `DIVERGED` times what it was and what a guess has, OutOfMemory when one window at a time is too much, and OSError
+    when a checkpoint cannot be written.
     """
     with CheckpointWriter(directory) as checkpoints:
         progress = _Distillation(student, targets, corpus, settings, directory, checkpoints, report, compressor, before)
@@ -302,6 +308,8 @@ class _Distillation:
         loss = mean_loss(self.last_losses)
         if not math.isfinite(loss):
             raise NonFiniteLoss(f"step {progress.step}: validation loss {loss}")
+        if tokens:
+            self._check(loss)
         seconds = progress.seconds + time.perf_counter() - started
         each = {f"{OF_TEXT}{name}": one for name, one in text_losses(self.last_losses).items()}
         metrics = {"val_loss": loss, "seconds": seconds, **each}
@@ -316,6 +324,15 @@ class _Distillation:
             self.checkpoints.wait()
             self._report()
             self.report(tokens, dict(metrics))
+
+    def _check(self, loss: float) -> None:
+        """Raise Diverged when no retraining at all would have been far better than this one."""
+        before, guess = self.progress.rungs[0].metrics["val_loss"], math.log(self.student.config.vocab_size)
+        if loss > DIVERGED * max(before, guess):
+            raise Diverged(
+                f"step {self.progress.step}: validation loss {loss:.1f}, {before:.1f} before retraining; "
+                "a lower --learning-rate may help"
+            )
 
     def _report(self) -> None:
         while self.unreported:

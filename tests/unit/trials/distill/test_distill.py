@@ -22,7 +22,15 @@ from transformers.activations import GELUTanh, NewGELUActivation
 
 from trials.distill import distill as distillation
 from trials.distill.checkpoint import load_checkpoint
-from trials.distill.distill import NonFiniteLoss, OutOfMemory, distill, learning_rate, make_optimizer, text_loss
+from trials.distill.distill import (
+    Diverged,
+    NonFiniteLoss,
+    OutOfMemory,
+    distill,
+    learning_rate,
+    make_optimizer,
+    text_loss,
+)
 from trials.losses.kl import chunked_kl
 from trials.losses.precision import training_precision
 from trials.teacher.targets import Targets
@@ -190,6 +198,13 @@ def test_student_that_is_not_finite_is_never_reported(tmp_path: Path) -> None:
     with pytest.raises(NonFiniteLoss, match="validation loss"):
         distill(model, Targets(TEACHER), CORPUS, SETTINGS, tmp_path, readings)
     assert not readings
+
+
+def test_loss_that_is_finite_and_far_worse_than_a_guess_ends_the_trial(tmp_path: Path) -> None:
+    readings = Readings()
+    with pytest.raises(Diverged, match=r"step \d+: validation loss \d+\.\d, \d+\.\d before retraining; a lower"):
+        distill(student(), Targets(TEACHER), CORPUS, replace(SETTINGS, learning_rate=0.9), tmp_path, readings)
+    assert [tokens for tokens, _ in readings] == [0]
 
 
 def test_dropout_of_the_configuration_is_off(tmp_path: Path) -> None:
