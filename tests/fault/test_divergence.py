@@ -28,6 +28,8 @@ from trials.trial import TrialSpec, run_trial
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import a file of tests
 
+pytestmark = pytest.mark.fault_slow
+
 TOO_FAST = 0.9  # a learning rate with which no network learns
 
 

@@ -46,7 +46,6 @@ STAGES: dict[str, Strike] = {
     "importing": lambda driver, folder: time.sleep(1.0),
     "Ray starts": with_process("gcs_server"),
     "Ray's agents start": with_process("agent"),
-    "the plan is printed": at("^output "),
     "preparing": at("preparing teacher"),
     "screening": at("/8 screened"),
     "trials": at("trial .*: val loss"),

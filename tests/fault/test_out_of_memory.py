@@ -119,6 +119,7 @@ def records(teacher: Path, folder: Path, task: Any) -> list[TrialRecord]:
     return study.records()
 
 
+@pytest.mark.fault_slow
 def test_a_trial_without_memory_fails_and_the_others_are_as_they_would_be(
     teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
