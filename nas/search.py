@@ -21,6 +21,7 @@ from nas.planning.errors import NothingFeasibleError, root_of
 from nas.planning.log_messages import log_messages
 from nas.planning.redact import redacted
 from nas.planning.settings import SearchSettings, command_line, ignored_variables, parse_arguments, submit_address
+from nas.running.signals import sigterm_as_ctrl_c
 from nas.submit import refuse_folder_of_the_job, submit_search
 from search_spaces.errors import UNCUT, InputError, named
 
@@ -38,15 +39,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = sys.argv[1:] if arguments is None else list(arguments)
     console = console_for(stderr="--json" in given)
     try:
-        settings, dry_run, as_json = parse_arguments(given)
-        if ignored := ignored_variables():
-            console.print(f"ignored: {', '.join(ignored)} in the environment; no setting has this name", soft_wrap=True)
-        if (address := submit_address(given)) is not None:
-            return submit_search(address, given, settings, as_json)
-        if dry_run:
-            return _dry_run(settings, console, as_json)
-        refuse_folder_of_the_job(settings.output)
-        return _search(settings, console, as_json, redacted(command_line(given)))
+        with sigterm_as_ctrl_c():
+            return _run(given, console)
     except InputError as error:
         return _failed(str(error), WRONG_INPUT)
     except NothingFeasibleError as error:
@@ -57,6 +51,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:  # a fault of ours or of the machine: the details go to a file
         what, where = redacted(named(root_of(error), UNCUT))[:300], _write_traceback(error)
         return _failed(f"{what}; {where}; what is finished is kept, and the same command continues", FAILED)
+
+
+def _run(given: list[str], console: Console) -> int:
+    settings, dry_run, as_json = parse_arguments(given)
+    if ignored := ignored_variables():
+        console.print(f"ignored: {', '.join(ignored)} in the environment; no setting has this name", soft_wrap=True)
+    if (address := submit_address(given)) is not None:
+        return submit_search(address, given, settings, as_json)
+    if dry_run:
+        return _dry_run(settings, console, as_json)
+    refuse_folder_of_the_job(settings.output)
+    return _search(settings, console, as_json, redacted(command_line(given)))
 
 
 def _failed(message: str, code: int) -> int:

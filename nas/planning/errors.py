@@ -13,7 +13,7 @@ from pathlib import Path
 
 from filelock import Timeout
 
-from search_spaces.errors import InputError, named, one_line
+from search_spaces.errors import InputError, lacks_memory, named, one_line
 from trials.storage.disk import free_bytes, is_full, mount_of, place_of
 
 # Examples are a full disk of a node, a network share that is away, or a lock held too long. A retry may succeed.
@@ -73,7 +73,10 @@ def classify(error: Exception) -> Failure:
     A trial is deterministic, so its own errors (a non-finite loss, too little memory, a bug) would occur again. Only
     errors of its surroundings (`TRANSIENT`) are retried.
     """
-    return Failure(named(error, 500), isinstance(error, TRANSIENT), error=error)
+    text = named(error, 500)
+    if lacks_memory(error) and not text.startswith("OutOfMemory"):
+        text = f"OutOfMemory: {text}"
+    return Failure(text, isinstance(error, TRANSIENT), error=error)
 
 
 def explained(error: Exception, folder: str) -> Exception:

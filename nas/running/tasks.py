@@ -23,7 +23,7 @@ from trials.evaluate_on_tests import EvaluationSpec, check_tests, evaluate_on_te
 from trials.final import FinalResult, FinalSpec, run_final
 from trials.losses.precision import training_precision
 from trials.losses.window_losses import WindowLosses
-from trials.preparation import Preparation, prepare, prepare_targets, shared, teacher_windows
+from trials.preparation import Preparation, keep_text, prepare, prepare_targets, shared, teacher_windows
 from trials.prune.importance import ImportanceScores
 from trials.prune.neuron_value import neuron_values
 from trials.recipe import Recipe
@@ -65,7 +65,10 @@ class PreparedTeacher(NamedTuple):
 
 
 class PreparationSpec(NamedTuple):
-    """What to prepare. ``tests`` are checked first; ``by_layer`` asks for the values of neurons."""
+    """What to prepare. ``tests`` are checked first; ``by_layer`` asks for the values of neurons.
+
+    Finals train on ``final_tokens`` more tokens than trials.
+    """
 
     recipe: Recipe
     cache: str
@@ -73,6 +76,7 @@ class PreparationSpec(NamedTuple):
     tests: tuple[TextTask | HarnessTask, ...] = ()
     test_tokens: int | None = None
     by_layer: bool = False
+    final_tokens: int = 0
 
 
 def preparation_task(spec: PreparationSpec) -> Iterator[str | PreparedTeacher]:
@@ -86,6 +90,8 @@ def preparation_task(spec: PreparationSpec) -> Iterator[str | PreparedTeacher]:
             preparation, common = prepare(*given), shared(*given)
             values = neuron_values(common.scores, common.streams) if spec.by_layer else None
             windows = teacher_windows(*given)
+            if spec.final_tokens:
+                keep_text(*given, spec.final_tokens)
         shares = common.streams.shares.numpy() if spec.recipe.refit else None
         emit(PreparedTeacher(preparation, common.scores, shares, windows, values))
 

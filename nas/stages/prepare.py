@@ -75,7 +75,8 @@ def prepare_teacher(plan: Plan, workers: Workers, on_step: Callable[[str], None]
     the name of each step.
     """
     tests, by_layer = (plan.tests, plan.settings.test_tokens), 1 in plan.target.space.allocated
-    spec = PreparationSpec(plan.recipe, str(plan.cache), plan.resources.device, *tests, by_layer)
+    more = plan.final_tokens if plan.settings.finalists else 0
+    spec = PreparationSpec(plan.recipe, str(plan.cache), plan.resources.device, *tests, by_layer, more)
     prepared = _prepared(spec, workers, target_helpers(plan), on_step)
     if isinstance(prepared, Failure):
         raise _error(prepared, workers)
