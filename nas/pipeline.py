@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from nas.choosing.outcome import Outcome
+from nas.mirror.listener import MirrorListener
 from nas.planning.disk_space import check_disk_space, disk_space
 from nas.planning.errors import full_disk_named
 from nas.planning.plan import Plan
@@ -22,11 +23,12 @@ from nas.study.database import SQLITE
 from nas.study.driver import only_driver
 
 
-def run_search(plan: Plan, workers: Workers, announce: Listener) -> list[Outcome]:
+def run_search(plan: Plan, workers: Workers, announce: Listener, mirror: MirrorListener | None = None) -> list[Outcome]:
     """Run the search ``plan``, or continue it, and return the outcome of every budget.
 
     Each stage takes the frozen value of the stage before and returns the next one. ``announce`` receives every event,
-    see `nas.stages.events`; the last one is SearchConcluded or SearchStopped.
+    see `nas.stages.events`; the last one is SearchConcluded or SearchStopped. What this machine has not of the search
+    comes from the ``mirror`` first.
 
     Raises InputError for wrong inputs, and NothingFeasibleError when a budget has no complete trial; the winners of the
     other budgets are exported before.
@@ -35,6 +37,8 @@ def run_search(plan: Plan, workers: Workers, announce: Listener) -> list[Outcome
     folders = plan.output, Path(plan.storage.removeprefix(SQLITE)).parent
     with full_disk_named(*folders, needed=f"this search writes {disk_space(plan)}"), alone, _stopped(announce):
         check_disk_space(plan)
+        if mirror:
+            mirror.begin(plan, announce)
         prepared = prepare(plan, workers, announce)
         study = prepared.study
         add_seconds(study, "prepare", prepared.started)

@@ -27,6 +27,8 @@ from search_spaces.errors import UNCUT, InputError, named
 
 if TYPE_CHECKING:  # torch, Ray and transformers take seconds to import: only when the settings are right
     from nas.choosing.outcome import Outcome
+    from nas.mirror.listener import MirrorListener
+    from nas.mirror.store import Store
     from nas.planning.machine import Machine
     from nas.stages.events import Announcer
     from nas.tracking.listener import MlflowListener
@@ -86,6 +88,7 @@ def _search(settings: SearchSettings, console: Console, as_json: bool, started_b
 
     with log_messages(lambda text: console.print(text, markup=False, soft_wrap=True)):  # a download takes minutes
         target = resolve_target(settings)
+    store = _mirror(settings.mirror)
 
     from nas.running.session import ray_session  # takes seconds to import: only when the settings are right
     from nas.running.workers import Pace, open_workers
@@ -98,7 +101,8 @@ def _search(settings: SearchSettings, console: Console, as_json: bool, started_b
             from nas.pipeline import run_search  # takes as long as the imports of the workers, which run meanwhile
 
             announce, mlflow = listeners(console)
-            outcomes = run_search(plan, workers, announce)
+            mirror = mirror_listener(store, console, announce)
+            outcomes = run_search(plan, workers, announce, mirror)
     _print_result(outcomes, console, mlflow)
     if as_json:
         from nas.choosing.document import document
@@ -120,6 +124,27 @@ def listeners(console: Console) -> tuple[Announcer, MlflowListener]:
     pages = PageWriter(announce)
     announce.listeners += [Display(console), ReportWriter(announce), TableWriter(announce), pages, mlflow]
     return announce, mlflow
+
+
+def _mirror(url: str | None) -> Store | None:
+    """The mirror at ``url``, after a file was written there and read back. Raises InputError."""
+    if url is None:
+        return None
+    from nas.mirror.store import Store
+
+    store = Store(url)
+    store.check()
+    return store
+
+
+def mirror_listener(store: Store | None, console: Console, announce: Announcer) -> MirrorListener | None:
+    """The listener that fills the mirror ``store``, after all others: they write files that belong there."""
+    if store is None:
+        return None
+    from nas.mirror.listener import MirrorListener
+
+    announce.listeners.append(listener := MirrorListener(store, console))
+    return listener
 
 
 def _print_result(outcomes: Sequence[Outcome], console: Console, mlflow: MlflowListener) -> None:

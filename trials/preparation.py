@@ -91,8 +91,7 @@ class Shared:
     @property
     def scores_key(self) -> str:
         """A digest of the scores."""
-        scores = self.scores
-        return digest(*(array.tobytes() for array in (scores.layers, scores.hidden, scores.heads, scores.mlp)))
+        return self.scores.key
 
 
 def prepare(recipe: Recipe, cache: str, device: str) -> Preparation:

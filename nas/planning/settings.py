@@ -169,8 +169,15 @@ class SearchSettings(BaseModel):
         pattern=r"^[A-Za-z0-9_][\w.-]{0,79}$",
         description="name of the study; the same name continues it (made from the settings)",
     )
-    storage: str | None = Field(None, description="Optuna storage URL (SQLite in the output folder)")
+    storage: str | None = Field(
+        None, description="Optuna storage URL: sqlite, postgresql or mysql (SQLite in the output folder)"
+    )
     output: str = Field("outputs", description="folder of all results; on a cluster, a folder that every node sees")
+    mirror: str | None = Field(
+        None,
+        description="where a durable copy of the search is kept, from which an empty machine goes on: "
+        "s3://bucket/folder, gs://bucket/folder, file:///folder",
+    )
     experiment: str = Field("nas", description="MLflow experiment; MLFLOW_TRACKING_URI chooses the server")
     address: str | None = Field(
         None, description="address of a running Ray cluster (RAY_ADDRESS, else a Ray of its own)"
@@ -228,7 +235,7 @@ GROUPS = {
         "calibration_samples",
         "validation_tokens",
     ),
-    "where results go": ("output", "export_dtype", "study", "storage", "experiment"),
+    "where results go": ("output", "export_dtype", "study", "storage", "mirror", "experiment"),
     "machines": (
         "address",
         "device",

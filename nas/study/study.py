@@ -15,17 +15,16 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import optuna
-from optuna.exceptions import ExperimentalWarning, StorageInternalError
+from optuna.exceptions import ExperimentalWarning
 from optuna.samplers import BaseSampler
-from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, Trial, TrialState
-from sqlalchemy.exc import SQLAlchemyError
 
 from nas.study.database import opening
 from nas.study.objectives import LATENCY_MS, LOSS, MEMORY_BYTES, PARAMETERS, STORED_BYTES, Point, costs
 from nas.study.records import TrialRecord
 from nas.study.sampler import INTERRUPTED, FeasibleSampler, band, distributions
 from nas.study.standings import Standings
+from nas.study.storage import explained, open_storage
 from nas.study.trial_records import (
     AFTER,
     ARCHITECTURE,
@@ -39,10 +38,9 @@ from nas.study.trial_records import (
 )
 from search_spaces.architecture import Architecture
 from search_spaces.budget import Budget
-from search_spaces.errors import InputError, one_line
+from search_spaces.errors import InputError
 from search_spaces.space import SearchSpace
 from search_spaces.stored_size import memory_bytes, stored_bytes
-from trials.storage.disk import is_full
 
 VALUE = "val_loss"  # what Optuna's pages and tables call the value of a trial
 CODE_VERSION = "code_version"  # of `nas.planning.plan.identity`: users cannot give its old value
@@ -316,31 +314,16 @@ class SearchStudy:
 
 def _open(url: str, name: str, sampler: BaseSampler) -> optuna.Study:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    try:
-        with opening(url):
-            storage: BaseStorage = optuna.storages.get_storage(url)
-            study = optuna.create_study(
-                storage=storage, study_name=name, direction="minimize", sampler=sampler, load_if_exists=True
-            )
-            if study.metric_names is None:
-                with warnings.catch_warnings():
-                    warnings.simplefilter("ignore", ExperimentalWarning)
-                    study.set_metric_names([VALUE])
-            return study
-    except RuntimeError as error:
-        if "version" not in str(error):
-            raise
-        raise InputError(
-            f"storage {url}: another version of Optuna made it; run `optuna storage upgrade --storage URL`, or give "
-            "another --output or --storage"
-        ) from error
-    except (SQLAlchemyError, StorageInternalError, ImportError, ValueError, OSError) as error:
-        if isinstance(error, InputError) or is_full(error):
-            raise
-        raise InputError(
-            f"storage {url!r}: cannot be opened ({one_line(error, 200)}); "
-            "give an Optuna URL such as sqlite:////folder/studies.db or postgresql://host/database"
-        ) from error
+    with explained(url), opening(url):
+        storage = open_storage(url)
+        study = optuna.create_study(
+            storage=storage, study_name=name, direction="minimize", sampler=sampler, load_if_exists=True
+        )
+        if study.metric_names is None:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", ExperimentalWarning)
+                study.set_metric_names([VALUE])
+        return study
 
 
 def _group(key: str) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from trials.storage.durable import damage, file_sha256, sweep, write_sealed
 from trials.storage.lease import held
+from trials.storage.node_digests import sha256_on_node
 
 __all__ = ["Cache", "digest", "file_sha256"]
 
@@ -37,7 +38,7 @@ class Cache:
     """Folders ``<root>/<kind>/<key>``, each with a manifest of its files' sizes and sha256.
 
     A folder appears by rename, after all of its files are on disk. Its content never changes: readers must not write
-    there. Each `build` and `has` reads the whole folder to check it (about 1 GB/s).
+    there. `build` and `has` check it. A large file is read for that once on each node (`sha256_on_node`).
     """
 
     root: Path
@@ -49,21 +50,21 @@ class Cache:
         nothing is left behind and the error is passed on.
         """
         folder = self._folder(kind, key)
-        if damage(folder) is None:
+        if damage(folder, sha256_on_node) is None:
             return folder
         folder.parent.mkdir(parents=True, exist_ok=True)
         with held(folder.with_name(f".{folder.name}.lease"), f"{folder} in hand"):
-            problem = damage(folder)  # another process may have built it while this one waited
+            problem = damage(folder, sha256_on_node)  # another process may have built it while this one waited
             if problem is not None:
                 if folder.exists():
                     log.warning("cache entry %s is damaged (%s) and is built again", folder, problem)
                 sweep(folder)
-                write_sealed(folder, writer)
+                write_sealed(folder, writer, sha256_on_node)
         return folder
 
     def has(self, kind: str, key: str) -> bool:
         """Whether the folder for ``key`` exists and is undamaged."""
-        return damage(self._folder(kind, key)) is None
+        return damage(self._folder(kind, key), sha256_on_node) is None
 
     def _folder(self, kind: str, key: str) -> Path:
         for name in (kind, key):

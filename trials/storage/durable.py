@@ -71,26 +71,31 @@ def write_folder(path: Path, writer: Callable[[Path], None]) -> None:
             shutil.rmtree(retired, ignore_errors=True)
 
 
-def write_sealed(path: Path, writer: Callable[[Path], None]) -> None:
+def write_sealed(path: Path, writer: Callable[[Path], None], sha256: Callable[[Path], str] | None = None) -> None:
     """As `write_folder`, with a manifest of every file's size and sha256, which `damage` checks later.
 
-    All files get the mode of a new file under the umask. safetensors writes its files readable by their owner only.
+    ``sha256`` computes that of a file, by default `file_sha256`. All files get the mode of a new file under the umask.
+    safetensors writes its files readable by their owner only.
     """
 
     def fill(folder: Path) -> None:
         writer(folder)
-        files = {name: [file.stat().st_size, file_sha256(file)] for name, file in _files(folder)}
-        (folder / MANIFEST).write_text(json.dumps(files, indent=1, sort_keys=True))
-        mode = _mode(folder / MANIFEST)
+        manifest = folder / MANIFEST
+        manifest.touch()
         for _, file in _files(folder):
-            if _mode(file) != mode:
-                file.chmod(mode)
+            if _mode(file) != _mode(manifest):
+                file.chmod(_mode(manifest))
+        files = {name: [file.stat().st_size, (sha256 or file_sha256)(file)] for name, file in _files(folder)}
+        manifest.write_text(json.dumps(files, indent=1, sort_keys=True))
 
     write_folder(path, fill)
 
 
-def damage(folder: Path) -> str | None:
-    """The first problem of a sealed folder, or None if it is exactly as written. Reads all files."""
+def damage(folder: Path, sha256: Callable[[Path], str] | None = None) -> str | None:
+    """The first problem of a sealed folder, or None if it is exactly as written.
+
+    ``sha256`` computes that of a file. By default this is `file_sha256`, which reads all files.
+    """
     try:
         manifest: dict[str, tuple[int, str]] = json.loads((folder / MANIFEST).read_text())
         present = dict(_files(folder))
@@ -99,7 +104,7 @@ def damage(folder: Path) -> str | None:
         for name, (size, checksum) in manifest.items():
             if present[name].is_symlink():
                 return f"{name} is a link"
-            if present[name].stat().st_size != size or file_sha256(present[name]) != checksum:
+            if present[name].stat().st_size != size or (sha256 or file_sha256)(present[name]) != checksum:
                 return f"{name} differs from its checksum"
     except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:  # JSON that is not a manifest
         return f"{type(error).__name__}: {error}"

@@ -15,7 +15,7 @@ from transformers.utils import logging as transformers_logging
 
 from search_spaces.errors import InputError, one_line
 from trials.storage.cache import Cache, digest
-from trials.storage.durable import file_sha256
+from trials.storage.node_digests import sha256_on_node
 from trials.teacher.config_file import first_problem
 from trials.teacher.gguf_header import MAGIC, header_elements
 from trials.teacher.teacher import parameters_of
@@ -44,7 +44,7 @@ def _unpacked(file: Path, size: int, modified: int) -> Path:
             raise InputError(
                 f"model {file}: not a GGUF file (it does not begin with {MAGIC.decode()}); give one, or a folder"
             )
-    key = digest("gguf", FORMAT, file_sha256(file))
+    key = digest("gguf", FORMAT, sha256_on_node(file))
     return Cache(Path(HF_HOME) / "llm-nas").build("gguf", key, lambda folder: _unpack(file, folder))
 
 

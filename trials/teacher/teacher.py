@@ -23,6 +23,7 @@ from transformers.utils import logging as transformers_logging
 from search_spaces.errors import InputError, one_line
 from search_spaces.shape import ModelShape
 from trials.storage.durable import MANIFEST, damage
+from trials.storage.node_digests import sha256_on_node
 from trials.teacher.config_file import is_coded
 from trials.teacher.source import UNUSABLE, fingerprint, read_config, read_shape, weight_files
 
@@ -213,7 +214,7 @@ def _check_finite(path: Path, model: PreTrainedModel) -> None:
 
 def _check_manifest(path: Path) -> None:
     """Check an exported model against its manifest, because safetensors loads a file with flipped bytes silently."""
-    if (path / MANIFEST).is_file() and (problem := damage(path)):
+    if (path / MANIFEST).is_file() and (problem := damage(path, sha256_on_node)):
         raise InputError(f"model {path}: {problem}; export it again or copy it again")
 
 
