@@ -25,6 +25,8 @@ from trials.teacher.streams import Streams, load_streams
 from trials.teacher.targets import Targets, Way, compute_share, load_targets
 from trials.teacher.teacher import Teacher, load_teacher
 from trials.text.corpus import Corpus, load_corpus, windows
+from trials.text.mixture import parse_mixture
+from trials.text.sources import is_on_the_hub
 from trials.text.validation import add_validation
 
 log = logging.getLogger(__name__)
@@ -113,6 +115,20 @@ def prepare(recipe: Recipe, cache: str, device: str) -> Preparation:
         seconds=time.perf_counter() - started,
         teacher_losses=text_losses(losses),
     )
+
+
+def keep_text(recipe: Recipe, cache: str, device: str, more: int) -> None:
+    """Bring text of the hub into the cache as far as trainings on ``more`` tokens than the trials' read it.
+
+    After this, no stage of a search needs the hub. Text on this machine is left to those who read it.
+    """
+    if any(is_on_the_hub(part.source) for part in parse_mixture(recipe.corpus)):
+        teacher, store, length = (
+            _teacher(resolve_model(recipe.model), device),
+            Cache(Path(cache)),
+            recipe.sequence_length,
+        )
+        _corpus(teacher, recipe.corpus, recipe.text_tokens + more, recipe.validation_tokens, length, store)
 
 
 def prepare_targets(recipe: Recipe, cache: str, device: str, place: int, shares: int) -> None:

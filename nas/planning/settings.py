@@ -22,6 +22,7 @@ PROGRAM = "python -m nas.search"
 ENVIRONMENT_PREFIX = "NAS_"
 SHARED = ("cache", "mlartifacts", "mlflow.db", "studies.db")  # in the output folder, beside the folders of studies
 TEXTS = ("corpus", "test")  # settings of a preset that mini does without
+MOST_TOKENS, LARGEST_BATCH = 2**50, 2**30  # more than anybody has; above, a slip would take all memory or never end
 COUNT = re.compile(r"(\d[\d_]*(?:\.\d+)?)\s*([KMBG]?)", re.IGNORECASE)
 
 
@@ -40,13 +41,13 @@ def _free_name(value: str | None) -> str | None:
     return value
 
 
-Tokens = Annotated[int, BeforeValidator(_count)]
+Tokens = Annotated[int, BeforeValidator(_count), Field(le=MOST_TOKENS)]
 
 
 class SearchSettings(BaseModel):
     """Everything that a user can set. A field that is None is derived from the teacher and the machine, and printed."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     budget: str = Field(
         description="parameters of the student: 260M, 0.26B, 260_000_000, or 70%% of the teacher; or bytes of its "
@@ -109,7 +110,7 @@ class SearchSettings(BaseModel):
         None, ge=8, description="tokens of a sequence (256 on a CPU, 1,024 on a GPU, at most the model's positions)"
     )
     batch_tokens: Tokens | None = Field(
-        None, ge=8, description="tokens of one optimizer step (1,024 on a CPU, 32,768 on a GPU)"
+        None, ge=8, le=LARGEST_BATCH, description="tokens of one optimizer step (1,024 on a CPU, 32,768 on a GPU)"
     )
     learning_rate: float | None = Field(None, gt=0, description="peak learning rate (0.0002 on a CPU, 0.0004 on a GPU)")
     teacher_targets: Literal["cached", "drawn", "online"] | None = Field(
@@ -127,7 +128,10 @@ class SearchSettings(BaseModel):
         True, description="fit the output projections of a pruned student to the teacher; no leaves plain slices"
     )
     calibration_samples: int | None = Field(
-        None, ge=1, description="sequences for importance scores and for the refit (256 on a CPU, 1,024 on a GPU)"
+        None,
+        ge=1,
+        le=LARGEST_BATCH,
+        description="sequences for importance scores and for the refit (256 on a CPU, 1,024 on a GPU)",
     )
     validation_tokens: Tokens | None = Field(
         None, ge=8, description="tokens of each validation text (16,384 on a CPU, 262,144 on a GPU)"
@@ -178,12 +182,21 @@ class SearchSettings(BaseModel):
     address: str | None = Field(
         None, description="address of a running Ray cluster (RAY_ADDRESS, else a Ray of its own)"
     )
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="what trials run on; auto: on GPUs if a node has some, or the autoscaler can bring some"
+    )
+    accelerator_type: str | None = Field(
+        None, pattern=r"^[\w.-]{1,60}$", description="Ray's name of the GPUs to use, such as H100 (all of one kind)"
+    )
     workers: int | None = Field(None, ge=1, description="trials that run at the same time (as many as fit)")
     cpus_per_trial: int | None = Field(
         None, ge=1, description="CPU cores and threads of a trial (what is free, shared by the workers)"
     )
     gpus_per_trial: float | None = Field(
-        None, ge=0, description="GPUs of a trial, a fraction is allowed (1 if there is a GPU)"
+        None, ge=0, description="GPUs of a trial, at most 1; a fraction is allowed (1 if there is a GPU)"
+    )
+    hung_after: float = Field(
+        600.0, gt=0, description="seconds without an answer or work, after which a worker is replaced"
     )
 
 
@@ -223,12 +236,20 @@ GROUPS = {
         "validation_tokens",
     ),
     "where results go": ("output", "export_dtype", "study", "storage", "mirror", "experiment"),
-    "machines": ("address", "workers", "cpus_per_trial", "gpus_per_trial"),
+    "machines": (
+        "address",
+        "device",
+        "accelerator_type",
+        "workers",
+        "cpus_per_trial",
+        "gpus_per_trial",
+        "hung_after",
+    ),
 }
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The command line: one flag for each setting, and --config, --dry-run, --json and --version."""
+    """The command line: one flag for each setting, and --config, --dry-run, --json, --submit and --version."""
     parser = Parser(
         prog=PROGRAM,
         usage=f"{PROGRAM} --budget BUDGET [--model MODEL] [FLAG VALUE ...]",
@@ -254,6 +275,12 @@ def build_parser() -> argparse.ArgumentParser:
         action="store_true",
         default=False,
         help="print one JSON document on stdout, everything else on stderr",
+    )
+    group.add_argument(
+        "--submit",
+        metavar="URL",
+        default=None,
+        help="run as a job of the Ray cluster with this dashboard, http://HOST:8265; Ctrl-C stops the job",
     )
     group.add_argument("--version", action="version", version=_version(), help="print the version")
     return parser
@@ -380,5 +407,11 @@ def _read_yaml(config: str) -> dict[str, Any]:
 def parse_arguments(arguments: Sequence[str]) -> tuple[SearchSettings, bool, bool]:
     """The settings, whether this is a dry run, and whether the result is printed as JSON."""
     flags = vars(build_parser().parse_args(arguments))
-    config, dry_run, as_json = flags.pop("config"), flags.pop("dry_run"), flags.pop("json")
+    config, dry_run, as_json, _ = (flags.pop(name) for name in ("config", "dry_run", "json", "submit"))
     return load_settings(flags, config), dry_run, as_json
+
+
+def submit_address(arguments: Sequence[str]) -> str | None:
+    """The value of ``--submit``: the address of the cluster's Jobs API, or None to run here."""
+    address: str | None = build_parser().parse_args(arguments).submit
+    return address

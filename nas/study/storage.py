@@ -17,6 +17,7 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, InterfaceError, OperationalError, SQLAlchemyError
 
 from search_spaces.errors import InputError, one_line
+from trials.storage.disk import is_full
 
 AWAY_SECONDS = 600.0  # as long as a search waits for a server that was there
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 10.0  # seconds between attempts, doubling
@@ -54,6 +55,8 @@ def explained(url: str) -> Iterator[None]:
             "URL`, or give another --output or --storage"
         ) from error
     except (SQLAlchemyError, StorageInternalError, ImportError, ValueError, OSError) as error:
+        if is_full(error):
+            raise
         raise InputError(
             f"storage {shown_url(url)!r}: cannot be opened ({_reason(error)}); "
             "give an Optuna URL such as sqlite:////folder/studies.db or postgresql://user@host/database"

@@ -177,11 +177,6 @@ class SearchStudy:
             self._enqueue(trial.params, trial.user_attrs.get("origin", "sampler"), after=trial.number)
         return len(left) + len(again)
 
-    def retry(self, number: int) -> None:
-        """Queue the running trial ``number`` again. It gets another number."""
-        storage = self._study._storage
-        self._interrupt(storage.get_trial(self._asked[number]._trial_id))
-
     def _interrupt(self, trial: FrozenTrial) -> None:
         self._study._storage.set_trial_user_attr(trial._trial_id, "reason", INTERRUPTED)
         self._study.tell(trial.number, state=TrialState.FAIL)

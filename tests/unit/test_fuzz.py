@@ -7,25 +7,27 @@ from __future__ import annotations
 
 import json
 import os
-import time
-from collections.abc import Callable
+import re
 from dataclasses import fields
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import make_decoder, make_gpt2
-from hypothesis import HealthCheck, assume, given, settings
+from fuzzing import answer, assert_model_is_answered, characters, few, junk, texts, written
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from nas.planning.settings import SearchSettings, load_settings
+from nas.search import DONE, WRONG_INPUT, main
 from search_spaces.budget import check_budgets, parse_budgets
 from search_spaces.compression import Adapters, Quantization, Sparsity
 from search_spaces.errors import InputError
 from search_spaces.files import SpaceFile, check_space, load_space
 from search_spaces.shape import ModelShape
-from trials.teacher.causal_lm import load_causal_lm, resolve_causal_lm
+from trials.teacher.causal_lm import resolve_causal_lm
 from trials.teacher.source import resolve_model
 from trials.teacher.teacher import load_teacher
 from trials.text.evaluation_text import TextTask, open_text, parse_tests, text_task
@@ -35,67 +37,8 @@ from trials.text.sources import check_sources, open_source
 from trials.text.text_source import from_path, local_path
 from trials.text.validation import open_validation, parse_validation
 
-SECONDS = 10
-LONGEST_LINE = 2_500  # characters
-GIVEN = os.environ.get("FUZZ_EXAMPLES")
-few = settings(
-    max_examples=int(GIVEN or 60),
-    derandomize=GIVEN is None,
-    deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large],
-)
-
 SMALL = ModelShape("gpt2", 4, 64, 4, 16, 128, 320, 64, tied=True)
 GROUPED = ModelShape("llama", 4, 48, 4, 12, 64, 320, 64, tied=True, group=2, learned_positions=False, stock="any")
-
-
-def answer(call: Callable[[], object], name: str = "") -> None:
-    """Assert that ``call`` returns or raises InputError, within `SECONDS`, in one line that may repeat ``name``."""
-    started, message = time.perf_counter(), "a result"
-    try:
-        call()
-    except InputError as error:
-        message = str(error)
-    assert time.perf_counter() - started < SECONDS
-    assert len(message.splitlines()) == 1
-    assert len(message) <= LONGEST_LINE + 3 * len(name)
-
-
-# JSON cannot be written with these by `json.dumps`, so they are put into the text afterwards.
-SPECIAL = {
-    '"<digits>"': "9" * 5000,
-    '"<point>"': "0." + "3" * 5000,
-    '"<exponent>"': "1e99999",
-    '"<deep>"': "[" * 3000 + "]" * 3000,
-    '"<objects>"': '{"a":' * 3000 + "1" + "}" * 3000,
-}
-characters = st.characters() | st.sampled_from("\0\ud83d\udc00\n\r\t 0%.,:=/#?~²٣")
-texts = st.text(characters, max_size=12) | st.sampled_from(
-    ["", "n" * 300, "48", "1e5", "nan", "None", "../x", "~x", "a/b"]
-)
-sizes = st.sampled_from([0, 1, 2, 3, 4, 5, 8, 12, 16, 48, 64, 96, 320, 2**31, 2**40, 10**30]).flatmap(
-    lambda size: st.sampled_from([size, -size, str(size), float(size), [size], size + 1])
-)
-plain = (
-    st.none()
-    | st.booleans()
-    | st.integers()
-    | sizes
-    | st.floats()
-    | texts
-    | st.sampled_from([k.strip('"') for k in SPECIAL])
-)
-junk = st.recursive(
-    plain, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts, inner, max_size=3), max_leaves=5
-)
-
-
-def written(content: object) -> str:
-    """``content`` as JSON, which is YAML as well."""
-    text = json.dumps(content)
-    for name, special in SPECIAL.items():
-        text = text.replace(name, special)
-    return text
 
 
 budgets = (
@@ -160,6 +103,51 @@ def test_settings(tmp_path: Path, text: str, flags: dict[str, str]) -> None:
     answer(lambda: load_settings({}, None, {f"NAS_{name.upper()}": value for name, value in flags.items()}))
 
 
+counts = st.integers(-1, 70) | st.sampled_from([1_000, 65_536, 2**31, 2**62, 2**64, 10**30])
+numbers = (
+    counts.map(str)
+    | st.builds("{}{}".format, counts, st.sampled_from("KMBG%"))
+    | st.floats().map(str)
+    | st.sampled_from(["9" * 39, "1e400", "-0.0", "0.9999999999999999", "yes", "no", "", "\0", "²", "٣"])
+)
+LEFT = {"budget", "model", "corpus", "output", "address"}  # what a plan needs, and what would be reached
+NAMES = {
+    "objectives": ["loss", "loss,params", "loss,latency,latency", "params"],
+    "space": ["default", "depth", "mixed", "layer-removal", "sparsity", "pdp", "stack", "pruned-gpt", "fine", "stock"],
+    "loads_in": ["vllm", "transformers,llama.cpp", "vllm,"],
+    "quantises_to": ["q4_k,int4", "nf4", "bf16", "x"],
+    "validation": ["stdlib", "a=stdlib,b=stdlib"],
+    "test": ["python-docs", "lambada", "ptb=./ptb.txt", "a=b"],
+    "test_tasks": ["hellaswag", "piqa:0", "mine=./mine.yaml"],
+    "study": ["a", "../a", "a" * 80, "best"],
+    "storage": ["sqlite://", "postgresql://user:word@nowhere/db", "x"],
+}
+
+
+def values_of(name: str) -> st.SearchStrategy[tuple[str, str]]:
+    """Values of the setting ``name``, most of them possible."""
+    kind = str(SearchSettings.model_fields[name].annotation)
+    words = NAMES.get(name) or re.findall(r"'(\w+)'", kind) or (["yes", "no"] if "bool" in kind else [])
+    possible = st.sampled_from(words) if words else st.integers(0, 70).map(str)
+    return st.tuples(st.just(name), possible | possible | numbers)
+
+
+given_settings = st.lists(st.sampled_from(sorted({*SearchSettings.model_fields} - LEFT)).flatmap(values_of), max_size=4)
+
+
+@few
+@given(st.sampled_from(["60%", "60%,50%", "5M", "90%B"]), given_settings)
+def test_plans(tmp_path: Path, capsys: pytest.CaptureFixture[str], budget: str, chosen: list[tuple[str, str]]) -> None:
+    flags = [f"--{name.replace('_', '-')}={value}" for name, value in chosen]
+    flags += ["--model", "mini", "--budget", budget, "--corpus", "stdlib", "--output", str(tmp_path), "--dry-run"]
+    codes: list[int] = []
+    answer(lambda: codes.append(main(flags)))
+    printed = capsys.readouterr()
+    assert codes[0] in (DONE, WRONG_INPUT), printed.err
+    assert len(printed.err.splitlines()) == (codes[0] == WRONG_INPUT), printed.err
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: PreTrainedTokenizerFast) -> dict[str, Path]:
     """Folders of small teachers, by type. A test may write their JSON files, if it writes all of them."""
@@ -188,17 +176,6 @@ OTHERS = (
 )
 
 
-def assert_model_is_answered(folder: Path) -> None:
-    def search() -> None:
-        load_teacher(resolve_model(str(folder)), "cpu")
-
-    def evaluate() -> None:
-        load_causal_lm(resolve_causal_lm(str(folder), False), "cpu", "float32", False)
-
-    answer(search)
-    answer(evaluate)
-
-
 @few
 @given(
     st.data(), st.sampled_from(["gpt2", "llama", "mistral", "qwen2", "qwen3", "gpt_neox"]), st.sampled_from(JSON_FILES)
@@ -215,6 +192,65 @@ def test_json_files_of_a_model(folders: dict[str, Path], data: st.DataObject, ki
     try:
         file.write_bytes(text.encode("utf-8", "surrogatepass"))
         assert_model_is_answered(folders[kind])
+    finally:
+        file.write_text(before, "utf-8")
+
+
+def places(content: Any) -> list[tuple[str | int, ...]]:
+    """The paths to all values in ``content``, of which long lists and objects give the first few."""
+    inner = content.items() if isinstance(content, dict) else enumerate(content) if isinstance(content, list) else ()
+    below = [(key, *rest) for key, value in islice(inner, 9) for rest in [(), *places(value)]]
+    return below if below or not isinstance(content, dict | list) else [()]
+
+
+TYPES = (
+    *("BPE", "Unigram", "WordPiece", "WordLevel", "ByteLevel", "Split", "Replace", "Metaspace", "Precompiled"),
+    *("Sequence", "TemplateProcessing", "BertNormalizer", "NFC", "Digits", "ByteFallback", "Strip", "Fuse"),
+)
+parts_of_tokenizers = st.fixed_dictionaries(
+    {"type": st.sampled_from(TYPES)},
+    optional={
+        "pattern": st.sampled_from([{"Regex": "("}, {"Regex": "(a*)*b"}, {"String": ""}, {"Regex": ""}]) | junk,
+        "content": texts | junk,
+        "behavior": st.sampled_from(["Isolated", "Removed", "Contiguous"]),
+        "vocab": st.dictionaries(texts, st.integers(0, 400), max_size=3) | st.lists(st.tuples(texts, st.floats())),
+        "merges": st.lists(texts | st.lists(texts, max_size=3), max_size=3),
+        "unk_id": st.integers(-1, 400),
+        "precompiled_charsmap": texts,
+        "pretokenizers": st.lists(junk, max_size=2),
+        "replacement": texts,
+        "special_tokens": junk,
+    },
+)
+
+
+@few
+@given(st.data(), junk | parts_of_tokenizers)
+def test_tokenizer_of_a_model(folders: dict[str, Path], data: st.DataObject, value: object) -> None:
+    file = folders["llama"] / "tokenizer.json"
+    before = file.read_text("utf-8")
+    content = json.loads(before)
+    *way, last = data.draw(st.sampled_from(places(content)), "place")
+    inner = content
+    for key in way:
+        inner = inner[key]
+    inner[last] = value
+    try:
+        file.write_bytes(written(content).encode("utf-8", "surrogatepass"))
+        assert_model_is_answered(folders["llama"])
+    finally:
+        file.write_text(before, "utf-8")
+
+
+def test_a_panic_of_the_library_of_tokenizers_is_one_line(folders: dict[str, Path]) -> None:
+    file = folders["llama"] / "tokenizer.json"
+    before = file.read_text("utf-8")
+    content = json.loads(before)
+    content["model"]["continuing_subword_prefix"] = "longer than any token of a merge"
+    try:
+        file.write_text(json.dumps(content), "utf-8")
+        with pytest.raises(InputError, match="its tokenizer cannot be used: range end index"):
+            load_teacher(resolve_model(str(folders["llama"])), "cpu")
     finally:
         file.write_text(before, "utf-8")
 
@@ -256,7 +292,8 @@ def test_text_files(tmp_path: Path, tiny_tokenizer: PreTrainedTokenizerFast, tex
 
 @few
 @given(
-    st.binary(max_size=200), st.sampled_from(["a.txt", "a.jsonl", "a.yaml", "config.json", "tokenizer.json", "a.gguf"])
+    st.binary(max_size=200),
+    st.sampled_from(["a.txt", "a.jsonl", "a.parquet", "a.yaml", "config.json", "tokenizer.json", "a.gguf"]),
 )
 def test_files_of_bytes(folders: dict[str, Path], tmp_path: Path, content: bytes, name: str) -> None:
     file = (folders["qwen3"] if name.startswith(("config", "tokenizer")) else tmp_path) / name

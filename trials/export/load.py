@@ -21,6 +21,7 @@ from trials.families.modeling_pruned_llama import (
 from trials.families.shapes import SHAPES
 from trials.storage.durable import MANIFEST, damage
 from trials.teacher.config_file import check_config, check_weights, read_object
+from trials.teacher.inside import check_inside
 from trials.teacher.source import weight_files
 from trials.teacher.teacher import load_weights
 
@@ -49,6 +50,7 @@ def load_checkpoint(folder: Path) -> PreTrainedModel:
         raise InputError(f"model {name}: not a checkpoint, which has a config.json and safetensors weights")
     if (folder / MANIFEST).is_file() and (problem := damage(folder)):
         raise InputError(f"model {name}: {problem}; export it again or copy it again")
+    check_inside(folder, name)
     check_config(folder, name)
     check_weights(folder, name, pruned=True)
     kind = read_object(folder / "config.json", name).get("model_type")
@@ -61,7 +63,9 @@ def load_checkpoint(folder: Path) -> PreTrainedModel:
 
 def _load_custom(folder: Path, kind: type[PreTrainedModel]) -> PreTrainedModel:
     transformers_logging.disable_progress_bar()
-    model, loading = kind.from_pretrained(folder, dtype=torch.float32, local_files_only=True, output_loading_info=True)
+    model, loading = kind.from_pretrained(
+        folder, dtype=torch.float32, local_files_only=True, use_safetensors=True, output_loading_info=True
+    )
     if problems := {name: sorted(map(str, found)) for name, found in loading.items() if found}:
         raise InputError(f"model {folder}: weights do not match its config.json: {problems}; copy it again")
     return model.eval()

@@ -10,6 +10,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
 from search_spaces.errors import InputError
 from trials.teacher.config_file import read_object
+from trials.teacher.inside import check_code
 from trials.teacher.source import read_config, resolve_model
 from trials.teacher.teacher import check_vocabulary, load_tokenizer, load_weights, probe
 
@@ -48,6 +49,8 @@ def _check(path: Path, own_code: bool) -> None:
         raise InputError(
             f"model {path}: it comes with code of its own, {', '.join(files)}; read it, then add --trust-remote-code"
         )
+    if own_code:
+        check_code(path, str(path))
     config = read_config(path, own_code)
     own_classes = getattr(config, "auto_map", None) or {}
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING and "AutoModelForCausalLM" not in own_classes:

@@ -39,6 +39,7 @@ ACTIVATIONS = re.compile(
     "gelu(_new|_fast|_python|_pytorch_tanh|_accurate|_python_tanh|_10)?|quick_gelu|relu[26]?|silu|swish|mish|tanh|"
     "sigmoid|linear|leaky_relu|hardswish|laplace"
 )
+IMPLEMENTATION = ("attn_implementation", "_attn_implementation", "experts_implementation", "_experts_implementation")
 DTYPES = re.compile(r"auto|bfloat16|float(16|32|64)?|half|double|float8_\w+")
 KINDS: dict[str, tuple[type | tuple[type, ...], str]] = {
     "model_type": (str, "a name"),
@@ -58,10 +59,15 @@ def check_config(folder: Path, model: str) -> None:
     InputError that begins with the name ``model``.
     """
     config = read_object(folder / "config.json", model)
-    if problem := next(_problems(config), None):
+    if problem := first_problem(config):
         raise InputError(
             f"model {model}: its config.json cannot be used: {problem}; correct it, or copy it from the model again"
         )
+
+
+def first_problem(config: dict[str, Any]) -> str | None:
+    """What is wrong with the content of a config.json, in one line, or None."""
+    return next(_problems(config), None)
 
 
 def check_weights(folder: Path, model: str, *, pruned: bool) -> None:
@@ -164,6 +170,10 @@ def _wrong_names(config: dict[str, Any], prunable: bool) -> Iterator[str]:
         value = rotary.get("rope_type", rotary.get("type"))
         if value is not None and value not in ROTARY_TYPES:
             yield f"rope_type is {short(value)}, and must be one of {', '.join(ROTARY_TYPES)}"
+    for part in _parts(config):
+        for name in IMPLEMENTATION:
+            if (value := part.get(name)) is not None and not (isinstance(value, str) and value.isidentifier()):
+                yield f"{name} is {short(value)}, and must be the name of a function of transformers"
     if config.get("transformers_weights") not in (None, WEIGHTS, INDEX):
         yield f"transformers_weights is {short(config['transformers_weights'])}, and must be {WEIGHTS} or absent"
 

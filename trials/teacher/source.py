@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
@@ -27,6 +28,7 @@ from trials.families.shapes import shape_of
 from trials.storage.cache import digest
 from trials.storage.node_digests import sha256_on_node
 from trials.teacher.config_file import INDEX, WEIGHTS, check_config, check_weights, read_object
+from trials.teacher.inside import check_inside
 from trials.text.text_source import local_path
 
 if TYPE_CHECKING:  # takes seconds to import, and the checks of a command line need none of it
@@ -35,6 +37,7 @@ if TYPE_CHECKING:  # takes seconds to import, and the checks of a command line n
 MINI = Path(__file__).parents[1] / "mini"
 GGUF = ".gguf"
 ADAPTER = "adapter_config.json"
+SHARD = re.compile(r"[^/\\\0]+\.safetensors")  # the name of a file, not a path
 SHARDS_OF_RANKS = "shard-*-model-*-of-*.safetensors"  # as distributed training saves them
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "tokenizer.model")
 OBJECTS = ("generation_config.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
@@ -112,7 +115,7 @@ def read_config(path: Path, own_code: bool = False) -> PretrainedConfig:
     from transformers import AutoConfig
 
     try:
-        return AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=own_code)
+        return AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=own_code)  # nosec B615
     except UNUSABLE as error:
         raise InputError(f"model {path}: its config.json cannot be used: {one_line(error)}") from error
 
@@ -134,11 +137,11 @@ def weight_files(path: Path) -> list[Path]:
         return []
     shards = read_object(path / INDEX, str(path)).get("weight_map")
     named = list(shards.values()) if isinstance(shards, dict) else []
-    names = {name for name in named if isinstance(name, str) and name == os.path.basename(name)}
+    names = {name for name in named if isinstance(name, str) and SHARD.fullmatch(name)}
     if not names or len(names) < len(set(map(str, named))):
         raise InputError(
-            f"model {path}: its {INDEX} has no weight_map that names a file of this folder for each weight; "
-            "copy it from the model again"
+            f"model {path}: its {INDEX} has no weight_map that names a file of this folder (.safetensors) for each "
+            "weight; copy it from the model again"
         )
     files = [path / name for name in sorted(names)]
     return files if all(os.path.isfile(file) for file in files) else []
@@ -154,6 +157,7 @@ def _checked(folder: Path, model: str, check: Callable[[Path], object]) -> Path:
         raise InputError(
             f"model {model}: {other.name} beside its weights would be loaded instead of them; move it to another folder"
         )
+    check_inside(folder, model)
     check_config(folder, model)
     check_weights(folder, model, pruned=check is read_shape)
     for name in OBJECTS:
@@ -185,7 +189,7 @@ def _lacking(folder: Path) -> str | None:
 
 def _from_hub(model: str, check: Callable[[Path], object]) -> Path:
     try:
-        local = Path(snapshot_download(model, allow_patterns=HUB_FILES, local_files_only=True))
+        local = Path(snapshot_download(model, allow_patterns=HUB_FILES, local_files_only=True))  # nosec B615
     except HFValidationError as error:
         raise InputError(
             f"model {model!r}: neither a folder nor a hub id such as openai-community/gpt2; give one of them, or mini"
@@ -205,13 +209,14 @@ class _Bar(tqdm):
 def _download(model: str, check: Callable[[Path], object]) -> Path:
     try:
         HfApi().model_info(model, timeout=PROBE_SECONDS)
-        folder = Path(snapshot_download(model, allow_patterns=CONFIG_FILES))
+        folder = Path(snapshot_download(model, allow_patterns=CONFIG_FILES))  # nosec B615
         _check_no_adapter(folder, model)
         check_config(folder, model)
         check_weights(folder, model, pruned=check is read_shape)
         check(folder)
         log.info("downloading the weights of %s from the hub", model)
-        return _checked(Path(snapshot_download(model, allow_patterns=HUB_FILES, tqdm_class=_Bar)), model, check)
+        weights = snapshot_download(model, allow_patterns=HUB_FILES, tqdm_class=_Bar)  # nosec B615
+        return _checked(Path(weights), model, check)
     except GatedRepoError as error:
         raise InputError(f"model {model!r}: the hub asks for a login (`hf auth login`); or {WAYS_ON}") from error
     except RepositoryNotFoundError as error:

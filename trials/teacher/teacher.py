@@ -29,6 +29,7 @@ from trials.teacher.source import UNUSABLE, fingerprint, read_config, read_shape
 
 PROBE = "In 1984, 13888 of 2,000 don't.\n\n\tdef prune(teacher):  # naïve, 100 %\r\n    return 'student'   日本 🙂\n"
 PROBE_TOKENS = 8
+PANIC = "PanicException"  # of a library in Rust: no Exception, and of no module that can be imported
 NOWHERE = "no adapter is read"  # a folder that there is not
 
 
@@ -94,18 +95,24 @@ def load_tokenizer(path: Path, own_code: bool = False) -> PreTrainedTokenizerBas
     transformers may take a class by the type of the model, whose rules replace some of tokenizer.json. Where the ids
     then differ from those of tokenizer.json, which the model was trained with, the file is taken as it is.
     """
-    written = _tokenizer_file(path)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=own_code)
+        written = _tokenizer_file(path)
+        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=own_code)  # nosec B615
         if written is None or type(tokenizer).__module__.startswith("transformers_modules."):
             return tokenizer
         if (
             tokenizer(PROBE, add_special_tokens=False)["input_ids"]
             != written.encode(PROBE, add_special_tokens=False).ids
         ):
-            return PreTrainedTokenizerFast.from_pretrained(path, local_files_only=True)
+            return PreTrainedTokenizerFast.from_pretrained(path, local_files_only=True)  # nosec B615
+    except InputError:
+        raise
     except UNUSABLE as error:
         raise InputError(f"model {path}: its tokenizer cannot be loaded: {one_line(error)}") from error
+    except BaseException as error:
+        if type(error).__name__ != PANIC:
+            raise
+        raise InputError(f"model {path}: its tokenizer cannot be used: {one_line(error)}; copy it again") from error
     return tokenizer
 
 
@@ -122,13 +129,14 @@ def load_weights(path: Path, dtype: torch.dtype, own_code: bool = False) -> PreT
         quantization["dequantize"] = True  # otherwise weights stay in FP8 where a GPU can multiply it
     _check_number(path, config)
     try:
-        model, loading = AutoModelForCausalLM.from_pretrained(
+        model, loading = AutoModelForCausalLM.from_pretrained(  # nosec B615  # a folder
             path,
             config=config,
             dtype=dtype,
             local_files_only=True,
             output_loading_info=True,
             trust_remote_code=own_code,
+            use_safetensors=True,
             adapter_kwargs={"subfolder": NOWHERE},  # where transformers looks for one, if peft is installed
         )
     except (*UNUSABLE, RuntimeError, SafetensorError) as error:
@@ -161,8 +169,7 @@ def _check_number(path: Path, config: PretrainedConfig) -> None:
     if getattr(config, "auto_map", None):
         return  # code of its own
     try:
-        with torch.device("meta"), no_init_weights():
-            described = sum(one.numel() for one in AutoModelForCausalLM.from_config(config).parameters())
+        described = parameters_of(config)
     except (*UNUSABLE, RuntimeError) as error:
         raise InputError(f"model {path}: its config.json cannot be used: {one_line(error)}") from error
     most = 2 if _is_coded(config) else 1  # weights in a byte
@@ -171,6 +178,13 @@ def _check_number(path: Path, config: PretrainedConfig) -> None:
             f"model {path}: its weights cannot be loaded: they have {held:,} bytes, and config.json describes "
             f"{described:,} parameters; copy both from the model again"
         )
+
+
+def parameters_of(config: PretrainedConfig) -> int:
+    """The number of parameters that ``config`` describes. Takes no memory for them. Tied ones may count twice."""
+    with torch.device("meta"), no_init_weights():
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+        return sum(one.numel() for one in model.parameters())
 
 
 def _is_coded(config: PretrainedConfig) -> bool:

@@ -17,7 +17,7 @@ from trials.export.gguf.tensors import ROUNDING, TYPES, Coded, coded, error_of
 from trials.export.gguf.tokenizer import write_tokenizer_fields
 from trials.families.lookup import OWN
 from trials.storage.durable import sync, temporary_sibling
-from trials.teacher.gguf import MAGIC
+from trials.teacher.gguf_header import MAGIC
 
 LAYOUTS = {**UNIFORM, **BY_LAYER}
 

@@ -13,7 +13,7 @@ from tracking_reference import record
 from nas.choosing.finalists import finalists
 from nas.choosing.selection import FINALIST, STOCK, competes
 from nas.planning.errors import Failure
-from nas.planning.machine import Machine, Node
+from nas.planning.machine import Machine, Node, Resources
 from nas.planning.plan import Plan, make_plan, resolve_target
 from nas.planning.settings import load_settings
 from nas.planning.specs import final_spec, final_windows
@@ -29,7 +29,7 @@ from trials.distill.results import write_result
 from trials.final import FinalResult, FinalSpec
 
 OnResult = Callable[[str, FinalUpdate], None]
-NOBODY = Workers(None, 0)
+NOBODY = Workers(Resources(1, 1, 0))
 
 
 class Runner:

@@ -18,7 +18,7 @@ from nas.choosing.screening import first_candidates
 from nas.display import measuring_progress
 from nas.display.display import Display
 from nas.planning.errors import Failure
-from nas.planning.machine import Machine, Node
+from nas.planning.machine import Machine, Node, Resources
 from nas.planning.plan import Plan, make_plan, resolve_target
 from nas.planning.settings import load_settings
 from nas.report.screening_report import plot_screening, screening_csv
@@ -35,7 +35,7 @@ from search_spaces.errors import InputError
 from trials.trial import TrialSpec
 
 OnResult = Callable[[str, float | Failure | None], None]
-NOBODY = Workers(None, 0)
+NOBODY = Workers(Resources(1, 1, 0))
 TEACHER: Any = None  # the stage does not look at it
 
 
