@@ -142,13 +142,13 @@ class MirrorWriter:
             del self._left[sha256]
         if new != self._written:
             self._check_owner()
+            self._check_time()
             self.store.write(MANIFEST, new.to_bytes())
             self._written = new
             self._remove_unnamed(new)
 
     def _upload(self, source: Path, entry: Entry) -> None:
-        if self._ended.is_set():
-            raise InterruptedError("the search has ended")
+        self._check_time()
         self.store.upload(f"{OBJECTS}/{entry.sha256}", source)
         assert self._there is not None
         self._there[entry.sha256] = entry.size
@@ -159,6 +159,10 @@ class MirrorWriter:
             self.store.remove(f"{OBJECTS}/{one}" for one in unnamed)
             for one in unnamed:
                 del self._there[one]
+
+    def _check_time(self) -> None:
+        if self._ended.is_set():
+            raise InterruptedError("the search has ended")
 
     def _check_owner(self) -> None:
         try:
