@@ -150,8 +150,7 @@ def test_a_call_whose_answer_was_lost_is_repeated_without_harm(
     server: DatabaseServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     study = optuna.create_study(storage=open_storage(server.url()), study_name="answers")
-    study.enqueue_trial({"x": 1})
-    left: list[int] = []
+    left = [1]
 
     @contextmanager
     def session(*arguments: Any, **named: Any) -> Iterator[Any]:
@@ -163,19 +162,26 @@ def test_a_call_whose_answer_was_lost_is_repeated_without_harm(
 
     real_session = rdb._create_scoped_session
     monkeypatch.setattr(rdb, "_create_scoped_session", session)
+    left.clear()
+    study.enqueue_trial({"x": 1})
+    left.clear()
     trial = study.ask()
+    left.clear()
+    second = study.ask()
     calls: list[Callable[[], Any]] = [
         lambda: trial.set_user_attr("a", 1),
         lambda: trial.report(1.0, 1),
         lambda: study.set_user_attr("b", 2),
         lambda: study._storage.set_trial_state_values(trial._trial_id, TrialState.COMPLETE, [2.0]),
+        lambda: study._storage.create_new_trial(study._study_id),
     ]
     for call in calls:
         left.clear()
         call()
         assert len(left) > 1
     found = optuna.load_study(storage=open_storage(server.url()), study_name="answers")
-    assert [one.state for one in found.trials] == [TrialState.COMPLETE]
+    assert [one.number for one in found.trials] == [0, second.number, 2]
+    assert [one.state for one in found.trials] == [TrialState.COMPLETE, TrialState.RUNNING, TrialState.RUNNING]
     assert found.trials[0].value == 2.0
     assert found.trials[0].user_attrs == {"a": 1}
     assert found.trials[0].intermediate_values == {1: 1.0}
