@@ -119,11 +119,12 @@ class ServerStorage(RDBStorage):  # type: ignore[misc]
 
     def _get_prepared_new_trial(self, study_id: int, template_trial: FrozenTrial | None, session: Any) -> TrialModel:
         own = session.query(TrialModel).filter(TrialModel.study_id == study_id)
-        newest: TrialModel | None = own.order_by(TrialModel.number.desc()).first()
+        newest: Any = own.order_by(TrialModel.number.desc()).first()
         if self._newest is None:
             self._newest = newest.number if newest else -1
         elif newest and newest.number > self._newest:
-            return newest
+            made: TrialModel = newest
+            return made
         return RDBStorage._get_prepared_new_trial(self, study_id, template_trial, session)
 
     def set_trial_state_values(self, trial_id: int, state: TrialState, values: Any = None) -> bool:
