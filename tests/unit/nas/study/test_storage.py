@@ -21,6 +21,7 @@ from optuna.trial import TrialState
 from sqlalchemy.exc import OperationalError
 
 from nas.report.__main__ import main as report
+from nas.search import main as search
 from nas.study import storage as storage_module
 from nas.study.snapshot import open_study, snapshot
 from nas.study.storage import open_storage, server_url
@@ -76,6 +77,20 @@ def test_wrong_password_missing_database_and_no_server_are_one_line_without_the_
         assert "wr0ng" not in str(error.value)
         assert PASSWORD not in str(error.value)
         assert time.monotonic() - began < storage_module.AWAY_SECONDS / 10  # it does not wait for one never there
+
+
+def test_the_command_looks_for_the_server_before_anything_else(
+    server: DatabaseServer, tiny_teacher_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--model", str(tiny_teacher_folder), "--budget", "60%", "--tolerance", "0.2", "--corpus", "stdlib"]
+    for url in (server.url(password="wr0ng"), server.url(port=1), "nonsense"):
+        assert search([*flags, "--output", str(tmp_path / "out"), "--storage", url]) == 2
+        said = capsys.readouterr().err
+        assert said.startswith("error: storage")
+        assert said.count("\n") == 1
+        assert "wr0ng" not in said
+        assert PASSWORD not in said
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_search_in_a_server_is_the_same_as_in_a_file(
