@@ -14,6 +14,7 @@ from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 from optuna.storages import BaseStorage, RDBStorage, get_storage
 from optuna.storages._rdb.models import TrialModel
 from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy import text
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, InterfaceError, OperationalError, SQLAlchemyError
 
@@ -109,8 +110,20 @@ class ServerStorage(RDBStorage):  # type: ignore[misc]
         self.shown, self.patient = url.render_as_string(), False
         options = {"pool_pre_ping": True, "connect_args": {"connect_timeout": CONNECT_SECONDS}}
         super().__init__(url.render_as_string(hide_password=False), options)
+        if url.get_backend_name() in ("mysql", "mariadb"):
+            self._widen()
         self.patient = True
         self._newest: int | None = None  # number of the newest trial before the one that is being made
+
+    def _widen(self) -> None:
+        """Let attributes be longer than 64 KB. Optuna's columns are TEXT, which holds no more in MySQL."""
+        narrow = text(
+            "select table_name from information_schema.columns where table_schema = database() "
+            "and column_name = 'value_json' and data_type = 'text'"
+        )
+        with self.engine.begin() as connection:
+            for (table,) in connection.execute(narrow).all():
+                connection.execute(text(f"alter table {table} modify value_json longtext"))
 
     def _create_new_trial(self, study_id: int, template_trial: FrozenTrial | None = None) -> FrozenTrial:
         """As Optuna's, which has five tries of its own; see the class."""

@@ -127,6 +127,15 @@ def test_a_search_in_a_server_is_the_same_as_in_a_file(
     assert PASSWORD not in said
 
 
+def test_long_attributes_are_kept_whole(server: DatabaseServer) -> None:
+    study = optuna.create_study(storage=open_storage(server.url()), study_name="long")
+    trial = study.ask()
+    for keeper in (study, trial):
+        keeper.set_user_attr("long", "é" * 300_000)
+    again = optuna.load_study(storage=open_storage(server.url()), study_name="long")
+    assert again.user_attrs["long"] == again.trials[0].user_attrs["long"] == "é" * 300_000
+
+
 def test_a_server_that_is_killed_is_waited_for_and_nothing_is_lost(
     server: DatabaseServer, tiny_teacher_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
