@@ -2,7 +2,7 @@
 # make test         all tests but the slow ones about faults
 # make test-fault   all tests about faults, slow ones too: at most 20 minutes on 2 CPU cores
 # make check        ruff, mypy and bandit
-# make audit        known vulnerabilities of the installed packages; needs pypi.org
+# make audit        known vulnerabilities of the installed packages; asks a public list
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -38,7 +38,7 @@ check: $(VENV)/installed-dev
 	$(BIN)/mypy
 	$(BIN)/bandit --quiet --configfile pyproject.toml --recursive nas trials search_spaces
 
-# --strict fails when a package cannot be looked up. Without it, a machine without pypi.org would pass. The versions of
+# --strict fails when a package cannot be looked up. Without it, a machine without network would pass. The versions of
 # torch that end in +cpu or +cu128 are looked up without that end.
 audit: $(VENV)/installed-dev
 	$(BIN)/python -m pip freeze --exclude-editable | sed 's/+.*//' > $(VENV)/frozen.txt

@@ -33,6 +33,10 @@ if TYPE_CHECKING:  # torch, Ray and transformers take seconds to import: only wh
     from nas.stages.events import Announcer
     from nas.tracking.listener import MlflowListener
 
+ONLY_CPUS = (
+    "trials run on CPUs: no node has a GPU, and no autoscaler says which nodes it can bring; "
+    "--device cuda waits for nodes with GPUs"
+)
 DONE, FAILED, WRONG_INPUT, NOTHING_FEASIBLE, INTERRUPTED = 0, 1, 2, 3, 130
 
 
@@ -97,6 +101,8 @@ def _search(settings: SearchSettings, console: Console, as_json: bool, started_b
     with ray_session(settings) as machine:
         plan = replace(make_plan(settings, target, machine), command=started_by)
         print_plan(plan, console)
+        if not plan.resources.gpus and settings.device == "auto" and machine.grows and not machine.coming:
+            console.print(ONLY_CPUS, soft_wrap=True)
         pace = Pace(hung_after=settings.hung_after)
         with open_workers(plan.resources, str(plan.output), machine, pace) as workers:
             from nas.pipeline import run_search  # takes as long as the imports of the workers, which run meanwhile

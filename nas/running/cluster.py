@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import os
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,7 @@ def nodes_to_come() -> tuple[tuple[Node, int], ...]:
     if config is not None:
         groups = [(dict(one.resources), one.max_count) for one in config.node_group_configs]
     else:
-        task = ray.remote(_autoscaling_config).options(num_cpus=0, scheduling_strategy=_on_head())
+        task = ray.remote(_reader()).options(num_cpus=0, scheduling_strategy=_on_head())
         groups = _groups(ray.get(task.remote()))
     return tuple((node_of(resources), MANY if most < 0 else most) for resources, most in groups if most)
 
@@ -52,13 +53,21 @@ def _on_head() -> NodeAffinitySchedulingStrategy:
     return NodeAffinitySchedulingStrategy(head, soft=False)
 
 
-def _autoscaling_config() -> str:
-    """The text of the configuration that this node's autoscaler was started with; empty if it has none."""
-    for process in psutil.process_iter(["cmdline"]):
-        for word in process.info["cmdline"] or ():
-            if word.startswith(CONFIG_FLAG) and Path(word.removeprefix(CONFIG_FLAG)).is_file():
-                return Path(word.removeprefix(CONFIG_FLAG)).read_text()
-    return ""
+def _reader() -> Callable[[], str]:
+    """A function that reads the configuration of its node's autoscaler; its text is empty if there is none.
+
+    Ray sends a function of a function as a whole, so the head does not need this project.
+    """
+    flag = CONFIG_FLAG
+
+    def read() -> str:
+        for process in psutil.process_iter(["cmdline"]):
+            for word in process.info["cmdline"] or ():
+                if word.startswith(flag) and os.access(word.removeprefix(flag), os.R_OK):
+                    return Path(word.removeprefix(flag)).read_text()
+        return ""
+
+    return read
 
 
 def _groups(text: str) -> list[tuple[dict[str, float], int]]:

@@ -54,7 +54,7 @@ class _Attempt:
 
 
 def results_of(
-    workers: Workers, jobs: Mapping[str, Job], at_once: int | None = None, one_hardware: bool = False
+    workers: Workers, jobs: Mapping[str, Job], at_once: int | None = None, hardware: str = ""
 ) -> Generator[tuple[str, Any], None, None]:
     """Run ``jobs`` in their order, and yield (name, what happened): `Started`, each result, `Retried`, or a `Failure`.
 
@@ -63,13 +63,12 @@ def results_of(
     a job is its last result. A job runs as far as its next result, and only when that is asked for. Those that are left
     when nobody asks any more are ended where they are.
 
-    At most ``at_once`` jobs run at a time. With ``one_hardware`` all run on the same kind of device.
+    At most ``at_once`` jobs run at a time. With ``hardware`` (`nas.running.worker.About`) all run on that kind.
 
     Raises InputError when a job does, and NoWorkerError when there is no worker.
     """
     waiting = deque(_Attempt(name) for name in jobs)
     running: dict[Any, _Attempt] = {}
-    hardware = ""
     try:
         while waiting or running:
             workers.want(min(len(waiting) + len(running), at_once or len(jobs)))
@@ -77,7 +76,6 @@ def results_of(
                 if (slot := workers.take(attempt.name, hardware)) is None:
                     break
                 waiting.remove(attempt)
-                hardware = slot.about.hardware if one_hardware and slot.about else ""
                 attempt.slot, job = slot, jobs[attempt.name]
                 begin = slot.worker.begin.options(name=attempt.name)
                 running[begin.remote(attempt.name, job.task, job.argument, job.folder)] = attempt

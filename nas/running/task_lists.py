@@ -61,13 +61,15 @@ def run_slices(specs: Mapping[str, SlicesSpec], workers: Workers, on_result: OnR
     _run_all(slices_task, specs, workers, on_result, lambda spec: spec.cache)
 
 
-def run_timings(specs: Mapping[str, TrialSpec], workers: Workers, on_result: OnResult[float]) -> None:
-    """Measure the latencies of ``specs`` in milliseconds of a generated token, all on one kind of device.
+def run_timings(
+    specs: Mapping[str, TrialSpec], workers: Workers, on_result: OnResult[float], hardware: str = ""
+) -> None:
+    """Measure the latencies of ``specs`` in milliseconds of a generated token, all on one kind of ``hardware``.
 
     They run one at a time, because they would slow each other down; or on as many GPUs as there are, one on each.
     """
     alone = workers.resources.gpus == 1.0
-    _run_all(latency_task, specs, workers, on_result, lambda spec: spec.cache, None if alone else 1, one_hardware=True)
+    _run_all(latency_task, specs, workers, on_result, lambda spec: spec.cache, None if alone else 1, hardware)
 
 
 def _run_all(
@@ -77,12 +79,12 @@ def _run_all(
     on_result: OnResult[Any],
     folder: Callable[[Any], str],
     at_once: int | None = None,
-    one_hardware: bool = False,
+    hardware: str = "",
 ) -> None:
     pickled, kind = cloudpickle.dumps(task), task.__name__.removesuffix("_task")
     jobs = {f"{kind} {name}": Job(pickled, spec, folder(spec)) for name, spec in specs.items()}
     names = dict(zip(jobs, specs, strict=True))
-    with closing(results_of(workers, jobs, at_once, one_hardware)) as happened:
+    with closing(results_of(workers, jobs, at_once, hardware)) as happened:
         for job, result in happened:
             if isinstance(result, Failure) and result.memory:
                 raise InputError(too_little_memory(workers.count))

@@ -125,6 +125,11 @@ class Workers:
         return sum(slot.ready for slot in self._slots)
 
     @property
+    def hardware(self) -> list[str]:
+        """The kinds of devices of the workers that have started, each once."""
+        return list(dict.fromkeys(slot.about.hardware for slot in self._slots if slot.about))
+
+    @property
     def problem(self) -> str:
         """Why there is no worker, if none can be had; otherwise an empty string."""
         if not self._slots or not all(slot.problem for slot in self._slots):

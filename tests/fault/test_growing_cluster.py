@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from small_search import ROOT, clean_environment
 
+pytestmark = pytest.mark.fault_slow
 FOLDER = Path(__file__).parent
 ALONE = ["unshare", "--pid", "--fork", "--mount-proc", "--net", "--mount"]
 ALONE += ["--map-root-user"] if os.getuid() else []

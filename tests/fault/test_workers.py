@@ -345,6 +345,31 @@ def _is_zombie(process: int) -> bool:
         return True
 
 
+def test_a_worker_that_is_preempted_costs_a_try(session: None) -> None:
+    """A cloud tells a machine that it ends, and ends it two seconds later."""
+    notes: list[str] = []
+    with closing(opened()) as workers:
+        job = Job(cloudpickle.dumps(wait_for_end), None)
+        with closing(results_of(workers, {"task": job})) as happened:
+            first = next(one for _, one in happened if isinstance(one, int))
+            os.kill(first, signal.SIGTERM)
+            deadline = time.monotonic() + 2
+            while time.monotonic() < deadline and not _is_zombie(first):
+                time.sleep(0.05)
+            if not _is_zombie(first):
+                os.kill(first, signal.SIGKILL)
+            notes += [one.reason for _, one in [next(happened)] if isinstance(one, Retried)]
+            second = next(one for _, one in happened if isinstance(one, int))
+    assert second != first
+    assert len(notes) == 1
+    assert notes[0].startswith("the worker died")
+
+
+def wait_for_end(_: Any) -> Iterator[int]:
+    yield os.getpid()
+    threading.Event().wait(PATIENCE)
+
+
 def test_a_worker_that_works_long_does_not_hang(session: None) -> None:
     def work(_: Any) -> Iterator[int]:
         end = time.monotonic() + 3
