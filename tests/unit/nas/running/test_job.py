@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from types import SimpleNamespace
 from typing import Any
@@ -77,6 +77,13 @@ def test_connection_that_stays_lost_is_told_and_the_job_is_left_alone(
     assert not cut.stopped
 
 
+def test_closed_output_is_no_lost_connection(capsys: pytest.CaptureFixture[str]) -> None:
+    cluster = Cluster(BrokenPipeError(), "line")
+    assert job(cluster).follow() == 1
+    assert cluster.connections == 1
+    assert "nobody reads the output" in capsys.readouterr().err
+
+
 def test_job_that_never_ran_is_wrong_input() -> None:
     never = Cluster(status="FAILED", code=None, driver_node_id=None, message="no node\nfor it")
     with pytest.raises(InputError, match=r"did not start the job: no node for it"):
@@ -134,20 +141,37 @@ def test_address_where_nothing_listens_is_refused() -> None:
             connect(f"http://127.0.0.1:{free.getsockname()[1]}")
 
 
-def test_server_that_is_not_ray_is_refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    class Page(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.send_response(200)
-            self.end_headers()
-            self.wfile.write(b"<html>hello</html>")
-
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[bytes], str]]:
+    """Starts a server that answers all with a given text; returns its address."""
     monkeypatch.setenv("RAY_AUTH_TOKEN", "0" * 64)
-    server = HTTPServer(("127.0.0.1", 0), Page)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        with pytest.raises(InputError, match="no Jobs API of Ray is there"):
-            connect(f"http://127.0.0.1:{server.server_port}")
-    finally:
-        server.shutdown()
-        server.server_close()
-    assert "asks for no token" in capsys.readouterr().err
+    started: list[HTTPServer] = []
+
+    def start(answer: bytes) -> str:
+        class Page(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                self.send_response(200)
+                self.end_headers()
+                self.wfile.write(answer)
+
+        started.append(HTTPServer(("127.0.0.1", 0), Page))
+        threading.Thread(target=started[0].serve_forever, daemon=True).start()
+        return f"http://127.0.0.1:{started[0].server_port}"
+
+    yield start
+    for one in started:
+        one.shutdown()
+        one.server_close()
+
+
+def test_server_that_is_not_ray_is_refused(server: Callable[[bytes], str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(InputError, match="no Jobs API of Ray is there"):
+        connect(server(b"<html>hello</html>"))
+    assert not capsys.readouterr().err
+
+
+def test_cluster_that_asks_for_no_token_is_warned_of(
+    server: Callable[[bytes], str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    connect(server(b'{"ray_version": "2.60.0"}'))
+    assert "asks for no token; whoever reaches it can run programs there" in capsys.readouterr().err
