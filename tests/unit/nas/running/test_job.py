@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import socket
+import subprocess
+import sys
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,6 +19,8 @@ from ray.job_submission import JobStatus
 from nas.running import job as module
 from nas.running.job import Job, connect
 from search_spaces.errors import InputError
+
+ROOT = Path(__file__).resolve().parents[4]
 
 
 class Cluster:
@@ -141,37 +147,37 @@ def test_address_where_nothing_listens_is_refused() -> None:
             connect(f"http://127.0.0.1:{free.getsockname()[1]}")
 
 
-@pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[bytes], str]]:
-    """Starts a server that answers all with a given text; returns its address."""
-    monkeypatch.setenv("RAY_AUTH_TOKEN", "0" * 64)
-    started: list[HTTPServer] = []
+def connect_to_a_server_that_says(answer: bytes) -> str:
+    """What `connect` prints, in a process of its own: Ray keeps the first token that it reads."""
 
-    def start(answer: bytes) -> str:
-        class Page(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                self.send_response(200)
-                self.end_headers()
-                self.wfile.write(answer)
+    class Page(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(answer)
 
-        started.append(HTTPServer(("127.0.0.1", 0), Page))
-        threading.Thread(target=started[0].serve_forever, daemon=True).start()
-        return f"http://127.0.0.1:{started[0].server_port}"
+        def log_message(self, *arguments: Any) -> None:
+            pass
 
-    yield start
-    for one in started:
-        one.shutdown()
-        one.server_close()
-
-
-def test_server_that_is_not_ray_is_refused(server: Callable[[bytes], str], capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(InputError, match="no Jobs API of Ray is there"):
-        connect(server(b"<html>hello</html>"))
-    assert not capsys.readouterr().err
+    code = "import sys; from nas.running.job import connect; connect(sys.argv[1])"
+    with HTTPServer(("127.0.0.1", 0), Page) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        command = [sys.executable, "-c", code, f"http://127.0.0.1:{server.server_port}"]
+        environment = {**os.environ, "RAY_AUTH_TOKEN": "0" * 64}
+        done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=120)
+        server.shutdown()
+    return done.stderr
 
 
-def test_cluster_that_asks_for_no_token_is_warned_of(
-    server: Callable[[bytes], str], capsys: pytest.CaptureFixture[str]
-) -> None:
-    connect(server(b'{"ray_version": "2.60.0"}'))
-    assert "asks for no token; whoever reaches it can run programs there" in capsys.readouterr().err
+def test_server_that_is_not_ray_is_refused() -> None:
+    told = connect_to_a_server_that_says(b"<html>hello</html>")
+    assert "InputError" in told
+    assert "no Jobs API of Ray is there" in told
+    assert "warning" not in told
+
+
+def test_cluster_that_asks_for_no_token_is_warned_of() -> None:
+    told = connect_to_a_server_that_says(b'{"ray_version": "2.60.0"}')
+    assert told.startswith("warning: http://127.0.0.1:")
+    assert "asks for no token; whoever reaches it can run programs there" in told
+    assert told.count("\n") == 1
