@@ -21,7 +21,8 @@ from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, Trial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
-from nas.study.database import opening
+from nas.study.database import SQLITE, opening
+from nas.study.interruption import uncut
 from nas.study.objectives import LATENCY_MS, LOSS, MEMORY_BYTES, PARAMETERS, STORED_BYTES, Point, costs
 from nas.study.records import TrialRecord
 from nas.study.sampler import INTERRUPTED, FeasibleSampler, band, distributions
@@ -323,6 +324,7 @@ def _open(url: str, name: str, sampler: BaseSampler) -> optuna.Study:
     try:
         with opening(url):
             storage: BaseStorage = optuna.storages.get_storage(url)
+            storage = uncut(storage) if url.startswith(SQLITE) else storage
             study = optuna.create_study(
                 storage=storage, study_name=name, direction="minimize", sampler=sampler, load_if_exists=True
             )
