@@ -34,8 +34,9 @@ def run_search(plan: Plan, workers: Workers, announce: Listener, mirror: MirrorL
     other budgets are exported before.
     """
     alone = only_driver(plan.folder, plan.study, lambda text: announce(Progressed(text)))
-    folders = plan.output, Path(plan.storage.removeprefix(SQLITE)).parent
-    with full_disk_named(*folders, needed=f"this search writes {disk_space(plan)}"), alone, _stopped(announce):
+    database = Path(plan.storage.removeprefix(SQLITE)).parent if plan.storage.startswith(SQLITE) else plan.output
+    full = full_disk_named(plan.output, database, needed=f"this search writes {disk_space(plan)}")
+    with full, alone, _stopped(announce):
         check_disk_space(plan)
         if mirror:
             mirror.begin(plan, announce)

@@ -92,6 +92,7 @@ def _search(settings: SearchSettings, console: Console, as_json: bool, started_b
 
     with log_messages(lambda text: console.print(text, markup=False, soft_wrap=True)):  # a download takes minutes
         target = resolve_target(settings)
+    _check_server(settings.storage)
     store = _mirror(settings.mirror)
 
     from nas.running.session import ray_session  # takes seconds to import: only when the settings are right
@@ -130,6 +131,15 @@ def listeners(console: Console) -> tuple[Announcer, MlflowListener]:
     pages = PageWriter(announce)
     announce.listeners += [Display(console), ReportWriter(announce), TableWriter(announce), pages, mlflow]
     return announce, mlflow
+
+
+def _check_server(storage: str | None) -> None:
+    """Raise InputError when there is no database server at the URL ``storage``. A file is looked at later."""
+    if storage is None or storage.startswith("sqlite:"):
+        return
+    from nas.study.storage import open_storage
+
+    open_storage(storage)
 
 
 def _mirror(url: str | None) -> Store | None:

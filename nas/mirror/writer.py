@@ -24,7 +24,7 @@ from search_spaces.errors import UNCUT, InputError, named
 from trials.storage.durable import file_sha256
 
 SHORTEST_REST, LONGEST_REST = 1.0, 30.0  # seconds between two rounds
-SHARE = 10  # within these, a rest has so many times the processor's seconds of the round before it
+SHARE = 3  # within these, a rest has so many times the processor's seconds of the round before it
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0  # seconds between attempts after an error, doubling
 CLOSING_PAUSE = 0.5  # the same while `close` waits
 
@@ -142,13 +142,13 @@ class MirrorWriter:
             del self._left[sha256]
         if new != self._written:
             self._check_owner()
+            self._check_time()
             self.store.write(MANIFEST, new.to_bytes())
             self._written = new
             self._remove_unnamed(new)
 
     def _upload(self, source: Path, entry: Entry) -> None:
-        if self._ended.is_set():
-            raise InterruptedError("the search has ended")
+        self._check_time()
         self.store.upload(f"{OBJECTS}/{entry.sha256}", source)
         assert self._there is not None
         self._there[entry.sha256] = entry.size
@@ -159,6 +159,10 @@ class MirrorWriter:
             self.store.remove(f"{OBJECTS}/{one}" for one in unnamed)
             for one in unnamed:
                 del self._there[one]
+
+    def _check_time(self) -> None:
+        if self._ended.is_set():
+            raise InterruptedError("the search has ended")
 
     def _check_owner(self) -> None:
         try:

@@ -8,11 +8,13 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
-from typing import Any
+from typing import Any, TypeVar
 
 from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 from optuna.storages import BaseStorage, RDBStorage, get_storage
-from optuna.trial import TrialState
+from optuna.storages._rdb.models import TrialModel
+from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy import text
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, InterfaceError, OperationalError, SQLAlchemyError
 
@@ -25,6 +27,8 @@ CONNECT_SECONDS = 10  # for a server that does not answer
 
 # By the dialect of a URL: the driver that is taken when the URL names none, and the extra of this package that has it.
 DRIVERS = {"postgresql": ("psycopg", "postgres"), "mysql": ("pymysql", "mysql"), "mariadb": ("pymysql", "mysql")}
+
+Result = TypeVar("Result")
 
 log = logging.getLogger(__name__)
 
@@ -97,16 +101,44 @@ def server_url(url: str) -> URL | None:
 class ServerStorage(RDBStorage):  # type: ignore[misc]
     """Optuna's storage on a server. Its calls wait for a server that has gone away, and then go on.
 
-    A call whose answer was lost is repeated. Its effect may be there already, so a repeated call that finds its trial
-    in the state that it sets has succeeded. `create_new_trial` may leave a trial without parameters behind, which the
-    next start of the search fails.
+    A call whose answer was lost is repeated, and its effect may be there already. So a repeated call that finds its
+    trial in the state that it sets has succeeded, and one that finds a new trial has made it: only one process adds
+    trials to a study.
     """
 
     def __init__(self, url: URL) -> None:
         self.shown, self.patient = url.render_as_string(), False
         options = {"pool_pre_ping": True, "connect_args": {"connect_timeout": CONNECT_SECONDS}}
         super().__init__(url.render_as_string(hide_password=False), options)
+        if url.get_backend_name() in ("mysql", "mariadb"):
+            self._widen()
         self.patient = True
+        self._newest: int | None = None  # number of the newest trial before the one that is being made
+
+    def _widen(self) -> None:
+        """Let attributes be longer than 64 KB. Optuna's columns are TEXT, which holds no more in MySQL."""
+        narrow = text(
+            "select table_name from information_schema.columns where table_schema = database() "
+            "and column_name = 'value_json' and data_type = 'text'"
+        )
+        with self.engine.begin() as connection:
+            for (table,) in connection.execute(narrow).all():
+                connection.execute(text(f"alter table {table} modify value_json longtext"))
+
+    def _create_new_trial(self, study_id: int, template_trial: FrozenTrial | None = None) -> FrozenTrial:
+        """As Optuna's, which has five tries of its own; see the class."""
+        self._newest = None
+        return _patiently(self, lambda: RDBStorage._create_new_trial(self, study_id, template_trial))
+
+    def _get_prepared_new_trial(self, study_id: int, template_trial: FrozenTrial | None, session: Any) -> TrialModel:
+        own = session.query(TrialModel).filter(TrialModel.study_id == study_id)
+        newest: Any = own.order_by(TrialModel.number.desc()).first()
+        if self._newest is None:
+            self._newest = newest.number if newest else -1
+        elif newest and newest.number > self._newest:
+            made: TrialModel = newest
+            return made
+        return RDBStorage._get_prepared_new_trial(self, study_id, template_trial, session)
 
     def set_trial_state_values(self, trial_id: int, state: TrialState, values: Any = None) -> bool:
         """As Optuna's; see the class."""
@@ -124,11 +156,10 @@ class ServerStorage(RDBStorage):  # type: ignore[misc]
                 raise
             return set_now or (again and self.get_trial(trial_id).state is state)
 
-        done: bool = _patiently(self, once)
-        return done
+        return _patiently(self, once)
 
 
-def _patiently(storage: ServerStorage, call: Callable[[], Any]) -> Any:
+def _patiently(storage: ServerStorage, call: Callable[[], Result]) -> Result:
     """The result of ``call``, which is repeated while the server of ``storage`` is away."""
     began, pause = time.monotonic(), FIRST_PAUSE
     while True:
@@ -185,6 +216,6 @@ def _waiting(name: str) -> Callable[..., Any]:
 
 
 # Every call that reaches the server: those of Optuna's interface, and those of the cache that Optuna puts before it.
-CACHED = {"_create_new_trial", "_get_trials", "_set_trial_param", "get_trial_id_from_study_id_trial_number"}
-for _name in sorted((BaseStorage.__abstractmethods__ | CACHED) - {"set_trial_state_values"}):
+CACHED = {"_get_trials", "_set_trial_param", "get_trial_id_from_study_id_trial_number"}
+for _name in sorted((BaseStorage.__abstractmethods__ | CACHED) - {"create_new_trial", "set_trial_state_values"}):
     setattr(ServerStorage, _name, _waiting(_name))

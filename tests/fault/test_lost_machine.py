@@ -22,7 +22,8 @@ from nas.mirror.manifest import Manifest, read_manifest
 from nas.mirror.store import Store
 from nas.study.sampler import INTERRUPTED
 
-STUDY, TRIALS, TOKENS = "lost", 3, 32_768
+STUDY, TRIALS, TOKENS = "lost", 3, 65_536
+FINAL_TOKENS = 2 * TOKENS  # of which the second half leaves time to lose the machine
 MIRROR = f"s3://{BUCKET}/searches"
 
 
@@ -48,7 +49,7 @@ def search(tiny_teacher_folder: Path, tmp_path_factory: pytest.TempPathFactory) 
 
     def start(output: Path, **more: str) -> Driver:
         changes = {"trials": TRIALS, "tokens_per_trial": TOKENS, "workers": 1, "scheduler": "none", "space": "fine"}
-        changes |= {"finalists": 2, "baselines": "no", **more}
+        changes |= {"finalists": 2, "final_tokens": FINAL_TOKENS, "baselines": "no", **more}
         flags = arguments(tiny_teacher_folder, text, output, STUDY, **changes)
         return Driver(["python", "-m", "nas.search", *flags], folder)
 
@@ -93,6 +94,7 @@ def lose(driver: Driver, output: Path, enough: Callable[[Manifest], bool]) -> Ma
     return last
 
 
+@pytest.mark.fault_slow
 def test_an_empty_machine_goes_on_and_finds_the_same_winner(
     search: Callable[..., Driver], undisturbed: Ended, tmp_path: Path
 ) -> None:
@@ -116,7 +118,7 @@ def test_an_empty_machine_goes_on_and_finds_the_same_winner(
     assert {one.state for one in finished(trials)} == {TrialState.COMPLETE}
     assert len(finished(trials)) == TRIALS == len({sizes(one) for one in finished(trials)})
     results = [json.loads(file.read_text())["result"] for file in (third / STUDY / "finals").glob("*/result.json")]
-    assert max(one["resumed_from"] for one in results) == TOKENS // 2
+    assert max(one["resumed_from"] for one in results) == FINAL_TOKENS // 2
     assert "Traceback" not in text
     last = read_manifest(Store(MIRROR).inside(STUDY), STUDY)
     assert last is not None

@@ -81,7 +81,10 @@ def moved(plan: Plan, output: Path) -> Plan:
 
 def mirrored(plan: Plan, store: Store, found: Any = None, idle: float = 20.0) -> str | None:
     """Bring the mirror up to date, as the end of a search does."""
-    return MirrorWriter(plan, store, found, None).close(idle)
+    writer = MirrorWriter(plan, store, found, None)
+    missing = writer.close(idle)
+    writer._thread.join()
+    return missing
 
 
 def trials_of(plan: Plan) -> list[FrozenTrial]:

@@ -21,6 +21,7 @@ from optuna.trial import TrialState
 from sqlalchemy.exc import OperationalError
 
 from nas.report.__main__ import main as report
+from nas.search import main as search
 from nas.study import storage as storage_module
 from nas.study.snapshot import open_study, snapshot
 from nas.study.storage import open_storage, server_url
@@ -78,6 +79,20 @@ def test_wrong_password_missing_database_and_no_server_are_one_line_without_the_
         assert time.monotonic() - began < storage_module.AWAY_SECONDS / 10  # it does not wait for one never there
 
 
+def test_the_command_looks_for_the_server_before_anything_else(
+    server: DatabaseServer, tiny_teacher_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--model", str(tiny_teacher_folder), "--budget", "60%", "--tolerance", "0.2", "--corpus", "stdlib"]
+    for url in (server.url(password="wr0ng"), server.url(port=1), "nonsense"):
+        assert search([*flags, "--output", str(tmp_path / "out"), "--storage", url]) == 2
+        said = capsys.readouterr().err
+        assert said.startswith("error: storage")
+        assert said.count("\n") == 1
+        assert "wr0ng" not in said
+        assert PASSWORD not in said
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_search_in_a_server_is_the_same_as_in_a_file(
     server: DatabaseServer, tiny_teacher_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -110,6 +125,15 @@ def test_a_search_in_a_server_is_the_same_as_in_a_file(
     said = capsys.readouterr().err
     assert "known are made-up, other" in said
     assert PASSWORD not in said
+
+
+def test_long_attributes_are_kept_whole(server: DatabaseServer) -> None:
+    study = optuna.create_study(storage=open_storage(server.url()), study_name="long")
+    trial = study.ask()
+    for keeper in (study, trial):
+        keeper.set_user_attr("long", "é" * 300_000)
+    again = optuna.load_study(storage=open_storage(server.url()), study_name="long")
+    assert again.user_attrs["long"] == again.trials[0].user_attrs["long"] == "é" * 300_000
 
 
 def test_a_server_that_is_killed_is_waited_for_and_nothing_is_lost(
@@ -150,8 +174,7 @@ def test_a_call_whose_answer_was_lost_is_repeated_without_harm(
     server: DatabaseServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     study = optuna.create_study(storage=open_storage(server.url()), study_name="answers")
-    study.enqueue_trial({"x": 1})
-    left: list[int] = []
+    left = [1]
 
     @contextmanager
     def session(*arguments: Any, **named: Any) -> Iterator[Any]:
@@ -163,19 +186,26 @@ def test_a_call_whose_answer_was_lost_is_repeated_without_harm(
 
     real_session = rdb._create_scoped_session
     monkeypatch.setattr(rdb, "_create_scoped_session", session)
+    left.clear()
+    study.enqueue_trial({"x": 1})
+    left.clear()
     trial = study.ask()
+    left.clear()
+    second = study.ask()
     calls: list[Callable[[], Any]] = [
         lambda: trial.set_user_attr("a", 1),
         lambda: trial.report(1.0, 1),
         lambda: study.set_user_attr("b", 2),
         lambda: study._storage.set_trial_state_values(trial._trial_id, TrialState.COMPLETE, [2.0]),
+        lambda: study._storage.create_new_trial(study._study_id),
     ]
     for call in calls:
         left.clear()
         call()
         assert len(left) > 1
     found = optuna.load_study(storage=open_storage(server.url()), study_name="answers")
-    assert [one.state for one in found.trials] == [TrialState.COMPLETE]
+    assert [one.number for one in found.trials] == [0, second.number, 2]
+    assert [one.state for one in found.trials] == [TrialState.COMPLETE, TrialState.RUNNING, TrialState.RUNNING]
     assert found.trials[0].value == 2.0
     assert found.trials[0].user_attrs == {"a": 1}
     assert found.trials[0].intermediate_values == {1: 1.0}
