@@ -19,9 +19,9 @@ from rich.console import Console
 from nas.display.console import console_for
 from nas.planning.errors import NothingFeasibleError
 from nas.planning.log_messages import log_messages
-from nas.planning.redact import redacted
+from nas.planning.redact import redacted, redacted_line
 from nas.planning.settings import SearchSettings, command_line, ignored_variables, parse_arguments
-from search_spaces.errors import UNCUT, InputError, named
+from search_spaces.errors import InputError
 
 if TYPE_CHECKING:  # torch, Ray and transformers take seconds to import: only when the settings are right
     from nas.choosing.outcome import Outcome
@@ -41,16 +41,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
             console.print(f"ignored: {', '.join(ignored)} in the environment; no setting has this name", soft_wrap=True)
         if dry_run:
             return _dry_run(settings, console, as_json)
-        return _search(settings, console, as_json, redacted(command_line(given)))
+        return _search(settings, console, as_json, command_line(given))
     except InputError as error:
         return _failed(str(error), WRONG_INPUT)
     except NothingFeasibleError as error:
         return _failed(str(error), NOTHING_FEASIBLE)
     except KeyboardInterrupt:
-        print(f"interrupted; to continue: {redacted(command_line(given))}", file=sys.stderr)
+        print(f"interrupted; to continue: {command_line(given)}", file=sys.stderr)
         return INTERRUPTED
     except Exception as error:  # a fault of ours or of the machine: the details go to a file
-        what, where = redacted(named(_root(error), UNCUT))[:300], _write_traceback(error)
+        what, where = redacted_line(_root(error)), _write_traceback(error)
         return _failed(f"{what}; {where}; what is finished is kept, and the same command continues", FAILED)
 
 

@@ -11,12 +11,14 @@ from pathlib import Path
 
 from filelock import Timeout
 
-from search_spaces.errors import InputError, named, one_line
+from nas.planning.redact import redacted_line
+from search_spaces.errors import InputError, one_line
 
 # Examples are a full disk of a node, a network share that is away, or a lock held too long. A retry may succeed.
 TRANSIENT = (OSError, Timeout)
 PAUSES = (1.0, 4.0, 16.0)  # seconds before each retry; a neighbour that takes the memory for a while is gone by then
 TRIES = len(PAUSES) + 1
+LONGEST_REASON = 500  # characters
 ALIKE = 3  # so many failures of one kind, and no success, end a search
 
 # safetensors, torch and SQLite raise errors of their own when they cannot write. Only their text says so.
@@ -76,7 +78,7 @@ def classify(error: Exception) -> Failure:
     A trial is deterministic, so its own errors (a non-finite loss, too little memory, a bug) would occur again. Only
     errors of its surroundings (`TRANSIENT`) are retried.
     """
-    return Failure(named(error, 500), isinstance(error, TRANSIENT), error=error)
+    return Failure(redacted_line(error, LONGEST_REASON), isinstance(error, TRANSIENT), error=error)
 
 
 def explained(error: Exception, folder: str) -> Exception:

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ByteSize, ConfigDict, Field, ValidationError
 
 from nas.planning.parser import Parser, suggestion
+from nas.planning.redact import redacted
 from search_spaces.budget import DEFAULT_TOLERANCE, UNITS
 from search_spaces.errors import InputError
 from search_spaces.files import PRESETS, read_yaml, study_settings
@@ -333,12 +334,16 @@ def ignored_variables(environment: Mapping[str, str] | None = None) -> list[str]
 
 
 def command_line(arguments: Sequence[str], environment: Mapping[str, str] | None = None) -> str:
-    """The command that starts, or continues, the search of ``arguments``; settings of the environment become flags."""
+    """The command that starts, or continues, the search of ``arguments``; settings of the environment become flags.
+
+    A setting of the environment with a password stays there. That of a flag is hidden.
+    """
     given = {one.partition("=")[0] for one in arguments if one.startswith("--")}
     variables = os.environ if environment is None else environment
     found = {_flag(name): value for name in SearchSettings.model_fields if (value := variables.get(_variable(name)))}
-    more = [part for flag, value in found.items() if flag not in given for part in (flag, value)]
-    return shlex.join([*PROGRAM.split(), *arguments, *more])
+    shown = {flag: value for flag, value in found.items() if flag not in given and redacted(value) == value}
+    more = [part for pair in shown.items() for part in pair]
+    return redacted(shlex.join([*PROGRAM.split(), *arguments, *more]))
 
 
 def _variable(name: str) -> str:
