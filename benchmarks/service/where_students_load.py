@@ -2,8 +2,8 @@ r"""Prints where students of each family load, by what they are like: the table 
 
     python -m benchmarks.service.where_students_load
 
-The rules are `trials.export.loads_in`. `tests/unit/trials/export` tests them in transformers and in llama.cpp itself.
-vLLM's column is by reading its code.
+The rules are `trials.export.loads_in`. `tests/unit/trials/export` tests them in transformers and in llama.cpp itself,
+and `benchmarks.service.students_in_vllm` in vLLM.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from trials.families.shapes import SHAPES, shape_of
 LAYERS, HEADS, HEAD, MLP = 4, 8, 64, 1024
 
 
-def teacher_of(family: str, tied: bool) -> ModelShape:
+def config_of(family: str) -> dict[str, int | None]:
     """A teacher of 4 layers and 8 heads of 64, with key/value heads that two heads share where the family has them."""
     names: dict[str, int | None] = {"n_layer": LAYERS, "n_embd": HEADS * HEAD, "n_head": HEADS, "n_inner": MLP}
     if family != "gpt2":
@@ -31,7 +31,12 @@ def teacher_of(family: str, tied: bool) -> ModelShape:
         names |= {"num_key_value_heads": HEADS // 2, "head_dim": HEAD}
     if family == "mistral":
         names |= {"sliding_window": None}  # llama.cpp computes no windows
-    return shape_of(AutoConfig.for_model(family, **names, tie_word_embeddings=tied))
+    return names
+
+
+def teacher_of(family: str, tied: bool) -> ModelShape:
+    """The shape of the teacher of `config_of`."""
+    return shape_of(AutoConfig.for_model(family, **config_of(family), tie_word_embeddings=tied))
 
 
 def kinds(shape: ModelShape) -> Iterator[tuple[str, Architecture]]:

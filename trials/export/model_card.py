@@ -50,7 +50,7 @@ tokenizer = {tokenizer}.from_pretrained("./{name}"{tokenizer_trust})
 METADATA = {"library_name": "transformers", "pipeline_tag": "text-generation", "tags": ["pruned", "distilled"]}
 # How programs load it, by their names; lm-eval and PEFT load what transformers loads.
 COMMANDS = {
-    "vLLM": "vllm serve ./{name}  # by reading its code; not tried",
+    "vLLM": "vllm serve ./{name}",
     "llama.cpp": (
         "python -m nas.export ./{name} --format gguf  # by llm-nas; also --type q8_0, q4_0, ...\n"
         "llama-server -m {name}-f16.gguf"

@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import (
@@ -20,6 +20,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     StrictDataclassError,
 )
+from tqdm import tqdm
 
 from search_spaces.errors import InputError, one_line
 from search_spaces.shape import ModelShape
@@ -198,6 +199,13 @@ def _from_hub(model: str, check: Callable[[Path], object]) -> Path:
     return _checked(local, model, check) if _lacking(local) is None else _download(model, check)
 
 
+class _Bar(tqdm):
+    """The progress bar of a download. It is shown on a terminal only, and is gone at the end."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **{**options, "disable": None, "leave": False})
+
+
 def _download(model: str, check: Callable[[Path], object]) -> Path:
     try:
         HfApi().model_info(model, timeout=PROBE_SECONDS)
@@ -207,7 +215,7 @@ def _download(model: str, check: Callable[[Path], object]) -> Path:
         check_weights(folder, model, pruned=check is read_shape)
         check(folder)
         log.info("downloading the weights of %s from the hub", model)
-        return _checked(Path(snapshot_download(model, allow_patterns=HUB_FILES)), model, check)
+        return _checked(Path(snapshot_download(model, allow_patterns=HUB_FILES, tqdm_class=_Bar)), model, check)
     except GatedRepoError as error:
         raise InputError(f"model {model!r}: the hub asks for a login (`hf auth login`); or {WAYS_ON}") from error
     except RepositoryNotFoundError as error:

@@ -14,10 +14,10 @@ TRAINING = 3  # a backward pass takes twice the FLOPs of a forward pass
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage of a search: ``what`` was done, the ``seconds`` on the clock, and the work of students alone.
+    """One stage of a search: ``what`` was done, the ``seconds`` on the clock, and the work.
 
-    ``tokens`` are those that students were trained on, ``read`` those that they read without training. ``flops`` are
-    the forward and backward passes of students in matrix products. The teacher's passes and refits are not counted.
+    ``tokens`` are those that students were trained on. ``read`` are those that students, or in the preparation the
+    teacher, read without training. ``flops`` are all these passes in matrix products. Refits are not counted.
     """
 
     name: str
@@ -48,12 +48,26 @@ def stages_of(found: StudySnapshot, models: Sequence[Model]) -> tuple[Stage, ...
     trials = [(one, _tokens(one), each * _readings(one)) for one in tried]
     finished = [(one, *_of_final(one, each)) for one in finals]
     return (
-        Stage("prepare", "teacher, text, importance scores, targets", seconds.get("prepare"), 0, 0, 0.0),
+        _preparation(found, seconds.get("prepare"), each),
         _stage("screen", f"{len(screened)} architectures", seconds.get("screen"), screened),
         _stage("try", f"{len(tried)} trials", seconds.get("try"), trials),
         _stage("finish", f"{len(finals)} finals", seconds.get("finish"), finished),
         Stage("conclude", "comparison, test texts, export", seconds.get("conclude"), 0, 0, 0.0),
     )
+
+
+def _preparation(found: StudySnapshot, seconds: float | None, validation: int) -> Stage:
+    """The teacher reads ``validation`` tokens and the calibration text, and the training text unless it is online.
+
+    An online teacher reads the training text once for each student; its passes are not counted.
+    """
+    plan, shape = found.attributes["plan"], found.shape
+    recipe = plan["recipe"]
+    calibration = recipe["calibration_samples"] * recipe["sequence_length"]
+    stored = recipe["tokens"] + plan["final_tokens"] if recipe.get("teacher_targets") != "online" else 0
+    read = validation + calibration + stored
+    flops = read * shape.flops_per_token(shape.full, recipe["sequence_length"])
+    return Stage("prepare", "teacher, text, importance scores, targets", seconds, 0, read, float(flops))
 
 
 def largest(stages: Sequence[Stage]) -> dict[str, float]:

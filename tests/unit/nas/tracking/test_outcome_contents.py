@@ -23,7 +23,7 @@ def outcome(tiny_teacher_folder: Path, tmp_path: Path) -> Outcome:
 def test_the_parent_run_has_the_winner_beside_the_teacher(outcome: Outcome) -> None:
     found = metrics(outcome)
     assert set(METRICS) <= set(found)
-    assert (found["val_loss"], found["teacher_val_loss"]) == (outcome.winner.val_loss, 2.5)
+    assert (found["val_loss"], tags(outcome)["teacher_val_loss"]) == (outcome.winner.val_loss, "2.5000")
     assert not [name for name in found if "kendall" in name or "/" in name]
     named = tags(outcome)
     assert named["winner"] == named["architecture"] == outcome.winner.key
@@ -46,7 +46,7 @@ def test_a_final_has_its_readings_on_other_text(outcome: Outcome) -> None:
     outcome = replace(outcome, comparison=replace(outcome.comparison, rows=tuple(readings)))
     assert [one.metrics["test_ptb_ppl"] for one in judgements("s", outcome)] == [11.0, 12.0, 13.0, 14.0, 15.0]
     assert all(one.metrics["above_teacher_other"] > 0 for one in judgements("s", outcome))
-    assert metrics(outcome)["teacher_test_ptb_ppl"] == 10.0
+    assert tags(outcome)["teacher_test_ptb_ppl"] == "10.0000"
 
 
 def test_without_finals_the_trial_that_won_is_marked(outcome: Outcome, tmp_path: Path) -> None:
