@@ -20,7 +20,7 @@ from nas.display.console import console_for
 from nas.planning.errors import NothingFeasibleError
 from nas.planning.log_messages import log_messages
 from nas.planning.redact import redacted, redacted_line
-from nas.planning.settings import SearchSettings, command_line, ignored_variables, parse_arguments
+from nas.planning.settings import SearchSettings, command_line, ignored_variables, parse_arguments, with_commit
 from search_spaces.errors import InputError
 
 if TYPE_CHECKING:  # torch, Ray and transformers take seconds to import: only when the settings are right
@@ -80,6 +80,7 @@ def _search(settings: SearchSettings, console: Console, as_json: bool, started_b
 
     with log_messages(lambda text: console.print(text, markup=False, soft_wrap=True)):  # a download takes minutes
         target = resolve_target(settings)
+    settings = with_commit(settings, target.folder)
 
     from nas.running.session import ray_session  # takes seconds to import: only when the settings are right
     from nas.running.workers import open_workers
@@ -130,7 +131,8 @@ def _dry_run(settings: SearchSettings, console: Console, as_json: bool) -> int:
     from nas.planning.machine import Machine
     from nas.planning.plan import make_plan, resolve_target
 
-    plan = make_plan(settings, resolve_target(settings), Machine.local())
+    target = resolve_target(settings)
+    plan = make_plan(with_commit(settings, target.folder), target, Machine.local())
     print_plan(plan, console)
     seconds = estimated_seconds(plan)
     tests = " and the evaluation on test text" if plan.tests else ""
