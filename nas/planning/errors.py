@@ -13,13 +13,15 @@ from pathlib import Path
 
 from filelock import Timeout
 
-from search_spaces.errors import InputError, lacks_memory, named, one_line
+from nas.planning.redact import redacted_line
+from search_spaces.errors import InputError, lacks_memory, one_line
 from trials.storage.disk import free_bytes, is_full, mount_of, place_of
 
 # Examples are a full disk of a node, a network share that is away, or a lock held too long. A retry may succeed.
 TRANSIENT = (OSError, Timeout)
 PAUSES = (1.0, 4.0, 16.0)  # seconds before each retry; a neighbour that takes the memory for a while is gone by then
 TRIES = len(PAUSES) + 1
+LONGEST_REASON = 500  # characters
 ALIKE = 3  # so many failures of one kind, and no success, end a search
 
 NUMBER = re.compile(r"\b[0-9a-f]{16,}\b|\d+")  # or an identifier of Ray
@@ -73,7 +75,7 @@ def classify(error: Exception) -> Failure:
     A trial is deterministic, so its own errors (a non-finite loss, too little memory, a bug) would occur again. Only
     errors of its surroundings (`TRANSIENT`) are retried.
     """
-    text = named(error, 500)
+    text = redacted_line(error, LONGEST_REASON)
     if lacks_memory(error) and not text.startswith("OutOfMemory"):
         text = f"OutOfMemory: {text}"
     return Failure(text, isinstance(error, TRANSIENT), error=error)

@@ -9,14 +9,17 @@ import re
 import shlex
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ByteSize, ConfigDict, Field, ValidationError
 
 from nas.planning.parser import Parser, suggestion
+from nas.planning.redact import redacted
 from search_spaces.budget import DEFAULT_TOLERANCE, UNITS
 from search_spaces.errors import InputError
 from search_spaces.files import PRESETS, read_yaml, study_settings
+from trials.teacher.revision import at_commit, with_revision
 
 PROGRAM = "python -m nas.search"
 ENVIRONMENT_PREFIX = "NAS_"
@@ -56,6 +59,9 @@ class SearchSettings(BaseModel):
     )
     model: str = Field(
         "openai-community/gpt2-medium", description="the teacher: a hub name, a folder, a .gguf file, or mini"
+    )
+    revision: str | None = Field(
+        None, description="commit, tag or branch of a teacher of the hub; the search keeps the commit (main)"
     )
     corpus: str | None = Field(
         None,
@@ -212,6 +218,7 @@ GROUPS = {
     "what to search": (
         "budget",
         "model",
+        "revision",
         "tolerance",
         "space",
         "loads_in",
@@ -327,9 +334,17 @@ def load_settings(
         **dict.fromkeys(flags, ""),
     }
     try:
-        return SearchSettings.model_validate({**from_space, **given})
+        settings = SearchSettings.model_validate({**from_space, **given})
     except ValidationError as error:
         raise InputError(_describe(error, sources)) from error
+    if settings.revision is None:
+        return settings
+    return settings.model_copy(update={"model": with_revision(settings.model, settings.revision)})
+
+
+def with_commit(settings: SearchSettings, folder: Path) -> SearchSettings:
+    """``settings`` with the commit of the teacher's ``folder`` in place of its revision. Workers load that commit."""
+    return settings.model_copy(update={"model": at_commit(settings.model, folder)})
 
 
 def _from_space(space: Any, model: Any) -> dict[str, Any]:
@@ -363,12 +378,16 @@ def ignored_variables(environment: Mapping[str, str] | None = None) -> list[str]
 
 
 def command_line(arguments: Sequence[str], environment: Mapping[str, str] | None = None) -> str:
-    """The command that starts, or continues, the search of ``arguments``; settings of the environment become flags."""
+    """The command that starts, or continues, the search of ``arguments``; settings of the environment become flags.
+
+    A setting of the environment with a password stays there. That of a flag is hidden.
+    """
     given = {one.partition("=")[0] for one in arguments if one.startswith("--")}
     variables = os.environ if environment is None else environment
     found = {_flag(name): value for name in SearchSettings.model_fields if (value := variables.get(_variable(name)))}
-    more = [part for flag, value in found.items() if flag not in given for part in (flag, value)]
-    return shlex.join([*PROGRAM.split(), *arguments, *more])
+    shown = {flag: value for flag, value in found.items() if flag not in given and redacted(value) == value}
+    more = [part for pair in shown.items() for part in pair]
+    return redacted(shlex.join([*PROGRAM.split(), *arguments, *more]))
 
 
 def _variable(name: str) -> str:
