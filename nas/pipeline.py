@@ -18,7 +18,7 @@ from nas.stages.keep_facts import add_seconds, timed
 from nas.stages.prepare import prepare
 from nas.stages.screen import screen
 from nas.stages.try_candidates import try_candidates
-from nas.study.database import SQLITE
+from nas.study.database import SQLITE, faults_named
 from nas.study.driver import only_driver
 
 
@@ -33,7 +33,8 @@ def run_search(plan: Plan, workers: Workers, announce: Listener) -> list[Outcome
     """
     alone = only_driver(plan.folder, plan.study, lambda text: announce(Progressed(text)))
     folders = plan.output, Path(plan.storage.removeprefix(SQLITE)).parent
-    with full_disk_named(*folders, needed=f"this search writes {disk_space(plan)}"), alone, _stopped(announce):
+    full = full_disk_named(*folders, needed=f"this search writes {disk_space(plan)}")
+    with full, faults_named(plan.storage), alone, _stopped(announce):
         check_disk_space(plan)
         prepared = prepare(plan, workers, announce)
         study = prepared.study

@@ -11,7 +11,7 @@ import optuna
 from optuna.exceptions import StorageInternalError
 from sqlalchemy.exc import SQLAlchemyError
 
-from nas.study.database import SQLITE, opening
+from nas.study.database import SQLITE, opening, storage_of
 from nas.study.records import FinalRecord, TrialRecord
 from nas.study.trial_records import ARCHITECTURE, SCREENED, TIMED, measured_in, record_of, shown
 from search_spaces.architecture import Architecture
@@ -72,8 +72,8 @@ def open_study(url: str, name: str) -> optuna.Study:
     if url.startswith(SQLITE) and not path.is_file():
         raise InputError(f"no studies in {path}: there is no such file; give the --output or --storage of the search")
     try:
-        with opening(url):
-            storage = optuna.storages.get_storage(url)
+        with opening(url, reading=True):
+            storage = storage_of(url)
             names = optuna.get_all_study_names(storage)
             if name not in names:
                 known = ", ".join(sorted(names)[:10]) or "none"

@@ -17,11 +17,10 @@ from typing import Any, NamedTuple
 import optuna
 from optuna.exceptions import ExperimentalWarning, StorageInternalError
 from optuna.samplers import BaseSampler
-from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, Trial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
-from nas.study.database import opening
+from nas.study.database import opening, storage_of
 from nas.study.objectives import LATENCY_MS, LOSS, MEMORY_BYTES, PARAMETERS, STORED_BYTES, Point, costs
 from nas.study.records import TrialRecord
 from nas.study.sampler import INTERRUPTED, FeasibleSampler, band, distributions
@@ -323,7 +322,7 @@ def _open(url: str, name: str, sampler: BaseSampler) -> optuna.Study:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:
         with opening(url):
-            storage: BaseStorage = optuna.storages.get_storage(url)
+            storage = storage_of(url)
             study = optuna.create_study(
                 storage=storage, study_name=name, direction="minimize", sampler=sampler, load_if_exists=True
             )
