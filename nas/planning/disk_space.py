@@ -117,4 +117,4 @@ def _held(folder: Path) -> int:
 
 def size_of(count: int) -> str:
     """``count`` bytes for a person."""
-    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{math.ceil(count / 1e6):,} MB"
+    return f"{math.ceil(count / 1e8) / 10:.1f} GB" if count >= 1e9 else f"{math.ceil(count / 1e6):,} MB"
