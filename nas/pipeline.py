@@ -35,7 +35,8 @@ def run_search(plan: Plan, workers: Workers, announce: Listener) -> list[Outcome
     folders = plan.output, Path(plan.storage.removeprefix(SQLITE)).parent
     full = full_disk_named(*folders, needed=f"this search writes {disk_space(plan)}")
     with full, faults_named(plan.storage), alone, _stopped(announce):
-        check_disk_space(plan)
+        if not plan.settings.force:
+            check_disk_space(plan)
         prepared = prepare(plan, workers, announce)
         study = prepared.study
         add_seconds(study, "prepare", prepared.started)

@@ -78,7 +78,7 @@ def check_disk_space(plan: Plan) -> None:
         raise InputError(
             f"--output {plan.output}: the disk at {mount_of(plan.output)} has {size_of(free)} free, and this search "
             f"writes {needed}{f', of which {size_of(left)} are left' if begun else ''}; free some, or give another "
-            "--output, a smaller --final-tokens or fewer --workers"
+            "--output, a smaller --final-tokens or fewer --workers; --force starts all the same"
         )
 
 

@@ -166,6 +166,11 @@ class SearchSettings(BaseModel):
         description="name of the study; the same name continues it (made from the settings)",
     )
     storage: str | None = Field(None, description="Optuna storage URL (SQLite in the output folder)")
+    force: bool = Field(
+        False,
+        description="continue a study that was made with other settings, another teacher or other arithmetic, though "
+        "its losses are not comparable; and start with too little space on the disk",
+    )
     output: str = Field("outputs", description="folder of all results; on a cluster, a folder that every node sees")
     experiment: str = Field("nas", description="MLflow experiment; MLFLOW_TRACKING_URI chooses the server")
     address: str | None = Field(
@@ -215,7 +220,7 @@ GROUPS = {
         "calibration_samples",
         "validation_tokens",
     ),
-    "where results go": ("output", "export_dtype", "study", "storage", "experiment"),
+    "where results go": ("output", "export_dtype", "study", "force", "storage", "experiment"),
     "machines": ("address", "workers", "cpus_per_trial", "gpus_per_trial"),
 }
 
@@ -236,7 +241,9 @@ def build_parser() -> argparse.ArgumentParser:
         for name in names:
             field = SearchSettings.model_fields[name]
             default = f" [{field.default}]" if not field.is_required() and field.default is not None else ""
-            group.add_argument(_flag(name), dest=name, metavar=_metavar(name), help=f"{field.description}{default}")
+            alone = {"nargs": "?", "const": "yes"} if field.annotation is bool else {}  # --force means --force yes
+            text = f"{field.description}{default}"
+            group.add_argument(_flag(name), dest=name, metavar=_metavar(name), help=text, **alone)
     group = parser.add_argument_group("the command")
     group.add_argument("--config", metavar="FILE.yaml", default=None, help="settings as YAML")
     group.add_argument(
