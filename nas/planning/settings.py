@@ -175,6 +175,11 @@ class SearchSettings(BaseModel):
         pattern=r"^[A-Za-z0-9_][\w.-]{0,79}$",
         description="name of the study; the same name continues it (made from the settings)",
     )
+    force: bool = Field(
+        False,
+        description="continue a study that was made with other settings, another teacher or other arithmetic, though "
+        "its losses are not comparable; and start with too little space on the disk",
+    )
     storage: str | None = Field(
         None, description="Optuna storage URL: sqlite, postgresql or mysql (SQLite in the output folder)"
     )
@@ -242,7 +247,7 @@ GROUPS = {
         "calibration_samples",
         "validation_tokens",
     ),
-    "where results go": ("output", "export_dtype", "study", "storage", "mirror", "experiment"),
+    "where results go": ("output", "export_dtype", "study", "force", "storage", "mirror", "experiment"),
     "machines": (
         "address",
         "device",
@@ -271,7 +276,11 @@ def build_parser() -> argparse.ArgumentParser:
         for name in names:
             field = SearchSettings.model_fields[name]
             default = f" [{field.default}]" if not field.is_required() and field.default is not None else ""
-            group.add_argument(_flag(name), dest=name, metavar=_metavar(name), help=f"{field.description}{default}")
+            alone: dict[str, Any] = (
+                {"nargs": "?", "const": "yes"} if field.annotation is bool else {}
+            )  # --force means --force yes
+            text = f"{field.description}{default}"
+            group.add_argument(_flag(name), dest=name, metavar=_metavar(name), help=text, **alone)
     group = parser.add_argument_group("the command")
     group.add_argument("--config", metavar="FILE.yaml", default=None, help="settings as YAML")
     group.add_argument(
