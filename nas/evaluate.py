@@ -22,6 +22,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from nas.display.console import console_for
 from nas.display.readings_table import readings_table
 from nas.planning.parser import Parser
+from nas.planning.redact import redacted
 from search_spaces.errors import InputError
 from trials.evaluate.reading import Reading
 from trials.evaluate.tasks import YAML, HarnessTask, evaluate_tasks, harness_task, open_tasks
@@ -63,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         request = parse_arguments(sys.argv[1:] if arguments is None else arguments)
         document = evaluate(request, console_for(stderr=True))
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {redacted(str(error))}", file=sys.stderr)
         return WRONG_INPUT
     except KeyboardInterrupt:
         print("interrupted; no results", file=sys.stderr)

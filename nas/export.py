@@ -14,6 +14,7 @@ os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 from nas.planning.parser import Parser
+from nas.planning.redact import redacted
 from search_spaces.errors import InputError
 from trials.export.errors import ExportError
 
@@ -48,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for line in export(request):
             print(line)
     except (InputError, ExportError, OSError) as error:  # the last is of a disk that is full or read-only
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {redacted(str(error))}", file=sys.stderr)
         return WRONG_INPUT
     except KeyboardInterrupt:
         print("interrupted; nothing was written", file=sys.stderr)

@@ -19,7 +19,7 @@ from nas.stages.keep_facts import add_seconds, timed
 from nas.stages.prepare import prepare
 from nas.stages.screen import screen
 from nas.stages.try_candidates import try_candidates
-from nas.study.database import SQLITE
+from nas.study.database import SQLITE, faults_named
 from nas.study.driver import only_driver
 
 
@@ -36,8 +36,9 @@ def run_search(plan: Plan, workers: Workers, announce: Listener, mirror: MirrorL
     alone = only_driver(plan.folder, plan.study, lambda text: announce(Progressed(text)))
     database = Path(plan.storage.removeprefix(SQLITE)).parent if plan.storage.startswith(SQLITE) else plan.output
     full = full_disk_named(plan.output, database, needed=f"this search writes {disk_space(plan)}")
-    with full, alone, _stopped(announce):
-        check_disk_space(plan)
+    with full, faults_named(plan.storage), alone, _stopped(announce):
+        if not plan.settings.force:
+            check_disk_space(plan)
         if mirror:
             mirror.begin(plan, announce)
         prepared = prepare(plan, workers, announce)

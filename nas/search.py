@@ -16,14 +16,21 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 from rich.console import Console
 
+from nas.cluster.signals import sigterm_as_ctrl_c
 from nas.display.console import console_for
 from nas.planning.errors import NothingFeasibleError, root_of
 from nas.planning.log_messages import log_messages
-from nas.planning.redact import redacted
-from nas.planning.settings import SearchSettings, command_line, ignored_variables, parse_arguments, submit_address
-from nas.running.signals import sigterm_as_ctrl_c
+from nas.planning.redact import redacted, redacted_line
+from nas.planning.settings import (
+    SearchSettings,
+    command_line,
+    ignored_variables,
+    parse_arguments,
+    submit_address,
+    with_commit,
+)
 from nas.submit import refuse_folder_of_the_job, submit_search
-from search_spaces.errors import UNCUT, InputError, named
+from search_spaces.errors import InputError
 
 if TYPE_CHECKING:  # torch, Ray and transformers take seconds to import: only when the settings are right
     from nas.choosing.outcome import Outcome
@@ -52,10 +59,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except NothingFeasibleError as error:
         return _failed(str(error), NOTHING_FEASIBLE)
     except KeyboardInterrupt:
-        print(f"interrupted; to continue: {redacted(command_line(given))}", file=sys.stderr)
+        print(f"interrupted; to continue: {command_line(given)}", file=sys.stderr)
         return INTERRUPTED
     except Exception as error:  # a fault of ours or of the machine: the details go to a file
-        what, where = redacted(named(root_of(error), UNCUT))[:300], _write_traceback(error)
+        what, where = redacted_line(root_of(error)), _write_traceback(error)
         return _failed(f"{what}; {where}; what is finished is kept, and the same command continues", FAILED)
 
 
@@ -68,7 +75,7 @@ def _run(given: list[str], console: Console) -> int:
     if dry_run:
         return _dry_run(settings, console, as_json)
     refuse_folder_of_the_job(settings.output)
-    return _search(settings, console, as_json, redacted(command_line(given)))
+    return _search(settings, console, as_json, command_line(given))
 
 
 def _failed(message: str, code: int) -> int:
@@ -92,10 +99,11 @@ def _search(settings: SearchSettings, console: Console, as_json: bool, started_b
 
     with log_messages(lambda text: console.print(text, markup=False, soft_wrap=True)):  # a download takes minutes
         target = resolve_target(settings)
+    settings = with_commit(settings, target.folder)
     _check_server(settings.storage)
     store = _mirror(settings.mirror)
 
-    from nas.running.session import ray_session  # takes seconds to import: only when the settings are right
+    from nas.cluster.session import ray_session  # takes seconds to import: only when the settings are right
     from nas.running.workers import Pace, open_workers
 
     with ray_session(settings) as machine:
@@ -179,7 +187,8 @@ def _dry_run(settings: SearchSettings, console: Console, as_json: bool) -> int:
     from nas.planning.plan import make_plan, resolve_target
     from trials.storage.disk import free_bytes
 
-    plan = make_plan(settings, resolve_target(settings), _machine_of(settings))
+    target = resolve_target(settings)
+    plan = make_plan(with_commit(settings, target.folder), target, _machine_of(settings))
     print_plan(plan, console)
     seconds, space = estimated_seconds(plan), disk_space(plan)
     tests = " and the evaluation on test text" if plan.tests else ""
@@ -198,7 +207,7 @@ def _machine_of(settings: SearchSettings) -> Machine:
 
     if not (settings.address or os.environ.get("RAY_ADDRESS")):
         return Machine.local()
-    from nas.running.session import ray_session
+    from nas.cluster.session import ray_session
 
     with ray_session(settings) as machine:
         return machine

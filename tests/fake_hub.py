@@ -14,11 +14,15 @@ COMMIT = "0123456789" * 4
 
 
 class FakeHub(ThreadingHTTPServer):
-    """Serves ``folders`` by model id. ``gated/...`` asks for a login, ``silent/...`` never answers."""
+    """Serves ``folders`` by model id. ``gated/...`` asks for a login, ``silent/...`` never answers.
 
-    def __init__(self, folders: dict[str, Path]) -> None:
+    ``tagged`` has folders by model id and tag; their commit is `tagged_commit`.
+    """
+
+    def __init__(self, folders: dict[str, Path], tagged: dict[tuple[str, str], Path] | None = None) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.folders = folders
+        self.tagged = tagged or {}
         self.requests: list[str] = []
         self.closing = threading.Event()
 
@@ -49,18 +53,25 @@ class _Handler(BaseHTTPRequestHandler):
         path = self.path.split("?")[0]
         self.server.requests.append(path)
         parts = path.removeprefix("/api/models").strip("/").split("/")
-        folder = self.server.folders.get("/".join(parts[:2]))
+        name, revision = "/".join(parts[:2]), parts[3] if len(parts) > 3 else "main"
+        folder = self.server.folders.get(name)
+        commit = COMMIT
+        for (model, tag), other in self.server.tagged.items():
+            if model == name and revision in (tag, tagged_commit(tag)):
+                folder, commit = other, tagged_commit(tag)
         if parts[0] == "silent":
             self.server.closing.wait()
         elif parts[0] == "gated":
             self._answer(403, b"", {"X-Error-Code": "GatedRepo"})
         elif folder is None:
             self._answer(404, b"", {"X-Error-Code": "RepoNotFound"})
+        elif commit == COMMIT and revision not in ("main", COMMIT):
+            self._answer(404, b"", {"X-Error-Code": "RevisionNotFound"})
         elif "resolve" in parts:
             content = (folder / parts[-1]).read_bytes()
-            self._answer(200, content, {"ETag": f'"{hashlib.sha1(content).hexdigest()}"', "X-Repo-Commit": COMMIT})
+            self._answer(200, content, {"ETag": f'"{hashlib.sha1(content).hexdigest()}"', "X-Repo-Commit": commit})
         else:
-            self._answer(200, json.dumps(_listing(folder, "tree" in parts)).encode(), {})
+            self._answer(200, json.dumps(_listing(folder, "tree" in parts, commit)).encode(), {})
 
     def _answer(self, status: int, content: bytes, headers: dict[str, str]) -> None:
         self.send_response(status)
@@ -74,11 +85,16 @@ class _Handler(BaseHTTPRequestHandler):
         """Say nothing."""
 
 
-def _listing(folder: Path, tree: bool) -> object:
+def tagged_commit(tag: str) -> str:
+    """The commit that ``tag`` is of."""
+    return hashlib.sha1(tag.encode()).hexdigest()
+
+
+def _listing(folder: Path, tree: bool, commit: str) -> object:
     files = {file.name: file.read_bytes() for file in sorted(folder.iterdir())}
     if tree:
         return [
             {"type": "file", "path": name, "size": len(content), "oid": hashlib.sha1(content).hexdigest()}
             for name, content in files.items()
         ]
-    return {"id": "a/model", "sha": COMMIT, "siblings": [{"rfilename": name} for name in files], "tags": []}
+    return {"id": "a/model", "sha": commit, "siblings": [{"rfilename": name} for name in files], "tags": []}

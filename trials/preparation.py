@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from search_spaces.errors import InputError
 from search_spaces.shape import ModelShape
 from trials.families.lookup import family_of
+from trials.losses.precision import training_precision
 from trials.losses.window_losses import WindowLosses, mean_loss, text_losses, window_losses
 from trials.prune.importance import ImportanceScores, load_importance
 from trials.recipe import Recipe
@@ -38,7 +39,8 @@ class Preparation:
 
     ``teacher_loss`` is the teacher's validation loss in nats per token, averaged over ``teacher_losses`` if there are
     several texts. ``importance_key`` is a digest of the importance scores; ``importance_cached`` says whether they
-    came from the cache. ``seconds`` is the time that the preparation took.
+    came from the cache. ``seconds`` is the time that the preparation took. ``arithmetic`` is the number format of
+    matrix products and the kind of device where the teacher was prepared, such as "bfloat16 on cuda".
     """
 
     shape: ModelShape
@@ -50,6 +52,7 @@ class Preparation:
     importance_cached: bool
     seconds: float
     teacher_losses: Mapping[str, float] = field(default_factory=dict)
+    arithmetic: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """JSON form."""
@@ -114,6 +117,7 @@ def prepare(recipe: Recipe, cache: str, device: str) -> Preparation:
         importance_cached=common.scores_cached,
         seconds=time.perf_counter() - started,
         teacher_losses=text_losses(losses),
+        arithmetic=f"{str(training_precision(device)[0]).removeprefix('torch.')} on {device}",
     )
 
 

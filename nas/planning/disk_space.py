@@ -78,7 +78,7 @@ def check_disk_space(plan: Plan) -> None:
         raise InputError(
             f"--output {plan.output}: the disk at {mount_of(plan.output)} has {size_of(free)} free, and this search "
             f"writes {needed}{f', of which {size_of(left)} are left' if begun else ''}; free some, or give another "
-            "--output, a smaller --final-tokens or fewer --workers"
+            "--output, a smaller --final-tokens or fewer --workers; --force starts all the same"
         )
 
 
@@ -117,4 +117,4 @@ def _held(folder: Path) -> int:
 
 def size_of(count: int) -> str:
     """``count`` bytes for a person."""
-    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{math.ceil(count / 1e6):,} MB"
+    return f"{math.ceil(count / 1e8) / 10:.1f} GB" if count >= 1e9 else f"{math.ceil(count / 1e6):,} MB"

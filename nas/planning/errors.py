@@ -13,13 +13,15 @@ from pathlib import Path
 
 from filelock import Timeout
 
-from search_spaces.errors import InputError, lacks_memory, named, one_line
-from trials.storage.disk import free_bytes, is_full, mount_of, place_of
+from nas.planning.redact import redacted_line
+from search_spaces.errors import InputError, lacks_memory, one_line
+from trials.storage.disk import free_bytes, is_full, mount_of, place_of, root_of_full
 
 # Examples are a full disk of a node, a network share that is away, or a lock held too long. A retry may succeed.
 TRANSIENT = (OSError, Timeout)
 PAUSES = (1.0, 4.0, 16.0)  # seconds before each retry; a neighbour that takes the memory for a while is gone by then
 TRIES = len(PAUSES) + 1
+LONGEST_REASON = 500  # characters
 ALIKE = 3  # so many failures of one kind, and no success, end a search
 
 NUMBER = re.compile(r"\b[0-9a-f]{16,}\b|\d+")  # or an identifier of Ray
@@ -73,7 +75,7 @@ def classify(error: Exception) -> Failure:
     A trial is deterministic, so its own errors (a non-finite loss, too little memory, a bug) would occur again. Only
     errors of its surroundings (`TRANSIENT`) are retried.
     """
-    text = named(error, 500)
+    text = redacted_line(error, LONGEST_REASON)
     if lacks_memory(error) and not text.startswith("OutOfMemory"):
         text = f"OutOfMemory: {text}"
     return Failure(text, isinstance(error, TRANSIENT), error=error)
@@ -86,7 +88,7 @@ def explained(error: Exception, folder: str) -> Exception:
     """
     if isinstance(error, InputError):
         return error
-    place = place_of(error)
+    place = place_of(root_of_full(error))
     inside = place is None or (folder and place.is_relative_to(folder))
     problem = (not inside and free_space(str(place))) or free_space(folder) if is_full(error) else full_disk(folder)
     return OSError(errno.ENOSPC, f"{_without_number(error)}; {problem}") if problem else error
@@ -101,12 +103,15 @@ def full_disk_named(*folders: Path, needed: str) -> Iterator[None]:
     """
     try:
         yield
-    except InputError:
-        raise
-    except Exception as error:
+    except InputError as error:
         if not is_full(error):
             raise
-        place = place_of(error) or min([*folders, Path(tempfile.gettempdir())], key=free_bytes)
+        raise InputError(f"{error}; {needed}") from error
+    except Exception as error:
+        full = root_of_full(error)
+        if full is None:
+            raise
+        place = place_of(full) or min([*folders, Path(tempfile.gettempdir())], key=free_bytes)
         raise InputError(
             f"{_without_number(error)}; {free_space(str(place.absolute()))}; {needed}; what is finished is "
             "kept, and the same command continues"
@@ -115,7 +120,7 @@ def full_disk_named(*folders: Path, needed: str) -> Iterator[None]:
 
 def _without_number(error: BaseException) -> str:
     """The text of the root of ``error``, without ``[Errno 28]`` at its start: whoever wraps it puts that there anew."""
-    return re.sub(r"^\[Errno \d+\] ", "", one_line(root_of(error)))
+    return re.sub(r"^\[Errno \d+\] ", "", one_line(root_of_full(error) or error))
 
 
 def root_of(error: BaseException) -> BaseException:

@@ -6,14 +6,16 @@ import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from nas.planning.redact import redacted
+
 
 @contextmanager
 def log_messages(on_message: Callable[[str], None]) -> Iterator[None]:
-    """Pass on every log message of `trials` during the block."""
+    """Pass on every log message of `trials` during the block, without passwords."""
 
     class Handler(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            on_message(record.getMessage())
+            on_message(redacted(record.getMessage()))
 
     logger, handler = logging.getLogger("trials"), Handler()
     level = logger.level

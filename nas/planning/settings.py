@@ -9,14 +9,17 @@ import re
 import shlex
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ByteSize, ConfigDict, Field, ValidationError
 
 from nas.planning.parser import Parser, suggestion
+from nas.planning.redact import redacted
 from search_spaces.budget import DEFAULT_TOLERANCE, UNITS
 from search_spaces.errors import InputError
 from search_spaces.files import PRESETS, read_yaml, study_settings
+from trials.teacher.revision import at_commit, with_revision
 
 PROGRAM = "python -m nas.search"
 ENVIRONMENT_PREFIX = "NAS_"
@@ -56,6 +59,9 @@ class SearchSettings(BaseModel):
     )
     model: str = Field(
         "openai-community/gpt2-medium", description="the teacher: a hub name, a folder, a .gguf file, or mini"
+    )
+    revision: str | None = Field(
+        None, description="commit, tag or branch of a teacher of the hub; the search keeps the commit (main)"
     )
     corpus: str | None = Field(
         None,
@@ -169,6 +175,11 @@ class SearchSettings(BaseModel):
         pattern=r"^[A-Za-z0-9_][\w.-]{0,79}$",
         description="name of the study; the same name continues it (made from the settings)",
     )
+    force: bool = Field(
+        False,
+        description="continue a study that was made with other settings, another teacher or other arithmetic, though "
+        "its losses are not comparable; and start with too little space on the disk",
+    )
     storage: str | None = Field(
         None, description="Optuna storage URL: sqlite, postgresql or mysql (SQLite in the output folder)"
     )
@@ -212,6 +223,7 @@ GROUPS = {
     "what to search": (
         "budget",
         "model",
+        "revision",
         "tolerance",
         "space",
         "loads_in",
@@ -235,7 +247,7 @@ GROUPS = {
         "calibration_samples",
         "validation_tokens",
     ),
-    "where results go": ("output", "export_dtype", "study", "storage", "mirror", "experiment"),
+    "where results go": ("output", "export_dtype", "study", "force", "storage", "mirror", "experiment"),
     "machines": (
         "address",
         "device",
@@ -264,7 +276,11 @@ def build_parser() -> argparse.ArgumentParser:
         for name in names:
             field = SearchSettings.model_fields[name]
             default = f" [{field.default}]" if not field.is_required() and field.default is not None else ""
-            group.add_argument(_flag(name), dest=name, metavar=_metavar(name), help=f"{field.description}{default}")
+            alone: dict[str, Any] = (
+                {"nargs": "?", "const": "yes"} if field.annotation is bool else {}
+            )  # --force means --force yes
+            text = f"{field.description}{default}"
+            group.add_argument(_flag(name), dest=name, metavar=_metavar(name), help=text, **alone)
     group = parser.add_argument_group("the command")
     group.add_argument("--config", metavar="FILE.yaml", default=None, help="settings as YAML")
     group.add_argument(
@@ -327,9 +343,17 @@ def load_settings(
         **dict.fromkeys(flags, ""),
     }
     try:
-        return SearchSettings.model_validate({**from_space, **given})
+        settings = SearchSettings.model_validate({**from_space, **given})
     except ValidationError as error:
         raise InputError(_describe(error, sources)) from error
+    if settings.revision is None:
+        return settings
+    return settings.model_copy(update={"model": with_revision(settings.model, settings.revision)})
+
+
+def with_commit(settings: SearchSettings, folder: Path) -> SearchSettings:
+    """``settings`` with the commit of the teacher's ``folder`` in place of its revision. Workers load that commit."""
+    return settings.model_copy(update={"model": at_commit(settings.model, folder)})
 
 
 def _from_space(space: Any, model: Any) -> dict[str, Any]:
@@ -363,12 +387,16 @@ def ignored_variables(environment: Mapping[str, str] | None = None) -> list[str]
 
 
 def command_line(arguments: Sequence[str], environment: Mapping[str, str] | None = None) -> str:
-    """The command that starts, or continues, the search of ``arguments``; settings of the environment become flags."""
+    """The command that starts, or continues, the search of ``arguments``; settings of the environment become flags.
+
+    A setting of the environment with a password stays there. That of a flag is hidden.
+    """
     given = {one.partition("=")[0] for one in arguments if one.startswith("--")}
     variables = os.environ if environment is None else environment
     found = {_flag(name): value for name in SearchSettings.model_fields if (value := variables.get(_variable(name)))}
-    more = [part for flag, value in found.items() if flag not in given for part in (flag, value)]
-    return shlex.join([*PROGRAM.split(), *arguments, *more])
+    shown = {flag: value for flag, value in found.items() if flag not in given and redacted(value) == value}
+    more = [part for pair in shown.items() for part in pair]
+    return redacted(shlex.join([*PROGRAM.split(), *arguments, *more]))
 
 
 def _variable(name: str) -> str:

@@ -86,8 +86,19 @@ def _run_tune(plan: Plan, study: SearchStudy, workers: Workers, searcher: StudyS
     disposable.mkdir(parents=True)
     try:
         tuner.fit()
+    except RuntimeError as error:
+        if wrong := _input_error(error):
+            raise wrong from error
+        raise
     finally:
         shutil.rmtree(disposable, ignore_errors=True)
+
+
+def _input_error(error: BaseException | None) -> InputError | None:
+    """The InputError that Tune has made an error of its own, as it does with all that the study raises."""
+    while error is not None and not isinstance(error, InputError):
+        error = error.__cause__ or error.__context__
+    return error
 
 
 def _own_address() -> str:

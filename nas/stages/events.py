@@ -13,9 +13,9 @@ from pathlib import Path
 
 from nas.choosing.outcome import Outcome
 from nas.planning.plan import Plan
+from nas.planning.redact import redacted_line
 from nas.running.tasks import PreparedTeacher
 from nas.study.records import FinalRecord, TrialRecord
-from search_spaces.errors import named
 from trials.evaluate.reading import Reading
 from trials.preparation import Preparation
 
@@ -195,5 +195,6 @@ class Announcer:
         if which in self._failed:
             return
         self._failed.add(which)
-        log.warning("%s failed at %s (%s); the search continues", type(listener).__name__, which[1], named(error))
+        problem = redacted_line(error)
+        log.warning("%s failed at %s (%s); the search continues", type(listener).__name__, which[1], problem)
         log.debug("the error of %s", type(listener).__name__, exc_info=error)

@@ -23,6 +23,7 @@ from nas.study.snapshot import FORMAT, IMPORTANCE, PLAN, RESULT, SECONDS, SIZES,
 from nas.study.study import SearchStudy
 from search_spaces.architecture import Architecture
 from search_spaces.shape import ModelShape
+from trials.teacher.revision import commit_of
 
 PACKAGES = ("llm-nas", "torch", "transformers", "ray", "optuna", "mlflow")
 AT_ONCE = 200  # architectures in one attribute: some databases hold at most 64 KB in each
@@ -63,6 +64,7 @@ def keep_facts(plan: Plan, study: SearchStudy, teacher: PreparedTeacher) -> None
             "val_losses": dict(preparation.teacher_losses),
             "corpus": preparation.corpus,
             "fingerprint": preparation.fingerprint,
+            "commit": commit_of(plan.target.folder),
         },
     )
     study.remember(IMPORTANCE, _importance(teacher))

@@ -58,6 +58,8 @@ def prepare(plan: Plan, workers: Workers, announce: Listener) -> Prepared:
     if teacher.neuron_values is not None:
         plan = with_neuron_values(plan, teacher.neuron_values)
     study = open_study(plan, teacher.preparation)
+    if study.mixed:
+        announce(Progressed(f"study {plan.study} mixes trials (--force): it was made {'; '.join(study.mixed)}"))
     if plan.times_candidates:
         plan = within_latency(plan, study, workers, announce)
         study = open_study(plan, teacher.preparation)
@@ -136,6 +138,7 @@ def _check_shared(output: Path) -> None:
 def open_study(plan: Plan, preparation: Preparation) -> SearchStudy:
     """The study of ``plan``, new or continued. Raises InputError when it was made with other settings."""
     facts = {"teacher": preparation.fingerprint, "text": preparation.corpus_fingerprint}
+    facts |= {"arithmetic": preparation.arithmetic} if preparation.arithmetic else {}
     return SearchStudy(
         plan.storage,
         plan.study,
@@ -146,6 +149,7 @@ def open_study(plan: Plan, preparation: Preparation) -> SearchStudy:
         identity={**plan.identity, **facts},
         budgets=plan.target.budgets,
         objectives=plan.objectives,
+        force=plan.settings.force,
     )
 
 

@@ -70,7 +70,7 @@ def open_study(url: str, name: str) -> optuna.Study:
     path = Path(url.removeprefix(SQLITE))
     if url.startswith(SQLITE) and not path.is_file():
         raise InputError(f"no studies in {path}: there is no such file; give the --output or --storage of the search")
-    with explained(url), opening(url):
+    with explained(url), opening(url, reading=True):
         storage = open_storage(url)
         names = optuna.get_all_study_names(storage)
         if name not in names:

@@ -18,6 +18,7 @@ from sqlalchemy import text
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, InterfaceError, OperationalError, PendingRollbackError, SQLAlchemyError
 
+from nas.study.database import storage_of
 from search_spaces.errors import InputError, one_line
 from trials.storage.disk import is_full
 
@@ -45,7 +46,7 @@ def open_storage(url: str) -> BaseStorage:
     """
     with explained(url):
         server = server_url(url)
-        return get_storage(url if server is None else ServerStorage(server))
+        return storage_of(url) if server is None else get_storage(ServerStorage(server))
 
 
 @contextmanager

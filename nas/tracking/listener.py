@@ -27,6 +27,7 @@ from nas.tracking.outcome_contents import (
 )
 from nas.tracking.tracker import Tracker, code_version, tracking_uri, ui_lines
 from trials.preparation import Preparation
+from trials.teacher.revision import commit_of
 
 # How long the end of a search waits for a slow server. It waits no longer for one that failed before the end.
 DONE_SECONDS, STOPPED_SECONDS = 30.0, 2.0
@@ -58,6 +59,7 @@ class MlflowListener:
         self.tracker = Tracker(tracking_uri(plan.output), plan.settings.experiment, plan.folder / "outbox", artifacts)
         recipe = {name: value for name, value in plan.recipe.to_dict().items() if name != "seed"}
         settings = {**plan.settings.model_dump(exclude_none=True), **recipe}
+        settings |= {"teacher_commit": commit} if (commit := commit_of(plan.target.folder)) else {}
         settings = {name: redacted(one) if isinstance(one, str) else one for name, one in settings.items()}
         preparation = event.teacher.preparation
         text = dataset(redacted(plan.recipe.corpus), preparation.corpus_fingerprint)

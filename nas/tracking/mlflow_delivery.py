@@ -18,6 +18,7 @@ from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunT
 from mlflow.exceptions import MlflowException
 from requests import HTTPError
 
+from nas.planning.redact import redacted_line
 from nas.tracking.messages import (
     Artifacts,
     Event,
@@ -34,7 +35,6 @@ from nas.tracking.mlflow_stores import alone, is_permanent
 from nas.tracking.mlflow_view import STUDY, view_tag
 from nas.tracking.outbox import RejectedError
 from nas.tracking.run_contents import STATUS, facts, milliseconds, points, run_name, sizes
-from search_spaces.errors import named
 
 TRIAL, PARENT, NOTE = "nas.trial", "parent", "mlflow.note.content"
 STATES = {"FINISHED": "COMPLETE", "KILLED": "INTERRUPTED", "FAILED": "FAIL"}  # the tag of a parent run that ended
@@ -88,10 +88,10 @@ class MlflowDelivery:
             self._handlers[type(event)](event, files)
         except (MlflowException, HTTPError) as error:
             if is_permanent(error):
-                raise RejectedError(named(error, 500)) from error
+                raise RejectedError(redacted_line(error, 500)) from error
             raise
         except (ArithmeticError, TypeError) as error:  # a fault of the event, which no store can accept
-            raise RejectedError(named(error, 500)) from error
+            raise RejectedError(redacted_line(error, 500)) from error
 
     def _find_experiment(self, name: str, artifact_root: Path | None) -> str:
         found = self.client.get_experiment_by_name(name)

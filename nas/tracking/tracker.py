@@ -22,7 +22,7 @@ from urllib.parse import urlsplit, urlunsplit
 from filelock import Timeout
 
 from nas.planning.errors import free_space
-from nas.planning.redact import redacted
+from nas.planning.redact import redacted, redacted_line
 from nas.tracking.messages import (
     Artifacts,
     Event,
@@ -35,7 +35,7 @@ from nas.tracking.messages import (
 from nas.tracking.mlflow_environment import set_defaults
 from nas.tracking.mlflow_view import runs_page
 from nas.tracking.outbox import Outbox, RejectedError
-from search_spaces.errors import UNCUT, InputError, named
+from search_spaces.errors import InputError
 from trials.storage.disk import is_full
 
 if TYPE_CHECKING:
@@ -159,7 +159,7 @@ class Tracker:
             self._closing.wait(seconds)
 
     def _fail(self, error: Exception) -> None:
-        problem = redacted(named(error, UNCUT))[:300]
+        problem = redacted_line(error)
         if self.problem is None:
             log.warning(
                 "MLflow at %s: %s; the search continues, events wait in %s",

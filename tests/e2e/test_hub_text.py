@@ -116,8 +116,11 @@ class Hub(BaseHTTPRequestHandler):
 
     def _answer(self, body: bool) -> None:
         rest, files = self._repository()
+        revision = self.path.partition("/revision/")[2].partition("?")[0]
         if files is None:
             self._send(404, b"", {"X-Error-Code": "RepoNotFound"}, body)
+        elif revision not in ("", "main", COMMIT, LATER):
+            self._send(404, b"", {"X-Error-Code": "RevisionNotFound"}, body)
         elif "/api/" not in self.path:
             content = files.get(rest.rsplit("/", 1)[-1])
             headers = {"X-Repo-Commit": self._commit(), "ETag": f'"{abs(hash(content)):x}"', "Accept-Ranges": "bytes"}
@@ -198,6 +201,17 @@ def test_all_of_a_cache_is_of_the_revision_of_the_first_use(hub: str, tmp_path: 
     for pin in (tmp_path / "kept" / "hub").iterdir():
         pin.write_text("")
     assert ask(hub, tmp_path, kept, probe=PACK) == [new], "a damaged pin is made anew"
+
+
+def test_the_revision_of_a_dataset_may_be_named(hub: str, tmp_path: Path) -> None:
+    moved.set()
+    names = [f"{MOVING}@{COMMIT}", f"{MOVING}@{LATER}", f"{MOVING}@{COMMIT}:default", f"{MOVING}@v9", f"{MOVING}@../x"]
+    old, new, same, missing, wrong = ask(hub, tmp_path, *names)
+    assert old.endswith("['old']")
+    assert new.endswith("['new']")
+    assert same == old
+    assert "no revision 'v9' on the hub" in missing
+    assert "no such file, folder or dataset" in wrong
 
 
 def test_the_hub_is_asked_before_anything_starts(hub: str, tmp_path: Path) -> None:

@@ -79,12 +79,15 @@ def test_sizes_by_layer_are_an_axis_of_a_space(small: list[object], tmp_path: Pa
 def test_no_password_is_in_anything_that_a_run_writes(small: list[object], tmp_path: Path) -> None:
     """The server is down, so that its address is in messages about it too."""
     output, server = tmp_path / "out", "http://user:SECRET-WORD@127.0.0.1:9"
+    storage = f"sqlite:///file:{tmp_path}/studies.db?uri=true&password=SECRET-WORD"  # SQLite ignores what it lacks
     flags = ["--budget", "60%", "--output", output, "--trials", 1, "--screened", 1, "--finalists", 0]
+    flags += ["--storage", storage]
     kept = [one for place, one in enumerate(small) if "--test" not in small[max(0, place - 1) : place + 1]]
-    done = run(*kept, *flags, MLFLOW_TRACKING_URI=server)
+    done = run(*kept, *flags, MLFLOW_TRACKING_URI=server, HF_TOKEN="SECRET-WORD")
     assert done.returncode == 0, done.stderr
     assert "127.0.0.1:9" in done.stdout + done.stderr
-    written = [one for one in output.rglob("*") if one.is_file()]
+    assert "password=***" in done.stdout + done.stderr
+    written = [one for one in tmp_path.rglob("*") if one.is_file()]
     assert len(written) > 10
     for text in (done.stdout, done.stderr, *(one.read_bytes().decode("utf-8", "replace") for one in written)):
         assert "SECRET-WORD" not in text

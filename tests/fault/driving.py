@@ -48,6 +48,14 @@ class Driver:
                 return
         pytest.fail(f"ended before {pattern.pattern!r}:\n{''.join(self.lines)}")
 
+    def wait_for_lines(self, count: int) -> None:
+        """Read ``count`` lines, or all if there are fewer."""
+        assert self.process.stdout
+        for line in self.process.stdout:
+            self.lines.append(line)
+            if len(self.lines) >= count:
+                return
+
     def wait_until(self, condition: Callable[[], bool]) -> None:
         """Look again and again until ``condition`` holds."""
         while not condition():

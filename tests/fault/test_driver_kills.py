@@ -25,9 +25,9 @@ from whole_search import (
 
 pytestmark = pytest.mark.fault_slow
 
-SEED = 27
-FIRST, MORE = 14.0, 2.0  # seconds that the first run lives at most, and how many more each later one does
-FEWEST = 4  # kills; a machine so fast that it needs fewer shows nothing
+SEED, KILLS = 27, 8
+LINES = (2, 24)  # after so many lines of output the first driver is killed; each later one may print more by a few
+MORE, DELAY = 5, 0.5  # lines, and seconds after a line
 PATIENCE = 120  # seconds in which whatever the killed drivers have left must be gone
 
 
@@ -37,20 +37,21 @@ def test_a_driver_that_is_killed_again_and_again_loses_nothing(tiny_teacher_fold
     struck.mkdir()
     quiet.mkdir()
     command = whole_search(tiny_teacher_folder, write_text(tmp_path))
-    chance, kills, known = random.Random(SEED), 0, finished_trials(struck)
+    chance, known = random.Random(SEED), finished_trials(struck)
     left: list[psutil.Process] = []
-    while True:
+    for kill in range(KILLS):
         driver = Driver(command, struck)
-        if ended_within(driver, chance.uniform(0.5, FIRST + MORE * kills)):
-            break
+        lines, delay = chance.randint(LINES[0] + MORE * kill, LINES[1] + MORE * kill), chance.uniform(0, DELAY)
+        driver.wait_for_lines(lines)
+        time.sleep(delay)
         left += driver.signal(signal.SIGKILL)
-        assert driver.finish() == -signal.SIGKILL, "".join(driver.lines)
-        kills += 1
+        assert driver.finish() in (-signal.SIGKILL, 0), "".join(driver.lines)  # 0: it was done before the signal
         found = finished_trials(struck)
+        print(f"killed after {lines} lines and {delay:.2f} s: {len(found)} trials are complete")
         assert {key: found.get(key) for key in known} == known
         known = found
+    driver = Driver(command, struck)
     assert driver.finish() == 0, "".join(driver.lines)
-    assert kills >= FEWEST
     assert "Traceback" not in "".join(driver.lines)
     assert psutil.wait_procs(left, timeout=PATIENCE)[1] == []
 
@@ -59,17 +60,6 @@ def test_a_driver_that_is_killed_again_and_again_loses_nothing(tiny_teacher_fold
     assert results(struck) == results(quiet)
     assert finished_trials(struck) == finished_trials(quiet)
     assert_all_ended(struck)
-    print(f"{kills} kills")
-
-
-def ended_within(driver: Driver, seconds: float) -> bool:
-    """Whether the command comes to its end in so many seconds."""
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if driver.process.poll() is not None:
-            return True
-        time.sleep(0.01)
-    return False
 
 
 def assert_all_ended(output: Path) -> None:

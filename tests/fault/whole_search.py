@@ -10,7 +10,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 from small_search import arguments, sizes, trials_in
 
 STUDY, TOKENS, TRIALS = "struck", 16_384, 3
@@ -34,10 +34,7 @@ def results(output: Path) -> tuple[str, list[dict[str, str]]]:
 
 def finished_trials(output: Path) -> dict[Any, Any]:
     """The losses of the complete trials at all their rungs, by architecture."""
-    try:
-        trials = trials_in(output, STUDY)
-    except KeyError:  # there is no study yet
-        return {}
+    trials = _trials(output)
     complete = [one for one in trials if one.state == TrialState.COMPLETE]
     found = {sizes(one): (one.value, one.intermediate_values) for one in complete}
     assert len(found) == len(complete), "an architecture is finished once"
@@ -46,10 +43,15 @@ def finished_trials(output: Path) -> dict[Any, Any]:
 
 def running_in_study(output: Path) -> int:
     """How many trials the study believes to be running."""
+    return sum(one.state == TrialState.RUNNING for one in _trials(output))
+
+
+def _trials(output: Path) -> list[FrozenTrial]:
+    """All trials; none while there is no study. To look must not create its database."""
     try:
-        return sum(one.state == TrialState.RUNNING for one in trials_in(output, STUDY))
+        return trials_in(output, STUDY) if (output / "studies.db").exists() else []
     except KeyError:
-        return 0
+        return []
 
 
 def running_in_mlflow(output: Path) -> int:

@@ -15,6 +15,7 @@ import yaml
 from search_spaces.architecture import Architecture
 from trials.compress.extras import SCHEMES
 from trials.export.loads_in import LLAMA_CPP, LoadsIn, card_lines
+from trials.teacher.revision import split_revision
 
 TEMPLATE = """---
 {metadata}---
@@ -140,7 +141,7 @@ class ModelCard:
             **values,
             metadata=yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True),
             name=name,
-            title=f"{Path(self.teacher).name}, pruned to {shape_in_words(self.architecture)}",
+            title=f"{Path(split_revision(self.teacher)[0]).name}, pruned to {shape_in_words(self.architecture)}",
             commands=self._commands(name, bool(module), no_gguf is None),
             where="".join(f"\n{line}" for line in self._where(no_gguf)),
             architecture=json.dumps(self.architecture.to_dict()),

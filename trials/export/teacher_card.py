@@ -9,6 +9,8 @@ from typing import Any
 import yaml
 from huggingface_hub import metadata_load
 
+from trials.teacher.revision import commit_of, split_revision
+
 CARD = "README.md"
 TEXTS, LISTS = ("license", "license_name", "license_link"), ("language", "datasets")
 
@@ -18,12 +20,16 @@ log = logging.getLogger(__name__)
 def about_teacher(model: str, folder: Path) -> dict[str, Any]:
     """The metadata of the card of a student of ``model``, whose files are in ``folder``, as the hub knows it.
 
-    ``base_model`` is the teacher's name on the hub, or what the card of a folder says that it was made from. Licence,
+    ``base_model`` is the teacher's name on the hub, and ``base_model_revision`` its commit. For a folder, the first is
+    what its card says that it was made from. Licence,
     languages and data sets are those of the teacher's card. What is not known is left out.
     """
     own = _metadata(folder / CARD)
-    base = model if _is_of_hub(model, folder) else own.get("base_model")
+    name, commit = split_revision(model)[0], commit_of(folder)
+    of_hub = _is_of_hub(name, folder)
+    base = name if of_hub else own.get("base_model")
     found: dict[str, Any] = {"base_model": base, "base_model_relation": "finetune"} if isinstance(base, str) else {}
+    found |= {"base_model_revision": commit} if of_hub and commit else {}
     found |= {name: own[name] for name in TEXTS if isinstance(own.get(name), str)}
     for name in LISTS:
         value = own.get(name)

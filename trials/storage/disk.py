@@ -57,14 +57,20 @@ def allocate(path: Path) -> None:
 
 def is_full(error: BaseException | None) -> bool:
     """Whether ``error``, or what caused it, tells of a full disk."""
+    return root_of_full(error) is not None
+
+
+def root_of_full(error: BaseException | None) -> BaseException | None:
+    """The first error in the chain of causes of ``error`` that tells of a full disk."""
+    found = None
     while error is not None:
         if (isinstance(error, OSError) and error.errno in FULL) or FULL_DISK.search(str(error)):
-            return True
+            found = error
         error = error.__cause__ or error.__context__
-    return False
+    return found
 
 
-def place_of(error: BaseException) -> Path | None:
+def place_of(error: BaseException | None) -> Path | None:
     """The file that ``error`` says was written, if it says so. Of two files the second is the copy."""
     if not isinstance(error, OSError):
         return None

@@ -79,12 +79,12 @@ def _load(file: Path, elements: int) -> PreTrainedModel:
     transformers would make up every weight that the file lacks, as large as the config says.
     """
     here: dict[str, Any] = {"gguf_file": file.name, "local_files_only": True}
-    config = AutoConfig.from_pretrained(file.parent, trust_remote_code=False, **here)
+    config = AutoConfig.from_pretrained(file.parent, trust_remote_code=False, **here)  # nosec B615
     if problem := first_problem(json.loads(config.to_json_string())):
         raise ValueError(problem)
     if (described := parameters_of(config)) > 2 * elements:  # tied weights count twice
         raise ValueError(f"its tensors have {elements:,} weights, and its header describes {described:,}")
-    model, loading = AutoModelForCausalLM.from_pretrained(
+    model, loading = AutoModelForCausalLM.from_pretrained(  # nosec B615: a file of this machine
         file.parent, config=config, trust_remote_code=False, output_loading_info=True, **here
     )
     if missing := sorted(loading["missing_keys"]):

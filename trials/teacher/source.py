@@ -18,6 +18,7 @@ from huggingface_hub.errors import (
     LocalEntryNotFoundError,
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
+    RevisionNotFoundError,
     StrictDataclassError,
 )
 from tqdm import tqdm
@@ -29,13 +30,13 @@ from trials.storage.cache import digest
 from trials.storage.node_digests import sha256_on_node
 from trials.teacher.config_file import INDEX, WEIGHTS, check_config, check_weights, read_object
 from trials.teacher.inside import check_inside
+from trials.teacher.revision import GGUF, is_revision, split_revision
 from trials.text.text_source import local_path
 
 if TYPE_CHECKING:  # takes seconds to import, and the checks of a command line need none of it
     from transformers import PretrainedConfig
 
 MINI = Path(__file__).parents[1] / "mini"
-GGUF = ".gguf"
 ADAPTER = "adapter_config.json"
 SHARD = re.compile(r"[^/\\\0]+\.safetensors")  # the name of a file, not a path
 SHARDS_OF_RANKS = "shard-*-model-*-of-*.safetensors"  # as distributed training saves them
@@ -76,7 +77,9 @@ log = logging.getLogger(__name__)
 
 
 def resolve_model(model: str, check: Callable[[Path], object] | None = None) -> Path:
-    """The folder of ``model``: ``mini`` (in this package), a local folder or GGUF file, or a model id of the hub.
+    """The folder of ``model``: ``mini`` (in this package), a local folder or GGUF file, or a model of the hub.
+
+    A model of the hub is ``org/name``, or ``org/name@revision`` for a commit, a tag or a branch.
 
     A hub model in the local hub cache needs no network. Otherwise the hub must answer within `PROBE_SECONDS`, and the
     config is checked before the weights are downloaded. ``check`` inspects the config in a folder and raises
@@ -98,7 +101,12 @@ def resolve_model(model: str, check: Callable[[Path], object] | None = None) -> 
     if os.path.exists(folder) or model.startswith((".", "~", os.sep)) or folder.suffix == GGUF:
         ways = "give a folder with a checkpoint, a .gguf file, a hub id, or mini"
         raise InputError(f"model {model!r}: not a folder; {ways}")
-    return _from_hub(model, check)
+    name, revision = split_revision(model)
+    if name == "mini" or not (revision is None or is_revision(revision)):
+        raise InputError(
+            f"model {model!r}: a model of the hub may have a revision, org/name@REVISION; give one, or none"
+        )
+    return _from_hub(name, revision, check)
 
 
 def read_shape(path: Path) -> ModelShape:
@@ -187,16 +195,16 @@ def _lacking(folder: Path) -> str | None:
     return None
 
 
-def _from_hub(model: str, check: Callable[[Path], object]) -> Path:
+def _from_hub(model: str, revision: str | None, check: Callable[[Path], object]) -> Path:
     try:
-        local = Path(snapshot_download(model, allow_patterns=HUB_FILES, local_files_only=True))  # nosec B615
+        local = Path(snapshot_download(model, revision=revision, allow_patterns=HUB_FILES, local_files_only=True))
     except HFValidationError as error:
         raise InputError(
             f"model {model!r}: neither a folder nor a hub id such as openai-community/gpt2; give one of them, or mini"
         ) from error
     except LocalEntryNotFoundError:  # not in the local hub cache
-        return _download(model, check)
-    return _checked(local, model, check) if _lacking(local) is None else _download(model, check)
+        return _download(model, revision, check)
+    return _checked(local, model, check) if _lacking(local) is None else _download(model, revision, check)
 
 
 class _Bar(tqdm):
@@ -206,17 +214,21 @@ class _Bar(tqdm):
         super().__init__(*args, **{**options, "disable": None, "leave": False})
 
 
-def _download(model: str, check: Callable[[Path], object]) -> Path:
+def _download(model: str, revision: str | None, check: Callable[[Path], object]) -> Path:
     try:
-        HfApi().model_info(model, timeout=PROBE_SECONDS)
-        folder = Path(snapshot_download(model, allow_patterns=CONFIG_FILES))  # nosec B615
+        HfApi().model_info(model, revision=revision, timeout=PROBE_SECONDS)
+        folder = Path(snapshot_download(model, revision=revision, allow_patterns=CONFIG_FILES))
         _check_no_adapter(folder, model)
         check_config(folder, model)
         check_weights(folder, model, pruned=check is read_shape)
         check(folder)
         log.info("downloading the weights of %s from the hub", model)
-        weights = snapshot_download(model, allow_patterns=HUB_FILES, tqdm_class=_Bar)  # nosec B615
-        return _checked(Path(weights), model, check)
+        files = snapshot_download(model, revision=revision, allow_patterns=HUB_FILES, tqdm_class=_Bar)
+        return _checked(Path(files), model, check)
+    except RevisionNotFoundError as error:
+        raise InputError(
+            f"model {model!r}: has no revision {revision!r} on the hub; give a commit, a tag or a branch of it"
+        ) from error
     except GatedRepoError as error:
         raise InputError(f"model {model!r}: the hub asks for a login (`hf auth login`); or {WAYS_ON}") from error
     except RepositoryNotFoundError as error:

@@ -18,6 +18,7 @@ from huggingface_hub.errors import (
     HTTPError,
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
+    RevisionNotFoundError,
 )
 
 from search_spaces.errors import InputError, one_line
@@ -30,7 +31,7 @@ ALIASES = {
     "wikitext-2": f"{WIKITEXT}:wikitext-2-raw-v1",
     "wikitext-103": f"{WIKITEXT}:wikitext-103-raw-v1",
 }
-NAME = re.compile(r"(?P<dataset>[\w.-]+/[\w.-]+)(:(?P<config>[\w.-]+))?")
+NAME = re.compile(r"(?P<dataset>[\w.-]+/[\w.-]+)(@(?P<revision>\w[\w.-]*(/\w[\w.-]*)*))?(:(?P<config>[\w.-]+))?")
 COMMIT = re.compile(r"[0-9a-f]{40}")
 ARTICLE = re.compile(r" = [^=].* = \n")
 PROBE_SECONDS = 5.0  # the hub answers in under a second; without a network, `datasets` would retry for minutes
@@ -49,7 +50,7 @@ class HubDataset:
 
 
 def is_hub_name(source: str) -> bool:
-    """Whether ``source`` is an alias, ``org/name`` or ``org/name:config``."""
+    """Whether ``source`` is an alias, ``org/name`` or ``org/name:config``; a revision may follow the name: ``@v1``."""
     return source in ALIASES or NAME.fullmatch(source) is not None
 
 
@@ -122,8 +123,11 @@ def check_hub(source: str) -> bool:
 def _wanted(source: str) -> HubDataset:
     match = NAME.fullmatch(ALIASES.get(source, source))
     if match is None:
-        raise InputError(f"corpus {source!r}: a dataset of the hub is named org/name or org/name:config; or {WAYS_ON}")
-    return HubDataset(f"corpus {source!r}", WAYS_ON, match["dataset"], match["config"])
+        raise InputError(
+            f"corpus {source!r}: a dataset of the hub is named org/name, org/name:config or org/name@revision:config; "
+            f"or {WAYS_ON}"
+        )
+    return HubDataset(f"corpus {source!r}", WAYS_ON, match["dataset"], match["config"], match["revision"])
 
 
 def is_held_out(document: str) -> bool:
@@ -239,7 +243,11 @@ def _silence(wanted: HubDataset) -> Exception | None:
     """Ask the hub for a dataset. Returns the error of a hub that does not answer. Raises InputError for a refusal."""
     asked_for, ways_on = wanted.asked_for, wanted.ways_on
     try:
-        HfApi().dataset_info(wanted.dataset, timeout=PROBE_SECONDS)
+        HfApi().dataset_info(wanted.dataset, revision=wanted.revision, timeout=PROBE_SECONDS)
+    except RevisionNotFoundError as error:
+        raise InputError(
+            f"{asked_for}: no revision {wanted.revision!r} on the hub; give a commit, a tag or a branch"
+        ) from error
     except GatedRepoError as error:
         raise InputError(f"{asked_for}: the hub asks for a login (`hf auth login`); or {ways_on}") from error
     except HFValidationError as error:

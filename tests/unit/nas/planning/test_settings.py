@@ -111,6 +111,14 @@ def test_the_command_that_continues_names_what_came_from_the_environment() -> No
     assert command == "python -m nas.search --model mini --seed=1 --trials 4 --budget 60%"
 
 
+def test_the_command_that_continues_shows_no_password() -> None:
+    storage = "postgresql://me:WORD@host/db"
+    command = command_line(["--budget", "60%", f"--storage={storage}"], {})
+    assert command == "python -m nas.search --budget 60% --storage=postgresql://me:***@host/db"
+    command = command_line(["--budget", "60%"], {"NAS_STORAGE": storage, "NAS_SEED": "7"})
+    assert command == "python -m nas.search --budget 60% --seed 7"  # the storage is still in the environment
+
+
 def test_command_line() -> None:
     settings, dry_run, as_json = parse_arguments(["--budget", "60%", "--model", "mini", "--dry-run"])
     assert (settings.budget, settings.model, dry_run, as_json) == ("60%", "mini", True, False)

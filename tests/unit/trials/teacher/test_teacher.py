@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import make_decoder, make_gpt2
-from fake_hub import FakeHub
+from fake_hub import COMMIT, FakeHub, tagged_commit
 from huggingface_hub.utils import filter_repo_objects
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
@@ -29,6 +29,7 @@ from trials.export.compressed import as_exported, write_compressed
 from trials.storage.durable import write_sealed
 from trials.teacher.causal_lm import load_causal_lm, resolve_causal_lm
 from trials.teacher.config_file import ACTIVATIONS, ROTARY_TYPES
+from trials.teacher.revision import at_commit, commit_of
 from trials.teacher.source import HUB_FILES, MINI, fingerprint, read_shape, resolve_model
 from trials.teacher.teacher import load_teacher, load_tokenizer
 
@@ -528,6 +529,7 @@ def test_tokenizer_larger_than_the_embedding(folder: Path, tiny_tokenizer: PreTr
 RESOLVE = """
 import sys, time
 from search_spaces.errors import InputError
+from trials.teacher.revision import at_commit, commit_of
 from trials.teacher.source import resolve_model
 for model in map(str.strip, sys.stdin):
     started = time.monotonic()
@@ -583,8 +585,16 @@ def test_hub(tmp_path: Path, tiny_teacher_folder: Path) -> None:
     (folders["an/adapter"] / "adapter_config.json").write_text('{"base_model_name_or_path": "acme/base"}')
     folders["a/quantized"] = shutil.copytree(tiny_teacher_folder, tmp_path / "quantized")
     change(folders["a/quantized"] / "config.json", quantization_config=QUANTIZED["gptq, 4 bits"])
-    with FakeHub(folders).running() as hub:
+    tagged = Path(shutil.copytree(tiny_teacher_folder, tmp_path / "tagged"))
+    change(tagged / "config.json", bos_token_id=1)
+    with FakeHub(folders, {("some/model", "v1"): tagged}).running() as hub:
         elsewhere = Elsewhere(hub, tmp_path / "home")
+        at_tag = Path(elsewhere.resolve("some/model@v1"))
+        assert commit_of(at_tag) == tagged_commit("v1")
+        assert fingerprint(at_tag) == fingerprint(tagged)
+        assert not [one for one in hub.requests if one.startswith("/some/model/resolve/") and at_tag.name not in one]
+        assert "'some/model': has no revision 'v2' on the hub" in elsewhere.resolve("some/model@v2")
+        assert "may have a revision, org/name@REVISION" in elsewhere.resolve("some/model@../../v1")
         assert "is an adapter of acme/base" in elsewhere.resolve("an/adapter")
         assert "are quantized (gptq, 4 bits)" in elsewhere.resolve("a/quantized")
         assert not [path for path in hub.requests if path.startswith("/a/quantized") and "safetensors" in path]
@@ -597,6 +607,10 @@ def test_hub(tmp_path: Path, tiny_teacher_folder: Path) -> None:
         folder = Path(elsewhere.resolve("some/model"))
     assert fingerprint(folder) == fingerprint(tiny_teacher_folder)
     assert elsewhere.resolve("some/model") == str(folder)  # without the hub
+    assert elsewhere.resolve("some/model@v1") == elsewhere.resolve(f"some/model@{at_tag.name}") == str(at_tag)
+    assert at_commit("some/model@v1", at_tag) == f"some/model@{at_tag.name}"
+    assert commit_of(folder) == COMMIT
+    assert at_commit("some/model", folder) == "some/model"
     assert_names_ways_on(elsewhere.resolve("openai-community/gpt2-medium"), "openai-community/gpt2-medium")
     (folder / "model.safetensors").unlink()  # an interrupted download: only the hub has the rest
     assert_names_ways_on(elsewhere.resolve("some/model"), "some/model")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-TESTS = Path(__file__).resolve().parents[1]
+TESTS = Path(__file__).resolve().parent
 INSIDE = ["unshare", "-Urm"]
 
 
@@ -34,5 +34,5 @@ def on_disk(folder: Path, size: str, *command: str) -> subprocess.CompletedProce
 
 
 def python(file: str) -> tuple[str, str]:
-    """The command that runs a ``file`` beside this one."""
-    return sys.executable, str(Path(__file__).with_name(file))
+    """The command that runs a ``file`` of the tests of faults."""
+    return sys.executable, str(TESTS / "fault" / file)

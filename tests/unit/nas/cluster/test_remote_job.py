@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import os
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import AsyncIterator, Callable
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from ray.job_submission import JobStatus
 
-from nas.running import job as module
-from nas.running.job import Job, connect
+from nas.cluster import remote_job as module
+from nas.cluster.remote_job import Job, connect
 from search_spaces.errors import InputError
+
+ROOT = Path(__file__).resolve().parents[4]
 
 
 class Cluster:
@@ -77,6 +83,13 @@ def test_connection_that_stays_lost_is_told_and_the_job_is_left_alone(
     assert not cut.stopped
 
 
+def test_closed_output_is_no_lost_connection(capsys: pytest.CaptureFixture[str]) -> None:
+    cluster = Cluster(BrokenPipeError(), "line")
+    assert job(cluster).follow() == 1
+    assert cluster.connections == 1
+    assert "nobody reads the output" in capsys.readouterr().err
+
+
 def test_job_that_never_ran_is_wrong_input() -> None:
     never = Cluster(status="FAILED", code=None, driver_node_id=None, message="no node\nfor it")
     with pytest.raises(InputError, match=r"did not start the job: no node for it"):
@@ -134,20 +147,37 @@ def test_address_where_nothing_listens_is_refused() -> None:
             connect(f"http://127.0.0.1:{free.getsockname()[1]}")
 
 
-def test_server_that_is_not_ray_is_refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def connect_to_a_server_that_says(answer: bytes) -> str:
+    """What `connect` prints, in a process of its own: Ray keeps the first token that it reads."""
+
     class Page(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             self.send_response(200)
             self.end_headers()
-            self.wfile.write(b"<html>hello</html>")
+            self.wfile.write(answer)
 
-    monkeypatch.setenv("RAY_AUTH_TOKEN", "0" * 64)
-    server = HTTPServer(("127.0.0.1", 0), Page)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        with pytest.raises(InputError, match="no Jobs API of Ray is there"):
-            connect(f"http://127.0.0.1:{server.server_port}")
-    finally:
+        def log_message(self, *arguments: Any) -> None:
+            pass
+
+    code = "import sys; from nas.cluster.remote_job import connect; connect(sys.argv[1])"
+    with HTTPServer(("127.0.0.1", 0), Page) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        command = [sys.executable, "-c", code, f"http://127.0.0.1:{server.server_port}"]
+        environment = {**os.environ, "RAY_AUTH_TOKEN": "0" * 64}
+        done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=120)
         server.shutdown()
-        server.server_close()
-    assert "asks for no token" in capsys.readouterr().err
+    return done.stderr
+
+
+def test_server_that_is_not_ray_is_refused() -> None:
+    told = connect_to_a_server_that_says(b"<html>hello</html>")
+    assert "InputError" in told
+    assert "no Jobs API of Ray is there" in told
+    assert "warning" not in told
+
+
+def test_cluster_that_asks_for_no_token_is_warned_of() -> None:
+    told = connect_to_a_server_that_says(b'{"ray_version": "2.60.0"}')
+    assert told.startswith("warning: http://127.0.0.1:")
+    assert "asks for no token; whoever reaches it can run programs there" in told
+    assert told.count("\n") == 1

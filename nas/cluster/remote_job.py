@@ -18,7 +18,6 @@ FAILED, INTERRUPTED = 1, 130
 ANSWER_SECONDS = 20.0  # for the first answer of an address
 SILENT_SECONDS = 60.0  # without output, after which the connection is made anew: a dead one does not say so
 LOST_SECONDS = 600.0  # for which a lost connection is tried again
-MISSING, FORBIDDEN = 401, 403
 TALKATIVE = (
     "ray.dashboard.modules.dashboard_sdk",
     "ray.dashboard.modules.job.sdk",
@@ -56,6 +55,9 @@ class Job:
             try:
                 asyncio.run(self._print_log())
                 found = self.client.get_job_info(self.name)
+            except BrokenPipeError:  # of our own output; a connection raises other classes
+                _say(f"nobody reads the output; the job goes on; {self._by_hand('logs --follow')}")
+                return FAILED
             except Exception as error:  # of aiohttp, requests or Ray: a connection breaks in many ways
                 if lost is None:
                     lost = time.monotonic()
@@ -138,7 +140,7 @@ def connect(address: str) -> Any:
 
     Raises InputError when nothing or something else answers there, and for a token that is missing or wrong.
     """
-    _check_answer(address)
+    is_open = _answers_without_token(address)
     os.environ.setdefault("RAY_AUTH_MODE", "token")  # before Ray is imported, which reads it
     for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):  # Ray would prefer them to ``address``
         os.environ.pop(name, None)
@@ -146,29 +148,30 @@ def connect(address: str) -> Any:
     from ray.job_submission import JobSubmissionClient
 
     for name in TALKATIVE:
-        logging.getLogger(f"ray.{name}").setLevel(logging.ERROR)
+        logging.getLogger(name).setLevel(logging.ERROR)
     try:
-        return JobSubmissionClient(address)
+        client = JobSubmissionClient(address)
     except AuthenticationError as error:
         wrong = "incorrect" in str(error)
         problem = "the cluster has another token" if wrong else f"no token found ({one_line(error, 100)})"
         raise InputError(f"--submit {address}: {problem}; {WAY_IN}") from error
     except Exception as error:  # of requests, json or Ray
         raise InputError(f"--submit {address}: no Jobs API of Ray is there ({named(error, 150)})") from error
+    if is_open:
+        _say(f"warning: {address} asks for no token; whoever reaches it can run programs there")
+    return client
 
 
-def _check_answer(address: str) -> None:
-    """Raise InputError when nothing answers at ``address``. Warn of a cluster that asks for no token."""
+def _answers_without_token(address: str) -> bool:
+    """Whether a request without a token succeeds at ``address``. Raises InputError when nothing answers there."""
     import requests
 
     if not re.match(r"https?://[^/\s]", address):
         raise InputError(f"--submit {address!r}: not the address of a Jobs API; give http://HOST:8265")
     try:
-        answer = requests.get(f"{address.rstrip('/')}/api/version", timeout=ANSWER_SECONDS)
+        return requests.get(f"{address.rstrip('/')}/api/version", timeout=ANSWER_SECONDS).ok
     except (requests.RequestException, ValueError) as error:  # ValueError: a host that no name can have
         raise InputError(
             f"--submit {address}: nothing answers there ({type(error).__name__}); "
             "give the address of the head's dashboard, such as http://localhost:8265 through a tunnel"
         ) from error
-    if answer.ok:
-        _say(f"warning: {address} asks for no token; whoever reaches it can run programs there")
