@@ -163,9 +163,10 @@ def test_a_server_that_is_killed_is_waited_for_and_nothing_is_lost(
             made.trials(1)
             starting.join()
             made.trials(1)
-    assert caplog.text.count("the server is away") == 3
-    assert caplog.text.count(f"at most {storage_module.AWAY_SECONDS:.0f} s") == 3
-    assert caplog.text.count("the server is back") == 3
+    away = caplog.text.count("the server is away")
+    assert away >= 3  # more, when a server that starts takes a connection and drops it
+    assert caplog.text.count(f"at most {storage_module.AWAY_SECONDS:.0f} s") == away
+    assert caplog.text.count("the server is back") == away
     assert PASSWORD not in caplog.text
     records = made.study.records()
     assert [one.number for one in records] == list(range(6))
