@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from nas.cluster_job import ClusterJob, connect
+from nas.cluster.remote_job import Job, connect
 from nas.planning.redact import redacted
 from nas.planning.settings import ENVIRONMENT_PREFIX, SearchSettings, command_line
 from search_spaces.errors import InputError
@@ -35,11 +35,11 @@ def submit_search(address: str, arguments: Sequence[str], settings: SearchSettin
     Ctrl-C and SIGTERM stop the job, and the call returns when it has ended. The search's own code travels with the
     job. So do YAML files that ``arguments`` name by a relative path.
 
-    Raises InputError for what the job would not find on the cluster, and as `connect` and `ClusterJob` do.
+    Raises InputError for what the job would not find on the cluster, and as `connect` and `Job` do.
     """
     _check(settings, as_json)
     command, files, variables = _command(arguments), _travelling(arguments, settings), _variables()
-    job = ClusterJob(connect(address), address.rstrip("/"), f"nas_{secrets.token_hex(8)}")
+    job = Job(connect(address), address.rstrip("/"), f"nas_{secrets.token_hex(8)}")
     with _terminated_as_interrupted():
         try:
             with _folder(files) as folder:

@@ -16,11 +16,11 @@ from typing import Any
 import pytest
 from ray.job_submission import JobStatus
 
-from nas import cluster_job as module
-from nas.cluster_job import ClusterJob, connect
+from nas.cluster import remote_job as module
+from nas.cluster.remote_job import Job, connect
 from search_spaces.errors import InputError
 
-ROOT = Path(__file__).resolve().parents[3]
+ROOT = Path(__file__).resolve().parents[4]
 
 
 class Cluster:
@@ -53,8 +53,8 @@ def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module.time, "sleep", lambda seconds: None)
 
 
-def job(cluster: Any) -> ClusterJob:
-    return ClusterJob(cluster, "http://head:8265", "nas_1")
+def job(cluster: Any) -> Job:
+    return Job(cluster, "http://head:8265", "nas_1")
 
 
 @pytest.mark.parametrize(("code", "expected"), [(0, 0), (2, 2), (3, 3), (130, 130), (-9, 137), (-15, 143)])
@@ -159,7 +159,7 @@ def connect_to_a_server_that_says(answer: bytes) -> str:
         def log_message(self, *arguments: Any) -> None:
             pass
 
-    code = "import sys; from nas.cluster_job import connect; connect(sys.argv[1])"
+    code = "import sys; from nas.cluster.remote_job import connect; connect(sys.argv[1])"
     with HTTPServer(("127.0.0.1", 0), Page) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         command = [sys.executable, "-c", code, f"http://127.0.0.1:{server.server_port}"]

@@ -27,7 +27,7 @@ WAY_IN = "put the cluster's token into RAY_AUTH_TOKEN, or into the file ~/.ray/a
 
 
 @dataclass
-class ClusterJob:
+class Job:
     """A job of the cluster whose Jobs API is at ``address``; ``shown`` characters of its log are printed."""
 
     client: Any  # ray.job_submission.JobSubmissionClient
