@@ -281,6 +281,9 @@ words = st.text(st.sampled_from("ab .\n\r\t\"'()[]{}=@") | characters, max_size=
     lines | words | st.builds(lambda one, times: one * times, words, st.integers(1, 400)),
     st.sampled_from(["txt", "jsonl"]),
 )
+@example("x" * 2_000_000, "txt")
+@example('{"text": "' + "a b" * 700_000 + '"}', "jsonl")
+@example("", "jsonl")
 def test_text_files(tmp_path: Path, tiny_tokenizer: PreTrainedTokenizerFast, text: str, suffix: str) -> None:
     file = tmp_path / f"text.{suffix}"
     file.write_bytes(text.encode("utf-8", "surrogatepass"))
