@@ -1,12 +1,14 @@
-# make search   a first search, smaller than a real one: the embedded teacher cut to 60 %
-# make test     all tests
-# make check    ruff and mypy
+# make search       a first search, smaller than a real one: the embedded teacher cut to 60 %
+# make test         all tests but the slow ones about faults
+# make test-fault   all tests about faults, slow ones too: at most 20 minutes on 2 CPU cores
+# make check        ruff, mypy and bandit
+# make audit        known vulnerabilities of the installed packages; asks a public list
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 FIRST := --screened 24 --trials 4 --finalists 2 --tokens-per-trial 16384 --calibration-samples 128
 
-.PHONY: setup search test check
+.PHONY: setup search test test-fault check audit
 
 setup: $(VENV)/installed
 
@@ -25,9 +27,19 @@ search: setup
 	$(BIN)/python -m nas.search --model mini --budget 60% $(FIRST) $(ARGS)
 
 test: $(VENV)/installed-dev
-	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder $(ARGS)
+	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder -m "not fault_slow" $(ARGS)
+
+test-fault: $(VENV)/installed-dev
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --durations 0 --durations-min 5 $(ARGS) tests/fault
 
 check: $(VENV)/installed-dev
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+	$(BIN)/bandit --quiet --configfile pyproject.toml --recursive nas trials search_spaces
+
+# --strict fails when a package cannot be looked up. Without it, a machine without network would pass. The versions of
+# torch that end in +cpu or +cu128 are looked up without that end.
+audit: $(VENV)/installed-dev
+	$(BIN)/python -m pip freeze --exclude-editable | sed 's/+.*//' > $(VENV)/frozen.txt
+	$(BIN)/pip-audit --strict --progress-spinner off --disable-pip --no-deps --requirement $(VENV)/frozen.txt $(ARGS)

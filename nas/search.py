@@ -17,17 +17,33 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 from rich.console import Console
 
 from nas.display.console import console_for
-from nas.planning.errors import NothingFeasibleError
+from nas.planning.errors import NothingFeasibleError, root_of
 from nas.planning.log_messages import log_messages
 from nas.planning.redact import redacted, redacted_line
-from nas.planning.settings import SearchSettings, command_line, ignored_variables, parse_arguments, with_commit
+from nas.planning.settings import (
+    SearchSettings,
+    command_line,
+    ignored_variables,
+    parse_arguments,
+    submit_address,
+    with_commit,
+)
+from nas.running.signals import sigterm_as_ctrl_c
+from nas.submit import refuse_folder_of_the_job, submit_search
 from search_spaces.errors import InputError
 
 if TYPE_CHECKING:  # torch, Ray and transformers take seconds to import: only when the settings are right
     from nas.choosing.outcome import Outcome
+    from nas.mirror.listener import MirrorListener
+    from nas.mirror.store import Store
+    from nas.planning.machine import Machine
     from nas.stages.events import Announcer
     from nas.tracking.listener import MlflowListener
 
+ONLY_CPUS = (
+    "trials run on CPUs: no node has a GPU, and no autoscaler says which nodes it can bring; "
+    "--device cuda waits for nodes with GPUs"
+)
 DONE, FAILED, WRONG_INPUT, NOTHING_FEASIBLE, INTERRUPTED = 0, 1, 2, 3, 130
 
 
@@ -36,12 +52,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = sys.argv[1:] if arguments is None else list(arguments)
     console = console_for(stderr="--json" in given)
     try:
-        settings, dry_run, as_json = parse_arguments(given)
-        if ignored := ignored_variables():
-            console.print(f"ignored: {', '.join(ignored)} in the environment; no setting has this name", soft_wrap=True)
-        if dry_run:
-            return _dry_run(settings, console, as_json)
-        return _search(settings, console, as_json, command_line(given))
+        with sigterm_as_ctrl_c():
+            return _run(given, console)
     except InputError as error:
         return _failed(str(error), WRONG_INPUT)
     except NothingFeasibleError as error:
@@ -50,13 +62,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"interrupted; to continue: {command_line(given)}", file=sys.stderr)
         return INTERRUPTED
     except Exception as error:  # a fault of ours or of the machine: the details go to a file
-        what, where = redacted_line(_root(error)), _write_traceback(error)
+        what, where = redacted_line(root_of(error)), _write_traceback(error)
         return _failed(f"{what}; {where}; what is finished is kept, and the same command continues", FAILED)
 
 
-def _root(error: BaseException) -> BaseException:
-    """The first cause of ``error``. Optuna, for instance, hides "database is locked" behind a guess of its own."""
-    return error if error.__cause__ is None else _root(error.__cause__)
+def _run(given: list[str], console: Console) -> int:
+    settings, dry_run, as_json = parse_arguments(given)
+    if ignored := ignored_variables():
+        console.print(f"ignored: {', '.join(ignored)} in the environment; no setting has this name", soft_wrap=True)
+    if (address := submit_address(given)) is not None:
+        return submit_search(address, given, settings, as_json)
+    if dry_run:
+        return _dry_run(settings, console, as_json)
+    refuse_folder_of_the_job(settings.output)
+    return _search(settings, console, as_json, command_line(given))
 
 
 def _failed(message: str, code: int) -> int:
@@ -81,18 +100,24 @@ def _search(settings: SearchSettings, console: Console, as_json: bool, started_b
     with log_messages(lambda text: console.print(text, markup=False, soft_wrap=True)):  # a download takes minutes
         target = resolve_target(settings)
     settings = with_commit(settings, target.folder)
+    _check_server(settings.storage)
+    store = _mirror(settings.mirror)
 
     from nas.running.session import ray_session  # takes seconds to import: only when the settings are right
-    from nas.running.workers import open_workers
+    from nas.running.workers import Pace, open_workers
 
     with ray_session(settings) as machine:
         plan = replace(make_plan(settings, target, machine), command=started_by)
         print_plan(plan, console)
-        with open_workers(plan.resources) as workers:
+        if not plan.resources.gpus and settings.device == "auto" and machine.grows and not machine.coming:
+            console.print(ONLY_CPUS, soft_wrap=True)
+        pace = Pace(hung_after=settings.hung_after)
+        with open_workers(plan.resources, str(plan.output), machine, pace) as workers:
             from nas.pipeline import run_search  # takes as long as the imports of the workers, which run meanwhile
 
             announce, mlflow = listeners(console)
-            outcomes = run_search(plan, workers, announce)
+            mirror = mirror_listener(store, console, announce)
+            outcomes = run_search(plan, workers, announce, mirror)
     _print_result(outcomes, console, mlflow)
     if as_json:
         from nas.choosing.document import document
@@ -116,6 +141,36 @@ def listeners(console: Console) -> tuple[Announcer, MlflowListener]:
     return announce, mlflow
 
 
+def _check_server(storage: str | None) -> None:
+    """Raise InputError when there is no database server at the URL ``storage``. A file is looked at later."""
+    if storage is None or storage.startswith("sqlite:"):
+        return
+    from nas.study.storage import open_storage
+
+    open_storage(storage)
+
+
+def _mirror(url: str | None) -> Store | None:
+    """The mirror at ``url``, after a file was written there and read back. Raises InputError."""
+    if url is None:
+        return None
+    from nas.mirror.store import Store
+
+    store = Store(url)
+    store.check()
+    return store
+
+
+def mirror_listener(store: Store | None, console: Console, announce: Announcer) -> MirrorListener | None:
+    """The listener that fills the mirror ``store``, after all others: they write files that belong there."""
+    if store is None:
+        return None
+    from nas.mirror.listener import MirrorListener
+
+    announce.listeners.append(listener := MirrorListener(store, console))
+    return listener
+
+
 def _print_result(outcomes: Sequence[Outcome], console: Console, mlflow: MlflowListener) -> None:
     from nas.report.terminal import print_result
     from nas.tables.writer import print_table
@@ -127,22 +182,35 @@ def _print_result(outcomes: Sequence[Outcome], console: Console, mlflow: MlflowL
 def _dry_run(settings: SearchSettings, console: Console, as_json: bool) -> int:
     from nas.display.console import clock
     from nas.display.plan_table import print_plan
+    from nas.planning.disk_space import disk_space, size_of
     from nas.planning.forecast import estimated_seconds, plan_lines
-    from nas.planning.machine import Machine
     from nas.planning.plan import make_plan, resolve_target
+    from trials.storage.disk import free_bytes
 
     target = resolve_target(settings)
-    plan = make_plan(with_commit(settings, target.folder), target, Machine.local())
+    plan = make_plan(with_commit(settings, target.folder), target, _machine_of(settings))
     print_plan(plan, console)
-    seconds = estimated_seconds(plan)
+    seconds, space = estimated_seconds(plan), disk_space(plan)
     tests = " and the evaluation on test text" if plan.tests else ""
     least = "with this machine to itself, without the preparation of the teacher"
     console.print(f"estimated time: {clock(seconds)} {least}{tests}; nothing was started", soft_wrap=True)
+    console.print(f"disk space: {space}, on a disk with {size_of(free_bytes(plan.output))} free", soft_wrap=True)
     if as_json:
-        print(
-            json.dumps({"study": plan.study, "plan": plan_lines(plan), "estimated_seconds": round(seconds)}, indent=2)
-        )
+        estimated = {"estimated_seconds": round(seconds), "estimated_disk_bytes": space.total}
+        print(json.dumps({"study": plan.study, "plan": plan_lines(plan), **estimated}, indent=2))
     return DONE
+
+
+def _machine_of(settings: SearchSettings) -> Machine:
+    """The machine of a dry run: the cluster that the settings name, or this one, without starting Ray."""
+    from nas.planning.machine import Machine
+
+    if not (settings.address or os.environ.get("RAY_ADDRESS")):
+        return Machine.local()
+    from nas.running.session import ray_session
+
+    with ray_session(settings) as machine:
+        return machine
 
 
 if __name__ == "__main__":

@@ -5,7 +5,16 @@ Commands print the message of an `InputError` without a traceback and exit with 
 
 from __future__ import annotations
 
+import re
+
 UNCUT = 10**6  # characters; for a text that is searched for passwords before it is cut
+
+# The last one is of oneDNN, which multiplies matrices on a CPU.
+MEMORY = re.compile(
+    r"\bOutOfMemory|MemoryError\b|out of memory|can't allocate memory|cannot allocate|bad_alloc"
+    r"|could not create a (primitive|memory)",
+    re.IGNORECASE,
+)
 
 
 class InputError(ValueError):
@@ -25,3 +34,8 @@ def one_line(error: object, most: int = 300) -> str:
 def named(error: BaseException, most: int = 300) -> str:
     """As `one_line`, with the name of the class first."""
     return one_line(f"{type(error).__name__}: {error}", most)
+
+
+def lacks_memory(error: BaseException) -> bool:
+    """Whether ``error`` is about too little memory, of a GPU or of the host. Each library says it in its own words."""
+    return MEMORY.search(named(error)) is not None

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from search_spaces.errors import InputError
 from search_spaces.shape import ModelShape
 from trials.families.lookup import family_of
+from trials.losses.precision import training_precision
 from trials.losses.window_losses import WindowLosses, mean_loss, text_losses, window_losses
 from trials.prune.importance import ImportanceScores, load_importance
 from trials.recipe import Recipe
@@ -25,6 +26,8 @@ from trials.teacher.streams import Streams, load_streams
 from trials.teacher.targets import Targets, Way, compute_share, load_targets
 from trials.teacher.teacher import Teacher, load_teacher
 from trials.text.corpus import Corpus, load_corpus, windows
+from trials.text.mixture import parse_mixture
+from trials.text.sources import is_on_the_hub
 from trials.text.validation import add_validation
 
 log = logging.getLogger(__name__)
@@ -36,7 +39,8 @@ class Preparation:
 
     ``teacher_loss`` is the teacher's validation loss in nats per token, averaged over ``teacher_losses`` if there are
     several texts. ``importance_key`` is a digest of the importance scores; ``importance_cached`` says whether they
-    came from the cache. ``seconds`` is the time that the preparation took.
+    came from the cache. ``seconds`` is the time that the preparation took. ``arithmetic`` is the number format of
+    matrix products and the kind of device where the teacher was prepared, such as "bfloat16 on cuda".
     """
 
     shape: ModelShape
@@ -48,6 +52,7 @@ class Preparation:
     importance_cached: bool
     seconds: float
     teacher_losses: Mapping[str, float] = field(default_factory=dict)
+    arithmetic: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """JSON form."""
@@ -89,8 +94,7 @@ class Shared:
     @property
     def scores_key(self) -> str:
         """A digest of the scores."""
-        scores = self.scores
-        return digest(*(array.tobytes() for array in (scores.layers, scores.hidden, scores.heads, scores.mlp)))
+        return self.scores.key
 
 
 def prepare(recipe: Recipe, cache: str, device: str) -> Preparation:
@@ -113,7 +117,22 @@ def prepare(recipe: Recipe, cache: str, device: str) -> Preparation:
         importance_cached=common.scores_cached,
         seconds=time.perf_counter() - started,
         teacher_losses=text_losses(losses),
+        arithmetic=f"{str(training_precision(device)[0]).removeprefix('torch.')} on {device}",
     )
+
+
+def keep_text(recipe: Recipe, cache: str, device: str, more: int) -> None:
+    """Bring text of the hub into the cache as far as trainings on ``more`` tokens than the trials' read it.
+
+    After this, no stage of a search needs the hub. Text on this machine is left to those who read it.
+    """
+    if any(is_on_the_hub(part.source) for part in parse_mixture(recipe.corpus)):
+        teacher, store, length = (
+            _teacher(resolve_model(recipe.model), device),
+            Cache(Path(cache)),
+            recipe.sequence_length,
+        )
+        _corpus(teacher, recipe.corpus, recipe.text_tokens + more, recipe.validation_tokens, length, store)
 
 
 def prepare_targets(recipe: Recipe, cache: str, device: str, place: int, shares: int) -> None:

@@ -18,6 +18,7 @@ from typing import Any
 
 import ray
 
+from nas.planning.machine import Machine
 from nas.planning.plan import Plan, make_plan, resolve_target
 from nas.planning.settings import load_settings
 from nas.running.client import FINAL, LOSS, TOKENS
@@ -75,7 +76,7 @@ def service(plan: Plan, name: str) -> float:
             if record.number == number:
                 tracker.put(TrialChanged(study.unique_id, record))
 
-    with open_workers(plan.resources) as workers:
+    with open_workers(plan.resources, str(plan.output), Machine(())) as workers:
         run_trials(plan, study, workers, on_change, no_op)
     tracker.close()
     ends = sorted(record.ended for record in study.records() if record.ended is not None)

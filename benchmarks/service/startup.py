@@ -14,24 +14,26 @@ the times until the first losses of two such trials.
 from __future__ import annotations
 
 import argparse
-import asyncio
 import re
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 from ray import cloudpickle
 
+from nas.planning.machine import Machine
 from nas.planning.plan import Plan, make_plan, resolve_target
 from nas.planning.settings import load_settings
 from nas.planning.specs import trial_spec
+from nas.running.jobs import Job, Started, Task, results_of
 from nas.running.session import ray_session
 from nas.running.tasks import trial_task
-from nas.running.workers import Task, Workers, open_workers, work
+from nas.running.workers import Workers, open_workers
 from trials.preparation import shared
 from trials.trial import TrialSpec
 
@@ -68,21 +70,19 @@ def ready(spec: dict[str, Any]) -> Iterator[str]:
     yield shared(trial.recipe, trial.cache, trial.device).fingerprint
 
 
-async def seconds_to_result(plan: Plan, workers: Workers, task: Task, folder: Path) -> float:
+def seconds_to_result(plan: Plan, workers: Workers, task: Task, folder: Path) -> float:
     """Seconds until the first result of ``task``, for the specification of a trial in ``folder``."""
     spec = {**trial_spec(plan, plan.target.feasible[0]).to_dict(), "directory": str(folder)}
     started = time.perf_counter()
-    async for _ in work(workers.pool, folder.name, cloudpickle.dumps(task), spec):
-        return time.perf_counter() - started
-    raise AssertionError("a task yields at least one result")
+    with closing(results_of(workers, {folder.name: Job(cloudpickle.dumps(task), spec)})) as happened:
+        next(one for _, one in happened if not isinstance(one, Started))
+    return time.perf_counter() - started
 
 
 def on_a_worker(plan: Plan, task: Task, folder: Path) -> tuple[float, float]:
     """Seconds to the first result of ``task`` in a new worker, including its start, and again in the same worker."""
-    with open_workers(plan.resources) as workers:
-        first, second = (
-            asyncio.run(seconds_to_result(plan, workers, task, folder / name)) for name in ("first", "second")
-        )
+    with open_workers(plan.resources, str(plan.output), Machine(())) as workers:
+        first, second = (seconds_to_result(plan, workers, task, folder / name) for name in ("first", "second"))
     return first, second
 
 

@@ -74,7 +74,7 @@ def drawn(shape: ModelShape, feasible: Sequence[Architecture], seed: int) -> tup
     """The informed candidates of a band, then all others in a random order by ``seed``."""
     ideas = dict.fromkeys(one for _, one in informed(shape, feasible))
     others = [one for one in feasible if one not in ideas]
-    return (*ideas, *Random(seed).sample(others, len(others)))
+    return (*ideas, *Random(seed).sample(others, len(others)))  # nosec B311  # a search is repeatable
 
 
 def _of_band(part: Plan, losses: Losses) -> tuple[Architecture, ...]:

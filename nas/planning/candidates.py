@@ -39,7 +39,7 @@ def baselines(shape: ModelShape, feasible: Sequence[Architecture], seed: int) ->
     is taken, and its name says so. Where weights are compressed too, they are `one_way_only` and the drawn one.
     """
     if any(one.compression for one in feasible):
-        return one_way_only(shape, feasible) | {"random": Random(seed).choice(feasible)}
+        return one_way_only(shape, feasible) | {"random": Random(seed).choice(feasible)}  # nosec B311  # repeatable
     plainest = _plainest(feasible)
     depth, width = (min(plainest, key=partial(_order, shape, IDEAS[name])) for name in ("depth-only", "width-only"))
     pure_depth = all(share == 1 for share in _shares(shape, depth)[1:])
@@ -47,7 +47,7 @@ def baselines(shape: ModelShape, feasible: Sequence[Architecture], seed: int) ->
     return {
         "depth only" if pure_depth else "nearest to depth only": depth,
         "width only" if pure_width else "nearest to width only": width,
-        "random": Random(seed).choice(feasible),
+        "random": Random(seed).choice(feasible),  # nosec B311  # repeatable
     }
 
 

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import errno
 import re
-import shutil
+import tempfile
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from filelock import Timeout
 
 from nas.planning.redact import redacted_line
-from search_spaces.errors import InputError, one_line
+from search_spaces.errors import InputError, lacks_memory, one_line
+from trials.storage.disk import free_bytes, is_full, mount_of, place_of, root_of_full
 
 # Examples are a full disk of a node, a network share that is away, or a lock held too long. A retry may succeed.
 TRANSIENT = (OSError, Timeout)
@@ -21,12 +24,6 @@ TRIES = len(PAUSES) + 1
 LONGEST_REASON = 500  # characters
 ALIKE = 3  # so many failures of one kind, and no success, end a search
 
-# safetensors, torch and SQLite raise errors of their own when they cannot write. Only their text says so.
-FULL_DISK = re.compile(
-    "no space left on device|disk quota exceeded|os error 28|database or disk is full"
-    "|PytorchStreamWriter failed writing|inline_container.* unexpected pos",
-    re.IGNORECASE,
-)
 NUMBER = re.compile(r"\b[0-9a-f]{16,}\b|\d+")  # or an identifier of Ray
 LITTLE_SPACE = 16 * 2**20  # bytes; a disk with less is as good as full for files of weights
 
@@ -78,7 +75,10 @@ def classify(error: Exception) -> Failure:
     A trial is deterministic, so its own errors (a non-finite loss, too little memory, a bug) would occur again. Only
     errors of its surroundings (`TRANSIENT`) are retried.
     """
-    return Failure(redacted_line(error, LONGEST_REASON), isinstance(error, TRANSIENT), error=error)
+    text = redacted_line(error, LONGEST_REASON)
+    if lacks_memory(error) and not text.startswith("OutOfMemory"):
+        text = f"OutOfMemory: {text}"
+    return Failure(text, isinstance(error, TRANSIENT), error=error)
 
 
 def explained(error: Exception, folder: str) -> Exception:
@@ -88,11 +88,44 @@ def explained(error: Exception, folder: str) -> Exception:
     """
     if isinstance(error, InputError):
         return error
-    place = str(error.filename or folder) if isinstance(error, OSError) else folder
-    told = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-    told = told or FULL_DISK.search(str(error)) is not None
-    problem = free_space(place) or free_space(folder) if told else full_disk(folder)
-    return OSError(errno.ENOSPC, f"{one_line(error)}; {problem}") if problem else error
+    place = place_of(root_of_full(error))
+    inside = place is None or (folder and place.is_relative_to(folder))
+    problem = (not inside and free_space(str(place))) or free_space(folder) if is_full(error) else full_disk(folder)
+    return OSError(errno.ENOSPC, f"{_without_number(error)}; {problem}") if problem else error
+
+
+@contextmanager
+def full_disk_named(*folders: Path, needed: str) -> Iterator[None]:
+    """Turn an error of the block that tells of a full disk into an InputError.
+
+    It names the disk with the least space among those of ``folders`` and the temporary folder, unless the error says
+    which one it is. ``needed`` says how much the search writes.
+    """
+    try:
+        yield
+    except InputError as error:
+        if not is_full(error):
+            raise
+        raise InputError(f"{error}; {needed}") from error
+    except Exception as error:
+        full = root_of_full(error)
+        if full is None:
+            raise
+        place = place_of(full) or min([*folders, Path(tempfile.gettempdir())], key=free_bytes)
+        raise InputError(
+            f"{_without_number(error)}; {free_space(str(place.absolute()))}; {needed}; what is finished is "
+            "kept, and the same command continues"
+        ) from error
+
+
+def _without_number(error: BaseException) -> str:
+    """The text of the root of ``error``, without ``[Errno 28]`` at its start: whoever wraps it puts that there anew."""
+    return re.sub(r"^\[Errno \d+\] ", "", one_line(root_of_full(error) or error))
+
+
+def root_of(error: BaseException) -> BaseException:
+    """The first cause of ``error``. Optuna, for instance, hides "database is locked" behind a guess of its own."""
+    return error if error.__cause__ is None else root_of(error.__cause__)
 
 
 def full_disk(folder: str) -> str:
@@ -106,10 +139,10 @@ def free_space(folder: str, most: float = float("inf")) -> str:
     if not folder or not path.is_absolute():
         return ""
     try:
-        free = shutil.disk_usage(next(one for one in (path, *path.parents) if one.exists())).free
+        free = free_bytes(path)
     except OSError:
         return ""
-    return f"the disk of {folder} has {free:,} bytes free; free some" if free <= most else ""
+    return f"the disk at {mount_of(path)} (of {folder}) has {free:,} bytes free; free some" if free <= most else ""
 
 
 def too_little_memory(workers: int) -> str:

@@ -84,7 +84,7 @@ def summary(plan: Plan) -> list[tuple[str, str]]:
         if found := getattr(target.space, axis):
             ranges[axis] = "/".join(one.key or "none" for one in found)
     axes = ", ".join(f"{name} {sizes}" for name, sizes in ranges.items())
-    each = f"{resources.cpus} CPU" + (f", {resources.gpus:g} GPU" if resources.gpus else "")
+    each = f"{resources.cpus} CPU" + (f", {resources.gpus:g} {resources.kind or 'GPU'}" if resources.gpus else "")
     compared = ", ".join(f"{rung:,}" for rung in recipe.rungs)
     spread = {(): "", (1,): " with sizes by layer", (0, 1): ", and as many with sizes by layer"}
     by_layer = spread[target.space.allocated]

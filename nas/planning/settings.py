@@ -175,18 +175,39 @@ class SearchSettings(BaseModel):
         pattern=r"^[A-Za-z0-9_][\w.-]{0,79}$",
         description="name of the study; the same name continues it (made from the settings)",
     )
-    storage: str | None = Field(None, description="Optuna storage URL (SQLite in the output folder)")
+    force: bool = Field(
+        False,
+        description="continue a study that was made with other settings, another teacher or other arithmetic, though "
+        "its losses are not comparable; and start with too little space on the disk",
+    )
+    storage: str | None = Field(
+        None, description="Optuna storage URL: sqlite, postgresql or mysql (SQLite in the output folder)"
+    )
     output: str = Field("outputs", description="folder of all results; on a cluster, a folder that every node sees")
+    mirror: str | None = Field(
+        None,
+        description="where a durable copy of the search is kept, from which an empty machine goes on: "
+        "s3://bucket/folder, gs://bucket/folder, file:///folder",
+    )
     experiment: str = Field("nas", description="MLflow experiment; MLFLOW_TRACKING_URI chooses the server")
     address: str | None = Field(
         None, description="address of a running Ray cluster (RAY_ADDRESS, else a Ray of its own)"
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="what trials run on; auto: on GPUs if a node has some, or the autoscaler can bring some"
+    )
+    accelerator_type: str | None = Field(
+        None, pattern=r"^[\w.-]{1,60}$", description="Ray's name of the GPUs to use, such as H100 (all of one kind)"
     )
     workers: int | None = Field(None, ge=1, description="trials that run at the same time (as many as fit)")
     cpus_per_trial: int | None = Field(
         None, ge=1, description="CPU cores and threads of a trial (what is free, shared by the workers)"
     )
     gpus_per_trial: float | None = Field(
-        None, ge=0, description="GPUs of a trial, a fraction is allowed (1 if there is a GPU)"
+        None, ge=0, description="GPUs of a trial, at most 1; a fraction is allowed (1 if there is a GPU)"
+    )
+    hung_after: float = Field(
+        600.0, gt=0, description="seconds without an answer or work, after which a worker is replaced"
     )
 
 
@@ -226,13 +247,21 @@ GROUPS = {
         "calibration_samples",
         "validation_tokens",
     ),
-    "where results go": ("output", "export_dtype", "study", "storage", "experiment"),
-    "machines": ("address", "workers", "cpus_per_trial", "gpus_per_trial"),
+    "where results go": ("output", "export_dtype", "study", "force", "storage", "mirror", "experiment"),
+    "machines": (
+        "address",
+        "device",
+        "accelerator_type",
+        "workers",
+        "cpus_per_trial",
+        "gpus_per_trial",
+        "hung_after",
+    ),
 }
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The command line: one flag for each setting, and --config, --dry-run, --json and --version."""
+    """The command line: one flag for each setting, and --config, --dry-run, --json, --submit and --version."""
     parser = Parser(
         prog=PROGRAM,
         usage=f"{PROGRAM} --budget BUDGET [--model MODEL] [FLAG VALUE ...]",
@@ -247,7 +276,11 @@ def build_parser() -> argparse.ArgumentParser:
         for name in names:
             field = SearchSettings.model_fields[name]
             default = f" [{field.default}]" if not field.is_required() and field.default is not None else ""
-            group.add_argument(_flag(name), dest=name, metavar=_metavar(name), help=f"{field.description}{default}")
+            alone: dict[str, Any] = (
+                {"nargs": "?", "const": "yes"} if field.annotation is bool else {}
+            )  # --force means --force yes
+            text = f"{field.description}{default}"
+            group.add_argument(_flag(name), dest=name, metavar=_metavar(name), help=text, **alone)
     group = parser.add_argument_group("the command")
     group.add_argument("--config", metavar="FILE.yaml", default=None, help="settings as YAML")
     group.add_argument(
@@ -258,6 +291,12 @@ def build_parser() -> argparse.ArgumentParser:
         action="store_true",
         default=False,
         help="print one JSON document on stdout, everything else on stderr",
+    )
+    group.add_argument(
+        "--submit",
+        metavar="URL",
+        default=None,
+        help="run as a job of the Ray cluster with this dashboard, http://HOST:8265; Ctrl-C stops the job",
     )
     group.add_argument("--version", action="version", version=_version(), help="print the version")
     return parser
@@ -396,5 +435,11 @@ def _read_yaml(config: str) -> dict[str, Any]:
 def parse_arguments(arguments: Sequence[str]) -> tuple[SearchSettings, bool, bool]:
     """The settings, whether this is a dry run, and whether the result is printed as JSON."""
     flags = vars(build_parser().parse_args(arguments))
-    config, dry_run, as_json = flags.pop("config"), flags.pop("dry_run"), flags.pop("json")
+    config, dry_run, as_json, _ = (flags.pop(name) for name in ("config", "dry_run", "json", "submit"))
     return load_settings(flags, config), dry_run, as_json
+
+
+def submit_address(arguments: Sequence[str]) -> str | None:
+    """The value of ``--submit``: the address of the cluster's Jobs API, or None to run here."""
+    address: str | None = build_parser().parse_args(arguments).submit
+    return address

@@ -1,27 +1,28 @@
-"""The process of a Ray Tune trial: it asks a worker to run the real trial, and reports each result to Tune.
+"""The process of a Ray Tune trial: it drives a worker through the real trial, and reports each result to Tune.
 
-It imports neither torch nor transformers, so it starts as fast as Ray and Tune do.
+It imports neither torch nor transformers, so it starts as fast as Ray and Tune do. The driver of the search lends it
+the worker, takes it back when Tune says that the trial has ended, and decides about another try.
 """
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import os
 from typing import Any
 
+import ray
 from ray import tune
+from ray.exceptions import RayError
 
-from nas.planning.errors import Failure, NoWorkerError
-from nas.running.workers import work
+from nas.running.jobs import failure_of
 from search_spaces.errors import InputError
 
 log = logging.getLogger(__name__)
 
-# Keys of a result. FINAL and FAILURE tell how a trial ended, and RETRIED why it was tried again. Beside a FAILURE:
-# AGAIN is True when a retry may help, MEMORY when memory was short, NO_WORKER when no worker is left for any trial.
-FINAL, FAILURE, RETRIED = "final", "failure", "retried"
-AGAIN, MEMORY, NO_WORKER = "again", "out_of_memory", "no_worker"
+# Keys of a result. FINAL and FAILURE tell how a trial ended. Beside a FAILURE: AGAIN is True when a retry may help,
+# MEMORY when memory was short.
+FINAL, FAILURE = "final", "failure"
+AGAIN, MEMORY = "again", "out_of_memory"
 TOKENS, LOSS, WORKER = "tokens", "val_loss", "worker"
 
 # The metrics that the study keeps of a trial.
@@ -38,30 +39,37 @@ METRICS = (
 THREAD_SECONDS = "600"
 
 
-def trainable(config: dict[str, Any], pool: Any, task: bytes) -> None:
-    """Run one trial and report its rungs as they come. ``task`` is `nas.running.tasks.trial_task`, pickled."""
+def trainable(config: dict[str, Any], task: bytes) -> None:
+    """Run one trial and report its rungs as they come. ``task`` is `nas.running.tasks.trial_task`, pickled.
+
+    ``config`` has the name of the worker's actor as ``worker``.
+    """
     # Tune reads this when it uses the process again. A stopped trial needs time to end, or Tune gives up the next one.
     os.environ["TUNE_FUNCTION_THREAD_TIMEOUT_S"] = THREAD_SECONDS
-    asyncio.run(_report(config, pool, task))
+    name, spec = trial_name(config["study"], config["number"]), config["spec"]
+    try:
+        worker = ray.get_actor(config["worker"])
+    except ValueError as error:
+        tune.report({FAILURE: f"the worker died: {error}", AGAIN: True, MEMORY: False})
+        return
+    try:
+        result = ray.get(worker.begin.options(name=name).remote(name, task, spec, spec["cache"]))
+        while result is not None:
+            tune.report(result)
+            result = ray.get(worker.more.options(name=name).remote(name))
+    except RayError as error:  # what the task raises too
+        tune.report(_failed(error, name, spec["cache"]))
+
+
+def _failed(error: RayError, name: str, folder: str) -> dict[str, Any]:
+    try:
+        failure = failure_of(error, folder)
+    except InputError as wrong:
+        return {FAILURE: str(wrong)}
+    log.error("%s failed", name, exc_info=failure.error)
+    return {FAILURE: failure.reason, AGAIN: failure.retry, MEMORY: failure.memory}
 
 
 def trial_name(study: str, number: int) -> str:
-    """The name of trial ``number`` of ``study`` among the tasks of a pool."""
+    """The name of trial ``number`` of ``study``, as Ray's dashboard shows it."""
     return f"trial {number} of {study}"
-
-
-async def _report(config: dict[str, Any], pool: Any, task: bytes) -> None:
-    number, spec = config["number"], config["spec"]
-    name = trial_name(config["study"], number)
-    results = work(pool, name, task, spec, lambda why: tune.report({RETRIED: why}), spec["cache"])
-    try:
-        async for result in results:
-            if isinstance(result, Failure):
-                log.error("trial %s failed", number, exc_info=result.error)
-                tune.report({FAILURE: result.reason, AGAIN: result.retry, MEMORY: result.memory})
-            else:
-                tune.report(result)
-    except NoWorkerError as error:
-        tune.report({FAILURE: str(error), NO_WORKER: True})
-    except InputError as error:
-        tune.report({FAILURE: str(error)})

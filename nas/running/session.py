@@ -5,11 +5,10 @@ from __future__ import annotations
 import logging
 import os
 import signal
-import sys
-import threading
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from typing import Any
 
 import psutil
@@ -27,8 +26,11 @@ os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
 import ray
 
-from nas.planning.machine import Machine, Node
+from nas.planning.machine import Machine
 from nas.planning.settings import SearchSettings
+from nas.running.cluster import machine_now, nodes_to_come
+from nas.running.signals import as_ctrl_c, sigterm_as_ctrl_c
+from nas.running.watch import Watch
 from search_spaces.errors import InputError, one_line
 
 logging.getLogger("ray.tune.tune").setLevel(logging.CRITICAL)  # it lists the trials that failed once more
@@ -42,8 +44,6 @@ WORKER_ENVIRONMENT = {
     "MALLOC_MMAP_THRESHOLD_": str(4 * 2**30),
     "MALLOC_TRIM_THRESHOLD_": str(4 * 2**30),
 }
-RAY_PROCESSES = ("gcs_server", "raylet")  # Ray ends without them
-LAST_SECONDS = 10.0  # for the end of a search whose Ray has died; the study can be continued from wherever it stops
 OBJECT_STORE_BYTES = 100 * 2**20  # results are small; Ray's default is 30 % of the memory
 
 
@@ -51,28 +51,49 @@ OBJECT_STORE_BYTES = 100 * 2**20  # results are small; Ray's default is 30 % of 
 def ray_session(settings: SearchSettings) -> Iterator[Machine]:
     """Connect to the Ray cluster at ``--address`` or RAY_ADDRESS, or start a local Ray if neither is given.
 
-    Yields the resources. At the end a local Ray is shut down; a cluster keeps running. SIGTERM (``ray job stop``, a
+    Yields the nodes. At the end a local Ray is shut down; a cluster keeps running. SIGTERM (``ray job stop``, a
     batch system) acts like Ctrl-C, from the start on. Raises InputError when no cluster answers, when a local Ray does
-    not start, and when a local Ray dies.
+    not start, and when Ray dies.
     """
     address = settings.address or os.environ.get("RAY_ADDRESS") or "local"
     warnings.filterwarnings("ignore", category=FutureWarning, module="ray")
-    previous = signal.signal(signal.SIGTERM, _interrupt)
-    try:
-        _connect(address)
-        watch = _Watch(address == "local")
+    with sigterm_as_ctrl_c(), Watch() as watch, _connection(address):
+        watch.start(address == "local")
         try:
-            yield _machine()
+            yield machine_now() if address == "local" else replace(machine_now(nodes_to_come()), grows=True)
         except BaseException as error:
             if watch.explains(error):
                 raise InputError(watch.message) from error
             raise
         finally:
             watch.closing.set()
-            ray.shutdown()
-            watch.closed.set()
+
+
+@contextmanager
+def _connection(address: str) -> Iterator[None]:
+    """Connect to Ray for the block. Afterwards, whatever ends it, every process of a local Ray has ended.
+
+    Ray gives its raylet a second. What that has not ended by then, or what belongs to a Ray that was interrupted at its
+    start, would stay for half a minute.
+    """
+    others = set(psutil.Process().children())
+    try:
+        _connect(address)
+        yield
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        own = [one for one in psutil.Process().children() if one not in others]
+        own += [descendant for one in own for descendant in _descendants(one)]
+        ray.shutdown()
+        for process in own:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+
+
+def _descendants(process: psutil.Process) -> list[psutil.Process]:
+    try:
+        return process.children(recursive=True)
+    except psutil.NoSuchProcess:
+        return []
 
 
 def _connect(address: str) -> None:
@@ -83,7 +104,7 @@ def _connect(address: str) -> None:
         # The workers of a local Ray inherit its environment. With a runtime_env, Ray could not use its prestarted ones.
         with _environment(WORKER_ENVIRONMENT if local else {}):
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **(own if local else theirs))
-        signal.signal(signal.SIGTERM, _interrupt)  # Ray has put its own in place
+        signal.signal(signal.SIGTERM, as_ctrl_c)  # Ray has put its own in place
     except SystemExit:  # Ray's own answer to SIGTERM
         raise KeyboardInterrupt from None
     except Exception as error:  # some that Ray raises are of no narrower class
@@ -100,58 +121,12 @@ def _does_not_answer(address: str, error: Exception) -> str:
 def _does_not_start(error: Exception) -> str:
     text = one_line(error)
     name = "RAY_TMPDIR" if "RAY_TMPDIR" in os.environ else "TMPDIR"
-    folder = os.environ.get(name, "/tmp")
+    folder = os.environ.get(name, "/tmp")  # nosec B108  # only named in a message
     if "AF_UNIX" in text:
         return f"{name} {folder!r}: too long for the sockets of Ray; set RAY_TMPDIR to a short folder such as /tmp"
     if "timed out during startup" in text:
         return "Ray did not start within 30 s, as on a machine that is very busy; give the same command again"
     return f"Ray does not start on this machine: {text}; its logs in {folder}/ray/session_latest/logs tell more"
-
-
-class _Watch:
-    """Watches the processes of a local Ray. When one dies, it interrupts this process as Ctrl-C does.
-
-    Without this, Ray would be silent for a minute and then abort this process. Some calls to a dead Ray cannot be
-    interrupted: Tune reads its registry of trainables from gcs_server, in C++, before every trial. Such a process is
-    ended after `LAST_SECONDS`. ``closing`` is set before Ray is shut down, ``closed`` after it.
-    """
-
-    def __init__(self, local: bool) -> None:
-        children = psutil.Process().children() if local else []
-        self._processes = {one: name for one in children if (name := one.name()) in RAY_PROCESSES}
-        self.message = ""
-        self.closing, self.closed = threading.Event(), threading.Event()
-        threading.Thread(target=self._run, name="watch over Ray", daemon=True).start()
-
-    def explains(self, error: BaseException) -> bool:
-        """Whether the death of a process of Ray is the cause of ``error``."""
-        return bool(self.message) if isinstance(error, KeyboardInterrupt) else self._look()
-
-    def _look(self) -> bool:
-        for process, name in self._processes.items():
-            if _has_ended(process):
-                self.message = (
-                    f"Ray's process {name} has died, as when somebody ends it or memory is short; "
-                    "finished trials are kept, and the same command continues"
-                )
-                return True
-        return False
-
-    def _run(self) -> None:
-        while not self.closing.wait(1.0):
-            if self._look():
-                os.kill(os.getpid(), signal.SIGTERM)
-                if not self.closed.wait(LAST_SECONDS):
-                    print(f"error: {self.message}", file=sys.stderr, flush=True)
-                    os._exit(2)
-                return
-
-
-def _has_ended(process: psutil.Process) -> bool:
-    try:
-        return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return True
 
 
 @contextmanager
@@ -167,14 +142,3 @@ def _environment(values: Mapping[str, str]) -> Iterator[None]:
                 del os.environ[name]
             else:
                 os.environ[name] = value
-
-
-def _interrupt(number: int, frame: Any) -> None:
-    raise KeyboardInterrupt
-
-
-def _machine() -> Machine:
-    alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    return Machine(
-        tuple(Node(int(one.get("CPU", 0)), float(one.get("GPU", 0)), int(one.get("memory", 0))) for one in alive)
-    )

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections import deque
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from typing import Any, TypeVar
 
 from ray import cloudpickle
 
 from nas.planning.errors import Failure, too_little_memory
+from nas.running.jobs import Job, Retried, Started, Task, results_of
 from nas.running.tasks import final_task, latency_task, readings_task, screen_task, slices_task
-from nas.running.workers import Task, Workers, work
+from nas.running.workers import Workers
 from search_spaces.errors import InputError
 from trials.distill.checkpoint import Rung
 from trials.evaluate.reading import Reading
@@ -61,9 +61,15 @@ def run_slices(specs: Mapping[str, SlicesSpec], workers: Workers, on_result: OnR
     _run_all(slices_task, specs, workers, on_result, lambda spec: spec.cache)
 
 
-def run_timings(specs: Mapping[str, TrialSpec], workers: Workers, on_result: OnResult[float]) -> None:
-    """Measure the latencies of ``specs`` one at a time, in milliseconds of a generated token."""
-    _run_all(latency_task, specs, workers, on_result, lambda spec: spec.cache, at_once=1)
+def run_timings(
+    specs: Mapping[str, TrialSpec], workers: Workers, on_result: OnResult[float], hardware: str = ""
+) -> None:
+    """Measure the latencies of ``specs`` in milliseconds of a generated token, all on one kind of ``hardware``.
+
+    They run one at a time, because they would slow each other down; or on as many GPUs as there are, one on each.
+    """
+    alone = workers.resources.gpus == 1.0
+    _run_all(latency_task, specs, workers, on_result, lambda spec: spec.cache, None if alone else 1, hardware)
 
 
 def _run_all(
@@ -73,20 +79,14 @@ def _run_all(
     on_result: OnResult[Any],
     folder: Callable[[Any], str],
     at_once: int | None = None,
+    hardware: str = "",
 ) -> None:
-    pickled, waiting = cloudpickle.dumps(task), deque(specs)
-
-    async def one_by_one() -> None:
-        while waiting:
-            name = waiting.popleft()
-            spec = specs[name]
-            on_result(name, None)
-            async for result in work(workers.pool, f"{task.__name__} {name}", pickled, spec, folder=folder(spec)):
-                if isinstance(result, Failure) and result.memory:
-                    raise InputError(too_little_memory(workers.count))
-                on_result(name, result)
-
-    async def together() -> None:
-        await asyncio.gather(*(one_by_one() for _ in range(at_once or workers.count)))
-
-    asyncio.run(together())
+    pickled, kind = cloudpickle.dumps(task), task.__name__.removesuffix("_task")
+    jobs = {f"{kind} {name}": Job(pickled, spec, folder(spec)) for name, spec in specs.items()}
+    names = dict(zip(jobs, specs, strict=True))
+    with closing(results_of(workers, jobs, at_once, hardware)) as happened:
+        for job, result in happened:
+            if isinstance(result, Failure) and result.memory:
+                raise InputError(too_little_memory(workers.count))
+            if not isinstance(result, Retried):
+                on_result(names[job], None if isinstance(result, Started) else result)

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import ray
+import torch
 from numpy.typing import NDArray
 
 from nas.planning.log_messages import log_messages
@@ -20,8 +21,9 @@ from trials.evaluate.reading import Reading
 from trials.evaluate.tasks import HarnessTask
 from trials.evaluate_on_tests import EvaluationSpec, check_tests, evaluate_on_tests
 from trials.final import FinalResult, FinalSpec, run_final
+from trials.losses.precision import training_precision
 from trials.losses.window_losses import WindowLosses
-from trials.preparation import Preparation, prepare, prepare_targets, shared, teacher_windows
+from trials.preparation import Preparation, keep_text, prepare, prepare_targets, shared, teacher_windows
 from trials.prune.importance import ImportanceScores
 from trials.prune.neuron_value import neuron_values
 from trials.recipe import Recipe
@@ -32,6 +34,18 @@ from trials.text.validation import OF_TEXT
 from trials.trial import TrialSpec, run_trial
 
 Result = TypeVar("Result")
+
+
+def kind_of(device: str) -> tuple[str, str]:
+    """What losses depend on, and what times depend on: the kind of arithmetic, and the device, of this worker."""
+    dtype, _ = training_precision(device)
+    number = str(dtype).removeprefix("torch.")
+    if device == "cuda":
+        name = torch.cuda.get_device_name()
+        return f"{name}, {number}", name
+    with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
+        name = next((line.partition(":")[2].strip() for line in file if line.startswith("model name")), "CPU")
+    return f"CPU, {number}", name
 
 
 class PreparedTeacher(NamedTuple):
@@ -51,7 +65,10 @@ class PreparedTeacher(NamedTuple):
 
 
 class PreparationSpec(NamedTuple):
-    """What to prepare. ``tests`` are checked first; ``by_layer`` asks for the values of neurons."""
+    """What to prepare. ``tests`` are checked first; ``by_layer`` asks for the values of neurons.
+
+    Finals train on ``final_tokens`` more tokens than trials.
+    """
 
     recipe: Recipe
     cache: str
@@ -59,6 +76,7 @@ class PreparationSpec(NamedTuple):
     tests: tuple[TextTask | HarnessTask, ...] = ()
     test_tokens: int | None = None
     by_layer: bool = False
+    final_tokens: int = 0
 
 
 def preparation_task(spec: PreparationSpec) -> Iterator[str | PreparedTeacher]:
@@ -72,6 +90,8 @@ def preparation_task(spec: PreparationSpec) -> Iterator[str | PreparedTeacher]:
             preparation, common = prepare(*given), shared(*given)
             values = neuron_values(common.scores, common.streams) if spec.by_layer else None
             windows = teacher_windows(*given)
+            if spec.final_tokens:
+                keep_text(*given, spec.final_tokens)
         shares = common.streams.shares.numpy() if spec.recipe.refit else None
         emit(PreparedTeacher(preparation, common.scores, shares, windows, values))
 

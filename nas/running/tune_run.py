@@ -15,10 +15,11 @@ from nas.choosing.promotion import Promotion
 from nas.planning.errors import PAUSES, too_little_memory
 from nas.planning.plan import Plan
 from nas.planning.specs import trial_spec
-from nas.running.client import trainable, trial_name
+from nas.running.client import trainable
+from nas.running.jobs import Task
 from nas.running.tasks import trial_task
 from nas.running.tune_search import OUT_OF_MEMORY, OnTrial, StudyScheduler, StudySearcher
-from nas.running.workers import Task, Workers
+from nas.running.workers import Workers
 from nas.study.study import Candidate, SearchStudy
 from search_spaces.errors import InputError
 
@@ -37,16 +38,9 @@ def run_trials(plan: Plan, study: SearchStudy, workers: Workers, on_change: OnTr
     worker left, and when trials fail by their surroundings again and again. Raises NothingFeasibleError when the first
     trials all fail for one reason.
     """
-    searcher = StudySearcher(
-        study,
-        _describer(plan),
-        on_change,
-        lambda number: workers.pool.close.remote(trial_name(study.name, number)),
-        left=plan.trials - study.finished(),
-        pauses=PAUSES,
-    )
-    while searcher.left > 0 and not searcher.problem:
-        workers.pool.clear.remote()  # workers that an earlier Tune run has left busy
+    left = plan.trials - study.finished()
+    searcher = StudySearcher(study, _describer(plan), on_change, workers, left=left, pauses=PAUSES)
+    while not (searcher.done or searcher.out_of_memory or searcher.problem):
         try:
             _run_tune(plan, study, workers, searcher, task)
             break
@@ -55,7 +49,6 @@ def run_trials(plan: Plan, study: SearchStudy, workers: Workers, on_change: OnTr
                 raise
             log.warning("Ray ended a process of Tune for lack of memory; its trials continue from their checkpoints")
             searcher.abandon(OUT_OF_MEMORY)
-            searcher.wait()
     problem = InputError(too_little_memory(workers.count)) if searcher.out_of_memory else searcher.problem
     if problem:
         study.requeue()
@@ -65,7 +58,7 @@ def run_trials(plan: Plan, study: SearchStudy, workers: Workers, on_change: OnTr
 def _run_tune(plan: Plan, study: SearchStudy, workers: Workers, searcher: StudySearcher, task: Task) -> None:
     """One new Tune run for the trials that are left. The searcher ends it."""
     disposable = plan.folder / "tune"
-    trial = tune.with_parameters(trainable, pool=workers.pool, task=cloudpickle.dumps(task))
+    trial = tune.with_parameters(trainable, task=cloudpickle.dumps(task))
     promotion = Promotion(
         study,
         last=plan.recipe.tokens,
@@ -78,10 +71,9 @@ def _run_tune(plan: Plan, study: SearchStudy, workers: Workers, searcher: StudyS
             search_alg=searcher,
             scheduler=StudyScheduler(study, searcher.on_change, promotion),
             num_samples=-1,
-            max_concurrent_trials=plan.resources.workers,
             reuse_actors=True,
-            trial_name_creator=lambda trial: f"trial-{trial.config['number']:03d}",
-            trial_dirname_creator=lambda trial: f"trial-{trial.config['number']:03d}",
+            trial_name_creator=_name,
+            trial_dirname_creator=_name,
         ),
         run_config=tune.RunConfig(
             name="run",
@@ -94,14 +86,30 @@ def _run_tune(plan: Plan, study: SearchStudy, workers: Workers, searcher: StudyS
     disposable.mkdir(parents=True)
     try:
         tuner.fit()
+    except RuntimeError as error:
+        if wrong := _input_error(error):
+            raise wrong from error
+        raise
     finally:
         shutil.rmtree(disposable, ignore_errors=True)
+
+
+def _input_error(error: BaseException | None) -> InputError | None:
+    """The InputError that Tune has made an error of its own, as it does with all that the study raises."""
+    while error is not None and not isinstance(error, InputError):
+        error = error.__cause__ or error.__context__
+    return error
 
 
 def _own_address() -> str:
     """The address of the driver's node, as Ray knows it."""
     own = ray.get_runtime_context().get_node_id()
     return next(str(node["NodeManagerAddress"]) for node in ray.nodes() if node["NodeID"] == own)
+
+
+def _name(trial: Any) -> str:
+    attempt = trial.config["attempt"]
+    return f"trial-{trial.config['number']:03d}" + (f"-again-{attempt}" if attempt else "")
 
 
 def _describer(plan: Plan) -> Callable[[Candidate], dict[str, Any]]:

@@ -7,6 +7,7 @@ import math
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +22,17 @@ from nas.planning.errors import (
     alike,
     alike_by_surroundings,
 )
-from nas.running.client import AGAIN, FAILURE, FINAL, LOSS, MEMORY, METRICS, NO_WORKER, RETRIED, TOKENS
+from nas.running.client import AGAIN, FAILURE, FINAL, LOSS, MEMORY, METRICS, TOKENS
 from nas.study.study import Candidate, SearchStudy
 from search_spaces.errors import InputError, one_line
 from trials.text.validation import OF_TEXT
 
 log = logging.getLogger(__name__)
 
+DIED = "its process died"
 OUT_OF_MEMORY = "Ray ended its process for lack of memory"
 
+MANY = 1_000_000  # tasks; more than any cluster has workers
 KEPT_ENDED = 200  # trials that Tune knows after their end; it may still be busy with the actors of a few of them
 
 OnTrial = Callable[[int], None]
@@ -43,15 +46,24 @@ class _Disposable:
         return {}
 
 
+@dataclass
+class _Running:
+    """A candidate that Tune runs, on the worker of ``slot``."""
+
+    candidate: Candidate
+    slot: Any
+
+
 class StudySearcher(_Disposable, Searcher):
     """Asks the study for candidates and tells it how they ended. Holds nothing that must survive a crash.
 
-    ``describe`` turns a candidate into the configuration of a Tune trial. ``on_change`` is called for every trial that
-    has started or ended, ``on_lost`` for every trial whose Tune process has died.
+    A candidate is asked for when ``workers`` (`nas.running.workers.Workers`) has a free worker, which is lent to its
+    trial until Tune says that this has ended. ``describe`` turns a candidate into the configuration of a Tune trial.
+    ``on_change`` is called for every trial that has started or ended.
 
-    At most ``left`` candidates are asked for. A trial whose Tune process dies is queued again, as another trial of the
-    same architecture, once for each of ``pauses``. During the pause, in seconds, no trial starts. A trial that dies
-    more often fails, and the next run of the command tries it again.
+    At most ``left`` candidates are asked for. A trial whose worker or Tune process dies, or whose surroundings fail, is
+    tried again after each of ``pauses``, in seconds. A trial that fails more often fails for good, and the next run of
+    the command tries it again.
 
     ``problem`` is the error that ends the search, or None: there is no worker left, or the first trials failed alike.
     """
@@ -61,17 +73,17 @@ class StudySearcher(_Disposable, Searcher):
         study: SearchStudy,
         describe: Callable[[Candidate], dict[str, Any]],
         on_change: OnTrial,
-        on_lost: OnTrial,
+        workers: Any,
         *,
         left: float = math.inf,
         pauses: Sequence[float] = (),
     ) -> None:
         super().__init__(metric=LOSS, mode="min")
-        self.study, self.describe, self.on_change, self.on_lost = study, describe, on_change, on_lost
+        self.study, self.describe, self.on_change, self.workers = study, describe, on_change, workers
         self.left, self.pauses = left, pauses
-        self._running: dict[str, Candidate] = {}  # by Tune's name of the trial
-        self._deaths: Counter[str] = Counter()  # of Tune's processes, by architecture
-        self._resume_at = 0.0  # by the monotonic clock, in seconds
+        self._running: dict[str, _Running] = {}  # by Tune's name of the trial
+        self._again: list[tuple[float, Candidate]] = []  # from when on, by the monotonic clock in seconds
+        self._tries: Counter[int] = Counter()  # those that failed, by the number of the trial
         self._succeeded = any(one.state in ("COMPLETE", "PRUNED") for one in study.records())
         self._own, self._surroundings = AlikeFailures(), AlikeFailures()
         self.out_of_memory = False  # Ray ended every worker of a trial because memory was short
@@ -88,41 +100,63 @@ class StudySearcher(_Disposable, Searcher):
             return InputError(alike_by_surroundings("trials", self._surroundings.reason))
         return None
 
+    @property
+    def done(self) -> bool:
+        """Whether there is nothing left to try."""
+        return self.left <= 0 and not self._again
+
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         """The configuration of the next trial, None when there is none yet, or FINISHED when there is none any more.
 
-        A running trial may be queued again, or be the first to succeed. So the end comes only after the last of them.
+        A running trial may be tried again, or be the first to succeed. So the end comes only after the last of them.
         """
         if self.out_of_memory or self._no_worker:
             return str(Searcher.FINISHED)
-        none_yet = None if self._running else str(Searcher.FINISHED)
-        if self.left <= 0 or self.problem:
+        none_yet = None if self._running or self._again else str(Searcher.FINISHED)
+        if self.problem:
+            return None if self._running else str(Searcher.FINISHED)
+        due = next((one for one in self._again if one[0] <= time.monotonic()), None)
+        if due is None and self.left <= 0:
             return none_yet
-        if time.monotonic() < self._resume_at:
-            return None
-        candidate = self.study.ask()
+        try:
+            self._want()
+            if not self.workers.has_free():
+                return None
+        except NoWorkerError as error:
+            self._no_worker = str(error)
+            return str(Searcher.FINISHED)
+        candidate = due[1] if due else self.study.ask()
         if candidate is None:
             return none_yet
-        self.left -= 1
-        self._running[trial_id] = candidate
+        slot = self.workers.take(f"trial {candidate.number} of {self.study.name}")
+        if due:
+            self._again.remove(due)
+        else:
+            self.left -= 1
+        self._running[trial_id] = _Running(candidate, slot)
         self.on_change(candidate.number)
-        return {"study": self.study.name, "number": candidate.number, **self.describe(candidate)}
+        started = {"study": self.study.name, "number": candidate.number, "worker": slot.name}
+        return {**started, "attempt": self._tries[candidate.number], **self.describe(candidate)}
+
+    def _want(self) -> None:
+        possible = len(self._running) + len(self._again) + max(0.0, self.left)
+        self.workers.want(int(min(possible, MANY)))
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Tell the study whether the trial is complete, was stopped early, or has failed and why."""
-        candidate, last = self._running.pop(trial_id), result or {}
-        number = candidate.number
+        one, last = self._running.pop(trial_id), result or {}
+        number, hung = one.candidate.number, one.slot.hung
+        self.workers.give(one.slot)
+        self._want()
         if error or not last:
-            self._lost(candidate)
+            self._failed_try(one.candidate, DIED)
             return
-        if last.get(MEMORY):
-            self.out_of_memory = True  # the trial stays open for a search with fewer workers
-            return
-        if last.get(NO_WORKER):
-            self._no_worker = last[FAILURE]
+        if last.get(AGAIN):
+            reason = f"the worker died: {hung}" if hung else last[FAILURE]
+            self._failed_try(one.candidate, reason, bool(last.get(MEMORY)))
             return
         if FAILURE in last:
-            self._failed(number, last[FAILURE], again=bool(last.get(AGAIN)))
+            self._failed(number, last[FAILURE])
         elif not math.isfinite(last[LOSS]):
             self._failed(number, f"validation loss is {last[LOSS]} after {last[TOKENS]:,} tokens")
         else:
@@ -132,28 +166,26 @@ class StudySearcher(_Disposable, Searcher):
     def abandon(self, why: str) -> None:
         """Count the processes of all running trials as dead, because Tune has given up. ``why`` is kept with each."""
         for trial_id in list(self._running):
-            candidate = self._running.pop(trial_id)
-            self.study.note(candidate.number, why)
-            self._lost(candidate)
+            one = self._running.pop(trial_id)
+            self.workers.give(one.slot)
+            self._failed_try(one.candidate, why)
 
-    def wait(self) -> None:
-        """Wait until trials may start again."""
-        time.sleep(max(0.0, self._resume_at - time.monotonic()))
-
-    def _lost(self, candidate: Candidate) -> None:
-        self.on_lost(candidate.number)
-        key = candidate.architecture.key
-        self._deaths[key] += 1
-        deaths = self._deaths[key]
-        if deaths > len(self.pauses):
-            self._failed(candidate.number, "its process died in every attempt", again=True)
-            self.on_change(candidate.number)
-            return
-        pause = self.pauses[deaths - 1]
-        log.warning("trial %s: its process died; it starts again in %g s", candidate.number, pause)
-        self.study.retry(candidate.number)
-        self.left += 1
-        self._resume_at = max(self._resume_at, time.monotonic() + pause)
+    def _failed_try(self, candidate: Candidate, reason: str, memory: bool = False) -> None:
+        """Try the trial again after a pause, or give it up."""
+        number = candidate.number
+        self._tries[number] += 1
+        tries = self._tries[number]
+        if tries <= len(self.pauses):
+            pause, most = self.pauses[tries - 1], len(self.pauses) + 1
+            log.warning("trial %s: %s; try %s of %s starts in %g s", number, reason, tries + 1, most, pause)
+            if reason != DIED:  # the scheduler has noted why
+                self.study.note(number, reason)
+            self._again.append((time.monotonic() + pause, candidate))
+        elif memory:
+            self.out_of_memory = True  # the trial stays open for a search with fewer workers
+        else:
+            self._failed(number, f"{reason} in every try" if reason == DIED else reason, again=True)
+            self.on_change(number)
 
     def _failed(self, number: int, reason: str, again: bool = False) -> None:
         text = self.study.fail(number, reason, again=again)
@@ -189,9 +221,7 @@ class StudyScheduler(_Disposable, FIFOScheduler):
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         """Report the loss, and return Tune's CONTINUE or STOP."""
-        if RETRIED in result:
-            self.study.note(trial.config["number"], result[RETRIED])
-        if {FINAL, FAILURE, RETRIED} & result.keys():
+        if {FINAL, FAILURE} & result.keys():
             return str(TrialScheduler.CONTINUE)
         number, tokens, loss = trial.config["number"], int(result[TOKENS]), float(result[LOSS])
         known = not self.study.report(number, tokens, loss)

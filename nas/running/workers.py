@@ -1,139 +1,375 @@
-"""The workers of a search, and how a task runs on one of them, with retries."""
+"""The workers of a search. The driver starts them, lends each to one task, replaces dead ones, and gives them back.
+
+All of it happens in `Workers.poll`, which the driver calls while it waits for results. No thread and no other process
+holds any of this state, and Ray ends the workers of a driver that dies.
+"""
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import os
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from threading import Thread
-from typing import TYPE_CHECKING, Any
-from uuid import uuid4
+import signal
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from itertools import count
+from math import inf
+from pathlib import Path
+from typing import Any
 
-import psutil
 import ray
-from ray.exceptions import ActorDiedError, ActorUnavailableError, OutOfMemoryError, RayError, RayTaskError
+from ray.exceptions import OutOfMemoryError, RayActorError, RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from nas.planning.errors import PAUSES, Failure, NoWorkerError, classify, full_disk
-from nas.running.pool import Pool
-from search_spaces.errors import InputError, one_line
-
-if TYPE_CHECKING:
-    from nas.planning.machine import Resources
+from nas.planning.errors import TRIES, NoWorkerError, too_little_memory
+from nas.planning.machine import Machine, Node, Resources
+from nas.running.cluster import machine_now, unplaceable
+from nas.running.worker import PULSE, About, Worker
+from search_spaces.errors import named, one_line
 
 log = logging.getLogger(__name__)
 
-# With more of the memory in use than this share, Ray ends processes. The variable replaces the default.
-RAY_MEMORY_SETTING, RAY_MEMORY_SHARE = "RAY_memory_usage_threshold", 0.95
+LONGEST_PAUSE = 600.0  # seconds between two attempts to start a worker that has failed many times
+LOOK = 10.0  # seconds between two looks at the nodes of the cluster
+BEAT = 10.0  # seconds between two questions whether a worker is alive
+HUNG_AFTER = 600.0  # seconds without an answer or without processor time, after which a worker is replaced
+IDLE_SHARE = 0.02  # of a processor; an idle worker uses 0.005, and one that trains on a GPU more than 0.1
+PATIENCE = 600.0  # seconds in which a node may join that can have a worker
+KEEP = 60.0  # seconds that a worker of a cluster is kept, or waited for, when there are fewer tasks than workers
+SERIAL = count(1)  # of the workers of this process: the names of actors are their own
+STEP = 0.2  # seconds; the longest wait for results without a look at the workers
 
-Task = Callable[[Any], Iterator[Any]]
-"""A task is a function of one argument that returns a generator of results."""
+
+@dataclass(eq=False)
+class Slot:
+    """The place of one worker. Times are by the monotonic clock, in seconds.
+
+    ``worker`` is None while the slot waits until ``resume`` to start one. ``answer`` is the call of `Worker.free` whose
+    result is awaited: the worker starts, or ends a task. ``task`` has the worker. ``problem`` says why there is none.
+    """
+
+    name: str = ""
+    worker: Any = None
+    answer: Any = None
+    about: About | None = None
+    task: str = ""
+    problem: str = ""
+    failures: int = 0
+    resume: float = 0.0
+    since: float = 0.0  # when the worker was started, lent or became free
+    hung: str = ""  # why the worker was ended while it had a task
+    pulse: Any = None
+    beat: float = 0.0  # of the last pulse that was asked for
+    moved: float = 0.0  # when the worker last used its processor
+    seconds: float = 0.0  # of its processor, then
+
+    @property
+    def ready(self) -> bool:
+        """Whether the worker has started, and is free or has a task."""
+        return self.about is not None and self.worker is not None
+
+    @property
+    def free(self) -> bool:
+        """Whether the worker can be lent."""
+        return self.ready and self.answer is None and not self.task
 
 
-@dataclass(frozen=True)
+@dataclass
+class Pace:
+    """How patient `Workers` are, in seconds; see the constants of this file."""
+
+    look: float = LOOK
+    beat: float = BEAT
+    hung_after: float = HUNG_AFTER
+    patience: float = PATIENCE
+    keep: float = KEEP
+
+    def pause(self, failures: int) -> float:
+        """Before a worker that could not be started ``failures`` times is tried again."""
+        return float(min(4 ** (failures - 1), LONGEST_PAUSE))
+
+
+@dataclass
 class Workers:
-    """The `Pool` actor of a search, and the ``count`` of its workers."""
+    """The workers of a search: as many as there are tasks, as far as the nodes of the cluster have room.
 
-    pool: Any
-    count: int
+    A worker that no node has room for waits in Ray, where an autoscaler sees it. All workers of a search compute with
+    one kind of arithmetic, that of the first one: another one is ended, and its node gets none any more.
+    """
+
+    resources: Resources
+    output: str = "/"
+    coming: tuple[tuple[Node, int], ...] = ()
+    grows: bool = False
+    pace: Pace = field(default_factory=Pace)
+    worker: type[Worker] = Worker
+    arithmetic: str = ""
+
+    def __post_init__(self) -> None:
+        self._slots: list[Slot] = []
+        self._wanted = 0
+        self._refused: dict[str, str] = {}  # nodes whose workers are refused, with the reason
+        self._unplaced: float | None = None  # since when no node can have a worker
+        self._looked = self._polled = -inf
+        self._limit = max(1, self.resources.workers)
+
+    @property
+    def count(self) -> int:
+        """The number of workers that the search has, or waits for."""
+        return max(1, len(self._slots))
+
+    @property
+    def ready(self) -> int:
+        """The number of workers that have started."""
+        return sum(slot.ready for slot in self._slots)
+
+    @property
+    def hardware(self) -> list[str]:
+        """The kinds of devices of the workers that have started, each once."""
+        return list(dict.fromkeys(slot.about.hardware for slot in self._slots if slot.about))
+
+    @property
+    def problem(self) -> str:
+        """Why there is no worker, if none can be had; otherwise an empty string."""
+        if not self._slots or not all(slot.problem for slot in self._slots):
+            return ""
+        return "; ".join(dict.fromkeys(slot.problem for slot in self._slots))
+
+    def want(self, tasks: int) -> None:
+        """Say that ``tasks`` tasks are running or waiting. There are no more workers than tasks, but at least one."""
+        self._wanted = tasks
+        self.poll()
+
+    def has_free(self) -> bool:
+        """Whether a worker can be lent now. Raises NoWorkerError when none can be had any more."""
+        self.poll()
+        if self.problem:
+            raise NoWorkerError(self.problem)
+        return any(slot.free for slot in self._slots)
+
+    def take(self, task: str, hardware: str = "") -> Slot | None:
+        """Lend a free worker to ``task``; on ``hardware`` only, if given. None if there is none at the moment."""
+        for slot in self._slots:
+            if slot.free and slot.about and (not hardware or slot.about.hardware == hardware):
+                slot.task, slot.since, slot.moved, slot.hung = task, time.monotonic(), time.monotonic(), ""
+                return slot
+        return None
+
+    def give(self, slot: Slot) -> None:
+        """Take the worker of ``slot`` back. Its task ends where it is."""
+        if slot not in self._slots or not slot.task:
+            return
+        slot.task = ""
+        if slot.worker is not None:
+            slot.answer = slot.worker.free.remote()
+
+    def wait(self, calls: Sequence[Any], seconds: float = STEP) -> list[Any]:
+        """Those of ``calls``, results of remote methods, that are done; waits up to ``seconds`` for the first."""
+        awaited = [*calls, *(slot.answer for slot in self._slots if slot.answer is not None)]
+        if awaited:
+            ray.wait(awaited, num_returns=1, timeout=seconds)
+        else:
+            time.sleep(seconds)
+        self.poll()
+        return ray.wait(list(calls), num_returns=len(calls), timeout=0)[0] if calls else []
+
+    def poll(self) -> None:
+        """Hear what workers answer, start and end workers, and look for those that hang."""
+        now = time.monotonic()
+        if now - self._polled > 3 * self.pace.beat:  # the driver did something else, and asked for no pulse
+            for slot in self._slots:
+                slot.moved = now
+        self._polled = now
+        for slot in list(self._slots):
+            if slot.answer is not None and _is_done(slot.answer):
+                self._hear(slot)
+            if slot.ready:
+                self._feel_pulse(slot, now)
+            if slot.worker is None and now >= slot.resume:
+                self._start(slot)
+        if now - self._looked >= self.pace.look:
+            self._looked = now
+            self._look(now)
+        self._resize(now)
+
+    def close(self) -> None:
+        """End all workers."""
+        for slot in self._slots:
+            _end(slot)
+        self._slots.clear()
+
+    def _start(self, slot: Slot) -> None:
+        slot.name, slot.since, slot.about, slot.pulse = f"worker {next(SERIAL)}", time.monotonic(), None, None
+        slot.beat = slot.seconds = 0.0
+        without = {"label_selector": {"ray.io/node-id": f"!in({','.join(self._refused)})"}} if self._refused else {}
+        made = ray.remote(concurrency_groups={PULSE: 1})(self.worker)
+        slot.worker = made.options(name=slot.name, **self.resources.options, **without).remote(
+            self.resources.device, self.output
+        )
+        slot.answer = slot.worker.free.remote()
+
+    def _hear(self, slot: Slot) -> None:
+        answer, slot.answer = slot.answer, None
+        try:
+            about: About = ray.get(answer)
+        except RayError as error:
+            self._failed(slot, error)
+            return
+        slot.about, slot.failures, slot.problem = about, 0, ""
+        slot.since = slot.moved = time.monotonic()
+        self.arithmetic = self.arithmetic or about.arithmetic
+        if reason := self._reason_against(about):
+            log.warning("node %s gets no workers: %s", about.address, reason)
+            self._refused[about.node] = reason
+            self._remove(slot)
+
+    def _reason_against(self, about: About) -> str:
+        if not about.sees:
+            shared = "on a cluster, give a folder that all nodes share, such as an NFS mount"
+            return f"it does not see --output {self.output}; {shared}"
+        if about.arithmetic != self.arithmetic:
+            return f"it computes in {about.arithmetic}, and this search in {self.arithmetic}; losses would differ"
+        return ""
+
+    def _failed(self, slot: Slot, error: RayError) -> None:
+        slot.failures += 1
+        if _cannot_import(error) or slot.failures >= TRIES:
+            self._miss(slot, _problem(error, self.count))
+        _end(slot)
+        slot.resume = time.monotonic() + self.pace.pause(slot.failures)
+
+    def _miss(self, slot: Slot, problem: str) -> None:
+        left = sum(not one.problem for one in self._slots if one is not slot)
+        if left and problem != slot.problem:
+            log.warning("%s (the search goes on with %s of %s workers)", problem, left, len(self._slots))
+        slot.problem = problem
+
+    def _feel_pulse(self, slot: Slot, now: float) -> None:
+        """End the worker of ``slot`` if it has neither answered nor used its processor for too long."""
+        if slot.pulse is not None and _is_done(slot.pulse):
+            self._note_pulse(slot, now)
+        if slot.pulse is None and now - slot.beat >= self.pace.beat:
+            slot.pulse, slot.beat = slot.worker.pulse.remote(), now
+        if not slot.task and slot.answer is None:
+            slot.moved = now
+        elif now - slot.moved >= self.pace.hung_after:
+            slot.hung = f"it hung: no answer and no work for {self.pace.hung_after:g} s"
+            log.warning("%s was ended, because %s", slot.name, slot.hung)
+            _kill_process(slot)
+            _end(slot)
+            slot.answer, slot.resume = None, now
+
+    def _note_pulse(self, slot: Slot, now: float) -> None:
+        pulse, slot.pulse = slot.pulse, None
+        try:
+            seconds = ray.get(pulse)
+        except RayError:  # it has died; whoever has the worker, or gives it back, is told
+            if slot.free:
+                slot.answer = slot.worker.free.remote()
+            return
+        if seconds - slot.seconds > IDLE_SHARE * (now - slot.moved):
+            slot.seconds, slot.moved = seconds, now
+
+    def _look(self, now: float) -> None:
+        """Find how many workers the nodes can have, and whether any node can have one."""
+        machine, needed = machine_now(self.coming, self._refused), self.resources
+        fit = machine.fits(needed.cpus, needed.gpus, needed.memory)
+        more = int(self.grows and not self.coming)  # a worker without a place is what an unknown autoscaler sees
+        self._limit = max(1, needed.workers if needed.given else fit + more)
+        self._check_place(machine, now)
+
+    def _check_place(self, machine: Machine, now: float) -> None:
+        problem = unplaceable(self.resources.options, machine.possible)
+        if self._refused and not machine.nodes:
+            for slot in self._slots:
+                slot.problem = next(iter(self._refused.values()))
+        elif not problem or self.ready:
+            self._unplaced = None
+        elif self._unplaced is None:
+            self._unplaced = now
+            log.warning("%s; the search waits for such a node, for %g s", problem, self.pace.patience)
+        elif now - self._unplaced >= self.pace.patience:
+            for slot in self._slots:
+                slot.problem = (
+                    f"{problem}; give at most what a node has, or add such a node; the same command continues"
+                )
+
+    def _resize(self, now: float) -> None:
+        """Start workers for tasks that have none, and end those that no task needs."""
+        enough = max(1, min(self._wanted, self._limit))
+        while len(self._slots) < enough:
+            self._slots.append(slot := Slot())
+            self._start(slot)
+        idle = [one for one in self._slots if now - one.since >= self.pace.keep and not one.problem]
+        unneeded = [one for one in idle if not one.ready] + [one for one in idle if one.free]
+        for slot in unneeded[: max(0, len(self._slots) - enough)]:
+            self._remove(slot)
+
+    def _remove(self, slot: Slot) -> None:
+        _end(slot)
+        self._slots.remove(slot)
 
 
 @contextmanager
-def open_workers(resources: Resources) -> Iterator[Workers]:
-    """Start the workers of a search without waiting for them. They end with the block. Ray must be connected.
+def open_workers(
+    resources: Resources, output: str, machine: Machine, pace: Pace | None = None, kind: type[Worker] = Worker
+) -> Iterator[Workers]:
+    """The workers of a search, without waiting for them. They end with the block. Ray must be connected.
 
-    The log has a warning for each worker that the search has to do without.
+    ``machine`` is what they run on. As many as its nodes have room for start now. Those of a machine that does not grow
+    stay until the end. ``kind`` replaces the real worker in benchmarks.
+    ``output`` is the folder of all results, which is made.
     """
-    options = {"num_cpus": resources.cpus, "num_gpus": resources.gpus}
-    # The pool runs on the node of the driver, so it does not die with another node. When Ray ends it because memory is
-    # short, it starts anew, with new workers.
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    placed = ray.remote(Pool).options(num_cpus=0, scheduling_strategy=here, max_restarts=-1)
-    pool = placed.remote(resources.workers, options)
-    notices = Thread(target=_log_notices, args=(pool,), name="notices", daemon=True)
-    notices.start()
+    Path(output).mkdir(parents=True, exist_ok=True)
+    pace = pace or Pace()
+    pace = pace if machine.grows else replace(pace, keep=inf)
+    workers = Workers(resources, output, machine.coming, machine.grows, pace, kind)
+    up = replace(machine, coming=()).fits(resources.cpus, resources.gpus, resources.memory)
+    workers.want(max(1, min(up, resources.workers)))
     try:
-        yield Workers(pool, resources.workers)
+        yield workers
     finally:
-        ray.kill(pool)  # the workers end with the pool, which owns them
-        notices.join(timeout=5)
+        workers.close()
 
 
-def _log_notices(pool: Any) -> None:
-    while True:
-        try:
-            log.warning("%s", ray.get(pool.next_notice.remote()))
-        except ActorDiedError:  # it was ended for good
-            return
-        except RayError:  # it starts anew
-            continue
+def _end(slot: Slot) -> None:
+    if slot.worker is not None:
+        ray.kill(slot.worker)
+    slot.worker = slot.answer = slot.pulse = slot.about = None
 
 
-async def work(
-    pool: Any,
-    name: str,
-    task: bytes,
-    argument: Any,
-    note: Callable[[str], None] = lambda reason: None,
-    folder: str = "",
-) -> AsyncIterator[Any]:
-    """Run ``task``, a pickled `Task`, on a free worker, and yield its results as they are requested.
-
-    A task is tried up to `TRIES` times when its worker or node dies, or after an error that a retry can mend
-    (`nas.planning.errors.classify`). Between the tries are `PAUSES`. ``note`` is called with the reason of each retry.
-    A retry may yield a result again. If the task fails for good, the last result is a `Failure`. ``name`` must be
-    unique among the tasks of the search. ``folder`` is where the task writes: a failure names it when its disk is full.
-
-    Raises InputError when the task does, and NoWorkerError when there is no worker left.
-    """
-    for pause in (*PAUSES, None):
-        who, client = "pool of workers", uuid4().hex
-        try:
-            worker = await _taken(pool, name, client)
-            who = "worker"
-            if worker is None:  # nobody wants the results any more
-                return
-            await worker.begin.remote(name, task, argument, folder)
-            while (result := await worker.more.remote(name)) is not None:
-                yield result
-            return
-        except RayTaskError as error:
-            if isinstance(error.cause, InputError):
-                raise error.cause from None
-            failure = classify(error.cause)
-        except RayError as error:
-            failure = _death(who, error, folder)
-        finally:
-            pool.give.remote(name, client)  # also where it still waits for a worker
-        if not failure.retry or pause is None:
-            break
-        note(failure.reason)
-        await asyncio.sleep(pause)
-    yield failure
+def _is_done(call: Any) -> bool:
+    return bool(ray.wait([call], timeout=0)[0])
 
 
-async def _taken(pool: Any, name: str, client: str) -> Any:
-    try:
-        return await pool.take.remote(name, client)
-    except ActorDiedError as error:
-        raise NoWorkerError("the pool of workers was ended; give the same command again") from error
+def _kill_process(slot: Slot) -> None:
+    """Kill the process of ``slot``. A process that stands still does not hear `ray.kill`."""
+    assert slot.about is not None, "only a worker that has started has a pulse"
+    there = NodeAffinitySchedulingStrategy(slot.about.node, soft=False)
+    ray.remote(_kill).options(num_cpus=0, scheduling_strategy=there).remote(slot.about.process)
 
 
-def _death(who: str, error: RayError, folder: str) -> Failure:
-    """The failure of a task whose worker or node died, or whose pool did.
-
-    A full disk kills a worker that writes to mapped memory. Ray does not tell why a process died that starts anew.
-    """
-    memory = isinstance(error, OutOfMemoryError) or (isinstance(error, ActorUnavailableError) and _memory_is_short())
-    cause = "Ray ended it for lack of memory" if memory else full_disk(folder) or one_line(error)
-    return Failure(f"the {who} died: {cause}", retry=True, memory=memory, error=error)
+def _kill(process: int) -> None:
+    with suppress(ProcessLookupError):
+        os.kill(process, signal.SIGKILL)
 
 
-def _memory_is_short() -> bool:
-    """Whether this machine uses about as much memory as Ray allows."""
-    memory = psutil.virtual_memory()
-    allowed = float(os.environ.get(RAY_MEMORY_SETTING, RAY_MEMORY_SHARE))
-    return 1 - memory.available / memory.total > allowed - 0.02
+def _cannot_import(error: RayError) -> bool:
+    """Whether the worker started and failed in its imports. They would fail again on the same node."""
+    return isinstance(error, RayTaskError) or (isinstance(error, RayActorError) and error.actor_init_failed)
+
+
+def _problem(error: RayError, workers: int) -> str:
+    """The cause of a worker that could not be started, and the way out, for the user."""
+    if isinstance(error, OutOfMemoryError):
+        return too_little_memory(workers)
+    if _cannot_import(error):
+        cause = error.cause if isinstance(error, RayTaskError) else None
+        text = named(cause) if cause is not None else str(error).strip().splitlines()[-1]
+        return (
+            f"a worker cannot import what trials need ({one_line(text)}); install the project in the Python of "
+            "Ray on every node; the same command continues"
+        )
+    logs = "Ray's logs (/tmp/ray/session_latest/logs, or ray logs) tell more"
+    return f"a worker cannot be started ({one_line(error)}); {logs}; the same command continues"

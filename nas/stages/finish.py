@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from nas.choosing.finalists import finalists
 from nas.choosing.selection import best, inside
-from nas.planning.errors import Failure
+from nas.planning.errors import TRIES, Failure
 from nas.planning.plan import Plan
 from nas.planning.specs import final_spec, final_windows
 from nas.running.task_lists import FinalUpdate, run_finals
@@ -21,6 +21,7 @@ from nas.stages.events import FinalChanged, FinalsStarted, Listener, Progressed,
 from nas.stages.try_candidates import Tried
 from nas.study.records import FinalRecord
 from nas.study.study import SearchStudy
+from search_spaces.errors import InputError
 from trials.distill.checkpoint import Rung
 from trials.final import VERSION
 from trials.text.validation import OF_TEXT
@@ -36,7 +37,11 @@ class Finished(Tried):
 
 
 def finish(tried: Tried, workers: Workers, announce: Listener) -> Finished:
-    """Train the finals of all budgets that have a complete trial. Raises InputError when a worker does."""
+    """Train the finals of all budgets that have a complete trial.
+
+    Raises InputError when a worker does, and when finals failed by their surroundings: without them another student
+    might win.
+    """
     plan, study = tried.plan, tried.study
     if not plan.settings.finalists:
         return Finished(**vars(tried), finals=())
@@ -47,6 +52,13 @@ def finish(tried: Tried, workers: Workers, announce: Listener) -> Finished:
     announce(FinalsStarted(plan, finals))
     ended = train_finals(plan, study, finals, workers, lambda everything, one: announce(FinalChanged(everything, one)))
     announce(StepEnded())
+    undone = [one for one in ended if one.state == "FAIL" and (study.recall(_label(one)) or {}).get("state") != "FAIL"]
+    if undone:
+        what = f"{len(undone)} of {len(ended)} finals"
+        raise InputError(
+            f"{what} failed by their surroundings, each {TRIES} times: {undone[0].reason}; mend the cause; the same "
+            "command tries them again"
+        )
     return Finished(**vars(tried), finals=tuple(ended))
 
 

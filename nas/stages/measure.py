@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 from nas.planning.errors import AlikeFailures, Failure, NothingFeasibleError, alike, alike_by_surroundings
 from nas.planning.plan import Plan
 from nas.planning.specs import trial_spec
-from nas.running.task_lists import OnResult, run_screens, run_timings
+from nas.running.task_lists import run_screens, run_timings
 from nas.running.workers import Workers
 from nas.stages.events import ArchitectureMeasured, Listener, MeasuringStarted, Progressed, StepEnded
 from nas.study.study import SearchStudy
 from nas.study.trial_records import SCREENED, TIMED
 from search_spaces.architecture import Architecture
 from search_spaces.errors import InputError
-from trials.trial import TrialSpec
 
-Run = Callable[[Mapping[str, TrialSpec], Workers, OnResult[float]], None]
+Run = Callable[..., None]  # of specifications by name, the workers and an `OnResult`; for latencies `hardware` too
 Wanted = Callable[[Mapping[str, float | None]], Sequence[Architecture]]
 """Which architectures to measure, as far as the values known so far, by key, decide it."""
 
 RUNS: dict[str, Run] = {SCREENED: run_screens, TIMED: run_timings}
+TIMED_ON = "timed_on"  # the attribute of a study that names the device of its latencies
 
 
 def measure(
@@ -64,16 +65,34 @@ def measure(
     own, surroundings = AlikeFailures(), AlikeFailures()
     if not left:
         return _values(study, quantity)
+    run = partial(RUNS[TIMED], hardware=timed_on(study, workers)) if quantity == TIMED else RUNS[quantity]
     done = len(wanted(study.kept(quantity))) - len(left)
     if done:
         announce(Progressed(f"study {plan.study}: {done} of {total} architectures are {quantity} already"))
     announce(MeasuringStarted(quantity, total, done))
     while left:
-        RUNS[quantity]({key: trial_spec(plan, one) for key, one in left.items()}, workers, on_result)
+        run({key: trial_spec(plan, one) for key, one in left.items()}, workers, on_result)
         asked |= left.keys()  # each is measured once in a run; what is still missing is left to the next run
         left = {key: one for key, one in missing().items() if key not in asked}
     announce(StepEnded())
     return _values(study, quantity)
+
+
+def timed_on(study: SearchStudy, workers: Workers) -> str:
+    """The kind of device on which the study's latencies are measured: that of its first one.
+
+    Raises InputError when no worker has such a device.
+    """
+    found = workers.hardware
+    device = str(study.recall(TIMED_ON) or (found[0] if found else ""))
+    if found and device not in found:
+        raise InputError(
+            f"study {study.name}: its latencies were measured on {device}, and there is {', '.join(found)} here; times "
+            "of different devices do not compare; run it where it was, or give another --study"
+        )
+    if device:
+        study.remember(TIMED_ON, device)
+    return device
 
 
 def _stop_if_hopeless(own: AlikeFailures | None, surroundings: AlikeFailures) -> None:

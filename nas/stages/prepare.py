@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import time
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,8 +15,9 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from nas.planning.errors import Failure, too_little_memory
 from nas.planning.plan import Plan, with_neuron_values
+from nas.running.jobs import Job, Retried, Started, results_of
 from nas.running.tasks import PreparationSpec, PreparedTeacher, preparation_task, targets_task
-from nas.running.workers import Workers, work
+from nas.running.workers import Workers
 from nas.stages.events import Listener, Progressed, SearchPrepared, TeacherPrepared
 from nas.stages.keep_facts import keep_facts
 from nas.stages.measure import measure
@@ -26,6 +27,8 @@ from nas.study.trial_records import TIMED
 from search_spaces.errors import InputError
 from trials.preparation import Preparation
 from trials.teacher.targets import part_count
+
+PREPARATION = "preparation"  # the name of this task among those of the workers
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,8 @@ def prepare(plan: Plan, workers: Workers, announce: Listener) -> Prepared:
     if teacher.neuron_values is not None:
         plan = with_neuron_values(plan, teacher.neuron_values)
     study = open_study(plan, teacher.preparation)
+    if study.mixed:
+        announce(Progressed(f"study {plan.study} mixes trials (--force): it was made {'; '.join(study.mixed)}"))
     if plan.times_candidates:
         plan = within_latency(plan, study, workers, announce)
         study = open_study(plan, teacher.preparation)
@@ -72,8 +77,9 @@ def prepare_teacher(plan: Plan, workers: Workers, on_step: Callable[[str], None]
     the name of each step.
     """
     tests, by_layer = (plan.tests, plan.settings.test_tokens), 1 in plan.target.space.allocated
-    spec = PreparationSpec(plan.recipe, str(plan.cache), plan.resources.device, *tests, by_layer)
-    prepared = asyncio.run(_together(spec, workers, target_helpers(plan), on_step))
+    more = plan.final_tokens if plan.settings.finalists else 0
+    spec = PreparationSpec(plan.recipe, str(plan.cache), plan.resources.device, *tests, by_layer, more)
+    prepared = _prepared(spec, workers, target_helpers(plan), on_step)
     if isinstance(prepared, Failure):
         raise _error(prepared, workers)
     _check_shared(plan.output)
@@ -90,32 +96,21 @@ def _error(failure: Failure, workers: Workers) -> Exception:
     return failure.error
 
 
-async def _together(
+def _prepared(
     spec: PreparationSpec, workers: Workers, helpers: int, on_step: Callable[[str], None]
 ) -> PreparedTeacher | Failure:
-    async def help_with(place: int) -> None:
-        share = f"targets {place}", cloudpickle.dumps(targets_task), (spec, place, helpers)
-        async for _ in work(workers.pool, *share, folder=spec.cache):
-            pass  # the first worker computes what a helper could not
-
-    preparing = asyncio.create_task(_result(spec, workers, on_step))
-    helping = [asyncio.create_task(help_with(place)) for place in range(helpers)]
-    try:
-        return await preparing
-    finally:
-        for task in helping:
-            task.cancel()
-        await asyncio.gather(*helping, return_exceptions=True)
-
-
-async def _result(spec: PreparationSpec, workers: Workers, on_step: Callable[[str], None]) -> PreparedTeacher | Failure:
-    task = cloudpickle.dumps(preparation_task)
-    async for update in work(workers.pool, "preparation", task, spec, on_step, folder=spec.cache):
-        if isinstance(update, str):
-            on_step(update)
-        else:
-            result: PreparedTeacher | Failure = update
-    return result
+    """The prepared teacher, or why there is none. Helpers end with it; what one could not compute, the first does."""
+    shares = {f"targets {place}": (spec, place, helpers) for place in range(helpers)}
+    jobs = {PREPARATION: Job(cloudpickle.dumps(preparation_task), spec, spec.cache)}
+    jobs |= {name: Job(cloudpickle.dumps(targets_task), share, spec.cache) for name, share in shares.items()}
+    with closing(results_of(workers, jobs)) as happened:
+        for name, result in happened:
+            if name != PREPARATION or isinstance(result, Started):
+                continue
+            if isinstance(result, (PreparedTeacher, Failure)):
+                return result
+            on_step(result.reason if isinstance(result, Retried) else result)
+    raise AssertionError("a preparation ends with its result or a failure")
 
 
 def target_helpers(plan: Plan) -> int:
@@ -143,6 +138,7 @@ def _check_shared(output: Path) -> None:
 def open_study(plan: Plan, preparation: Preparation) -> SearchStudy:
     """The study of ``plan``, new or continued. Raises InputError when it was made with other settings."""
     facts = {"teacher": preparation.fingerprint, "text": preparation.corpus_fingerprint}
+    facts |= {"arithmetic": preparation.arithmetic} if preparation.arithmetic else {}
     return SearchStudy(
         plan.storage,
         plan.study,
@@ -153,6 +149,7 @@ def open_study(plan: Plan, preparation: Preparation) -> SearchStudy:
         identity={**plan.identity, **facts},
         budgets=plan.target.budgets,
         objectives=plan.objectives,
+        force=plan.settings.force,
     )
 
 

@@ -8,15 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-from optuna.exceptions import StorageInternalError
-from sqlalchemy.exc import SQLAlchemyError
 
 from nas.study.database import SQLITE, opening
 from nas.study.records import FinalRecord, TrialRecord
+from nas.study.storage import explained, open_storage, shown_url
 from nas.study.trial_records import ARCHITECTURE, SCREENED, TIMED, measured_in, record_of, shown
 from search_spaces.architecture import Architecture
 from search_spaces.compression import BITS
-from search_spaces.errors import InputError, one_line
+from search_spaces.errors import InputError
 from search_spaces.shape import ModelShape
 from search_spaces.stored_size import memory_bytes, stored_bytes
 
@@ -71,18 +70,13 @@ def open_study(url: str, name: str) -> optuna.Study:
     path = Path(url.removeprefix(SQLITE))
     if url.startswith(SQLITE) and not path.is_file():
         raise InputError(f"no studies in {path}: there is no such file; give the --output or --storage of the search")
-    try:
-        with opening(url):
-            storage = optuna.storages.get_storage(url)
-            names = optuna.get_all_study_names(storage)
-            if name not in names:
-                known = ", ".join(sorted(names)[:10]) or "none"
-                raise InputError(f"study {name!r}: not in {url}; known are {known}")
-            return optuna.load_study(study_name=name, storage=storage)
-    except (SQLAlchemyError, StorageInternalError, ImportError, ValueError, OSError, RuntimeError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"storage {url!r}: cannot be opened ({one_line(error, 200)}); give an Optuna URL") from error
+    with explained(url), opening(url, reading=True):
+        storage = open_storage(url)
+        names = optuna.get_all_study_names(storage)
+        if name not in names:
+            known = ", ".join(sorted(names)[:10]) or "none"
+            raise InputError(f"study {name!r}: not in {shown_url(url)}; known are {known}")
+        return optuna.load_study(study_name=name, storage=storage)
 
 
 def snapshot(study: optuna.Study) -> StudySnapshot:

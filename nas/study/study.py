@@ -15,17 +15,18 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import optuna
-from optuna.exceptions import ExperimentalWarning, StorageInternalError
+from optuna.exceptions import ExperimentalWarning
 from optuna.samplers import BaseSampler
-from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, Trial, TrialState
-from sqlalchemy.exc import SQLAlchemyError
 
-from nas.study.database import opening
+from nas.study.database import SQLITE, opening
+from nas.study.identity import WORDS, differences, unmixable
+from nas.study.interruption import uncut
 from nas.study.objectives import LATENCY_MS, LOSS, MEMORY_BYTES, PARAMETERS, STORED_BYTES, Point, costs
 from nas.study.records import TrialRecord
 from nas.study.sampler import INTERRUPTED, FeasibleSampler, band, distributions
 from nas.study.standings import Standings
+from nas.study.storage import explained, open_storage
 from nas.study.trial_records import (
     AFTER,
     ARCHITECTURE,
@@ -39,12 +40,13 @@ from nas.study.trial_records import (
 )
 from search_spaces.architecture import Architecture
 from search_spaces.budget import Budget
-from search_spaces.errors import InputError, one_line
+from search_spaces.errors import InputError
 from search_spaces.space import SearchSpace
 from search_spaces.stored_size import memory_bytes, stored_bytes
 
 VALUE = "val_loss"  # what Optuna's pages and tables call the value of a trial
-CODE_VERSION = "code_version"  # of `nas.planning.plan.identity`: users cannot give its old value
+MIXED = "mixed"  # the name under which a study keeps what `--force` has mixed
+NEWER = {"arithmetic"}  # keys that the identity of an older study lacks
 
 
 class Rank(NamedTuple):
@@ -74,7 +76,8 @@ class SearchStudy:
     ``objectives`` are names from `nas.study.objectives`.
 
     Raises InputError when ``storage`` cannot be opened, and when the study was made with another identity. The message
-    then names the setting, both values and the way out.
+    then names the settings, both values of each and the way out. With ``force`` the study is opened all the same, and
+    `mixed` tells what it mixes.
     """
 
     def __init__(
@@ -89,6 +92,7 @@ class SearchStudy:
         identity: Mapping[str, Any],
         budgets: tuple[Budget, ...] = (),
         objectives: tuple[str, ...] = (LOSS,),
+        force: bool = False,
     ) -> None:
         self.name = name
         self.space = space
@@ -96,7 +100,7 @@ class SearchStudy:
         self.sampler = FeasibleSampler(sampler, space, feasible, seed, budgets)
         self._study = _open(storage, name, self.sampler)
         self._asked: dict[int, Trial] = {}
-        self._check_identity(identity)
+        self._check_identity(identity, force)
         self._measured = {quantity: measured_in(self._study.user_attrs, quantity) for quantity in (SCREENED, TIMED)}
         self.sampler.screened, self.sampler.costs = self._measured[SCREENED], self.costs
         self._ended: dict[int, TrialRecord] = {}  # records that cannot change any more, by number
@@ -105,23 +109,31 @@ class SearchStudy:
             for tokens, loss in trial.intermediate_values.items():
                 self._note_rung(self.sampler.architecture(trial.params), tokens, loss)
 
-    def _check_identity(self, identity: Mapping[str, Any]) -> None:
+    def _check_identity(self, identity: Mapping[str, Any], force: bool) -> None:
         known = self._study.user_attrs.get("identity")
         if known is None:
             self._study.set_user_attr("identity", dict(identity))
             return
-        for key in [*identity, *(one for one in known if one not in identity)]:
-            old, new = known.get(key), identity.get(key)
-            if old != new and key == CODE_VERSION:
-                raise InputError(
-                    f"study {self.name!r} was made by another version of this program: its losses are not comparable; "
-                    "give another name with --study"
-                )
-            if old != new:
-                raise InputError(
-                    f"study {self.name!r} was made with {key}={old!r}, not {new!r}: its losses are not comparable; "
-                    "give the old value, or another name with --study"
-                )
+        for key in NEWER & identity.keys() - known.keys():  # an earlier version of this program made the study
+            known = {**known, key: identity[key]}
+            self._study.set_user_attr("identity", known)
+        found = differences(known, identity, self.space.to_dict().keys())
+        if not found:
+            return
+        made = f"study {self.name!r} was made {', '.join(found.values())}"
+        old = "give the old value, or " if found.keys() - WORDS.keys() else "give "
+        if not force:
+            raise InputError(
+                f"{made}: its losses are not comparable; {old}another name with --study, or mix them with --force"
+            )
+        if problem := unmixable(found, self._trials(), distributions(self.space)):
+            raise InputError(f"{made}: --force cannot mix these, because {problem}; give another name with --study")
+        self.remember(MIXED, sorted({*(self.recall(MIXED) or ()), *found.values()}))
+
+    @property
+    def mixed(self) -> list[str]:
+        """In what the trials of this study differ, because somebody gave ``--force``; in words."""
+        return list(self.recall(MIXED) or ())
 
     def recall(self, key: str) -> Any:
         """The value that the study keeps under ``key``, or None."""
@@ -177,11 +189,6 @@ class SearchStudy:
         for trial in again:
             self._enqueue(trial.params, trial.user_attrs.get("origin", "sampler"), after=trial.number)
         return len(left) + len(again)
-
-    def retry(self, number: int) -> None:
-        """Queue the running trial ``number`` again. It gets another number."""
-        storage = self._study._storage
-        self._interrupt(storage.get_trial(self._asked[number]._trial_id))
 
     def _interrupt(self, trial: FrozenTrial) -> None:
         self._study._storage.set_trial_user_attr(trial._trial_id, "reason", INTERRUPTED)
@@ -320,29 +327,17 @@ class SearchStudy:
 
 def _open(url: str, name: str, sampler: BaseSampler) -> optuna.Study:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    try:
-        with opening(url):
-            storage: BaseStorage = optuna.storages.get_storage(url)
-            study = optuna.create_study(
-                storage=storage, study_name=name, direction="minimize", sampler=sampler, load_if_exists=True
-            )
-            if study.metric_names is None:
-                with warnings.catch_warnings():
-                    warnings.simplefilter("ignore", ExperimentalWarning)
-                    study.set_metric_names([VALUE])
-            return study
-    except RuntimeError as error:
-        if "version" not in str(error):
-            raise
-        raise InputError(
-            f"storage {url}: another version of Optuna made it; run `optuna storage upgrade --storage URL`, or give "
-            "another --output or --storage"
-        ) from error
-    except (SQLAlchemyError, StorageInternalError, ImportError, ValueError, OSError) as error:
-        raise InputError(
-            f"storage {url!r}: cannot be opened ({one_line(error, 200)}); "
-            "give an Optuna URL such as sqlite:////folder/studies.db or postgresql://host/database"
-        ) from error
+    with explained(url), opening(url):
+        storage = open_storage(url)
+        storage = uncut(storage) if url.startswith(SQLITE) else storage
+        study = optuna.create_study(
+            storage=storage, study_name=name, direction="minimize", sampler=sampler, load_if_exists=True
+        )
+        if study.metric_names is None:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", ExperimentalWarning)
+                study.set_metric_names([VALUE])
+        return study
 
 
 def _group(key: str) -> str:

@@ -29,7 +29,8 @@ from nas.tracking.tracker import Tracker, code_version, tracking_uri, ui_lines
 from trials.preparation import Preparation
 from trials.teacher.revision import commit_of
 
-DONE_SECONDS, STOPPED_SECONDS = 30.0, 2.0  # how long the end of a search waits for a slow server
+# How long the end of a search waits for a slow server. It waits no longer for one that failed before the end.
+DONE_SECONDS, STOPPED_SECONDS = 30.0, 2.0
 
 
 class MlflowListener:
@@ -110,7 +111,7 @@ class MlflowListener:
         tracker.put(SearchFinished(self.study_id, metrics=found, tags=verdicts, description=text))
 
     def _close(self, tracker: Tracker, seconds: float) -> None:
-        left = tracker.close(seconds)
+        left = tracker.close(STOPPED_SECONDS if tracker.problem else seconds)
         if left:
             why = f" ({tracker.problem})" if tracker.problem else ""
             self.console.print(f"MLflow: {left} messages not delivered{why}; the next run of this study delivers them")

@@ -1,7 +1,7 @@
 """A folder of events that wait for delivery, oldest first. It outlives the process that filled it.
 
 An event is one JSON file, renamed into place. If it delivers files, a folder beside it holds a copy of them. Several
-processes may add events; only the one that holds the lock delivers. Nothing is flushed to disk. A killed process loses
+processes may add events; only the one that holds the lease delivers. Nothing is flushed to disk. A killed process loses
 nothing. After a power cut, events may be lost here, but the study has the same facts.
 """
 
@@ -15,10 +15,9 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from filelock import FileLock
-
 from nas.planning.redact import redacted
 from nas.tracking.messages import Artifacts, Event, FinalChanged, ModelExported, TrialChanged, from_dict, to_dict
+from trials.storage.lease import lease
 
 FILES = ".files"
 ABANDONED_SECONDS = 3600.0  # age of files without an event; the process that was adding them has died
@@ -35,7 +34,7 @@ class Outbox:
         self.root = root
         self.refused = root / "rejected"
         self.refused.mkdir(parents=True, exist_ok=True)
-        self.lock = FileLock(root / "delivering.lock")
+        self.lease = lease(root / "delivering.lease")
         self._adding = threading.Lock()
         self._last = max((int(name.split("-")[0]) for name in self.waiting()), default=0)
         self._newest: dict[tuple[str, int | str], str] = {}
@@ -50,8 +49,12 @@ class Outbox:
         with self._adding:
             self._last = max(time.time_ns(), self._last + 1)
             name = f"{self._last:020d}-{type(event).__name__}-{os.getpid()}"
-            self._keep_files(event, self.files(name))
-            _write(self._path(name), json.dumps(to_dict(event)))
+            try:
+                self._keep_files(event, self.files(name))
+                _write(self._path(name), json.dumps(to_dict(event)))
+            except OSError:
+                shutil.rmtree(self.files(name), ignore_errors=True)  # what is left of it takes space for nothing
+                raise
             if isinstance(event, TrialChanged):
                 self._supersede((event.study, event.record.number), name)
             elif isinstance(event, FinalChanged):
@@ -117,8 +120,11 @@ class Outbox:
 
 def _write(path: Path, text: str) -> None:
     temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text, "utf-8")
-    os.replace(temporary, path)
+    try:
+        temporary.write_text(text, "utf-8")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _keep(source: Path, target: Path, copy: object) -> None:

@@ -14,12 +14,14 @@ import shutil
 import subprocess
 import sys
 import threading
+from collections import deque
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit, urlunsplit
 
 from filelock import Timeout
 
+from nas.planning.errors import free_space
 from nas.planning.redact import redacted, redacted_line
 from nas.tracking.messages import (
     Artifacts,
@@ -34,6 +36,7 @@ from nas.tracking.mlflow_environment import set_defaults
 from nas.tracking.mlflow_view import runs_page
 from nas.tracking.outbox import Outbox, RejectedError
 from search_spaces.errors import InputError
+from trials.storage.disk import is_full
 
 if TYPE_CHECKING:
     from nas.tracking.mlflow_delivery import MlflowDelivery
@@ -67,7 +70,8 @@ class Tracker:
 
     ``artifact_root`` is the artifact folder of a new experiment if ``uri`` is a database; a server has its own.
     ``problem`` is one line about the error that delays deliveries, or None. ``experiment_id`` is MLflow's id of the
-    experiment, None until it is known. ``lost`` counts events that the outbox could not store.
+    experiment, None until it is known. ``lost`` counts events whose files are missing. Events for which the disk has no
+    space wait in memory.
 
     Raises InputError when ``uri`` is a plain folder, which MLflow no longer supports.
     """
@@ -85,6 +89,8 @@ class Tracker:
         self.problem: str | None = None
         self.experiment_id: str | None = None
         self.lost = 0
+        self._unstored: deque[Event] = deque()
+        self._full, self._storing = False, threading.Lock()
         self._delivery: MlflowDelivery | None = None
         self._added, self._closing, self._ended = threading.Event(), threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._work, name="tracking", daemon=True)
@@ -92,12 +98,28 @@ class Tracker:
 
     def put(self, event: Event) -> None:
         """Store ``event`` for delivery and return at once. A full disk or a missing file is logged, not raised."""
-        try:
-            self.outbox.add(event)
-        except OSError as error:
-            self.lost += 1
-            log.warning("not tracked: %s (%s)", type(event).__name__, error)
+        self._unstored.append(event)
+        self._store()
         self._added.set()
+
+    def _store(self) -> None:
+        """Store the events that wait in memory, oldest first, as far as there is space."""
+        with self._storing:
+            while self._unstored:
+                event = self._unstored[0]
+                try:
+                    self.outbox.add(event)
+                    self._full = False
+                except OSError as error:
+                    if is_full(error):
+                        if not self._full:
+                            space = free_space(str(self.outbox.root.absolute()))
+                            log.warning("MLflow: events wait in memory (%s); the search continues", space)
+                        self._full = True
+                        return
+                    log.warning("not tracked: %s (%s)", type(event).__name__, error)
+                    self.lost += 1
+                self._unstored.popleft()
 
     @property
     def rejected(self) -> int:
@@ -110,13 +132,14 @@ class Tracker:
         self._added.set()
         self._thread.join(timeout)
         self._ended.set()
-        return len(self.outbox.waiting())
+        return len(self.outbox.waiting()) + len(self._unstored)
 
     def _work(self) -> None:
         pause = FIRST_PAUSE
         while not self._ended.is_set():
             closing = self._closing.is_set()  # read first, so that this round delivers all events put before `close`
             try:
+                self._store()
                 self._deliver_waiting()
             except Exception as error:  # any error of a store, a network or a server is retried
                 self._fail(error)
@@ -148,8 +171,10 @@ class Tracker:
         self._delivery = None  # its cached ids may not exist on a server that was restarted
 
     def _deliver_waiting(self) -> None:
+        if not self.outbox.waiting():
+            return
         try:
-            with self.outbox.lock.acquire(timeout=0):
+            with self.outbox.lease.acquire(timeout=0):
                 while names := self.outbox.waiting():
                     for name in names:  # a folder with thousands of events is listed once, not once for each
                         if self._ended.is_set():
@@ -219,7 +244,7 @@ def code_version() -> dict[str, str]:
 
 def _git(*arguments: str) -> str | None:
     try:
-        done = subprocess.run(
+        done = subprocess.run(  # nosec B603 B607  # words of our own; git is the one of the user
             ["git", *arguments], cwd=Path(__file__).parent, capture_output=True, text=True, timeout=GIT_SECONDS
         )
     except (OSError, subprocess.TimeoutExpired):

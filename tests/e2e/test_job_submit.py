@@ -1,16 +1,20 @@
-"""`ray job submit`, as the README gives it, against a head with token authentication that this test starts."""
+"""Searches as jobs of a head with token authentication, which this test starts."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import secrets
+import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import venv
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -23,6 +27,7 @@ from small_search import ROOT, clean_environment, trials_in
 
 RAY = ("-m", "ray.scripts.scripts")  # the program `ray`, by any Python
 PATIENCE = 300  # seconds until a head that does not answer is given up
+STARTED = "preparing teacher"  # in the output of a search, once it has workers
 
 
 @dataclass(frozen=True)
@@ -117,18 +122,147 @@ def test_job_without_the_token_is_refused(head: Head, tmp_path: Path) -> None:
     assert not (tmp_path / "done").exists()
 
 
-def test_search_submitted_as_a_job(head: Head, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder that all nodes of the cluster share, and that this machine need not have."""
+    return tmp_path_factory.mktemp("shared")
+
+
+def flags(shared: Path, study: str, *more: object) -> list[str]:
     sizes = "--trials 2 --tokens-per-trial 1024 --sequence-length 64 --batch-tokens 256 --validation-tokens 1024"
-    rest = "--calibration-samples 4 --screened 4 --scheduler none --baselines no --test-tokens 1024"
-    small = [*sizes.split(), *rest.split()]
-    where = ["--output", str(tmp_path), "--study", "submitted"]
-    done = head.submit("python", "-m", "nas.search", "--model", "mini", "--budget", "60%", *small, *where)
-    log = done.stdout + done.stderr
-    assert done.returncode == 0, log
-    assert "succeeded" in log
-    assert [one.state for one in trials_in(tmp_path, "submitted")] == [TrialState.COMPLETE] * 2
-    assert len(list((tmp_path / "submitted" / "finals").glob("*/result.json"))) == 2
-    best = tmp_path / "submitted" / "best"
+    rest = "--calibration-samples 4 --screened 4 --scheduler none --baselines no --test-tokens 1024 --finalists 0"
+    where = ["--output", shared, "--study", study, "--model", "mini", "--budget", "60%"]
+    return [*sizes.split(), *rest.split(), *map(str, [*where, *more])]
+
+
+def start_search(head: Head, folder: Path, *arguments: object, **environment: str) -> subprocess.Popen[bytes]:
+    """``python -m nas.search --submit`` in ``folder``, which is not that of the project; writes to files in it."""
+    command = [sys.executable, "-m", "nas.search", "--submit", head.address, *map(str, arguments)]
+    given = {**head.environment, "PYTHONPATH": str(ROOT), **environment}
+    with (folder / "output").open("wb") as output, (folder / "errors").open("wb") as errors:
+        return subprocess.Popen(command, cwd=folder, env=given, stdout=output, stderr=errors)
+
+
+def ended(started: subprocess.Popen[bytes], folder: Path) -> tuple[int, str, str]:
+    """Exit code, output and errors."""
+    return started.wait(PATIENCE), (folder / "output").read_text(), (folder / "errors").read_text()
+
+
+def search(head: Head, folder: Path, *arguments: object, **environment: str) -> tuple[int, str, str]:
+    return ended(start_search(head, folder, *arguments, **environment), folder)
+
+
+def test_search_runs_as_a_job_with_the_code_and_the_files_that_are_here(
+    head: Head, shared: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "small.yaml").write_text("trials: 1")
+    code, output, errors = search(head, tmp_path, "--config", "mine/small.yaml", *flags(shared, "submitted"))
+    assert code == 0, output + errors
+    assert [one.state for one in trials_in(shared, "submitted")] == [TrialState.COMPLETE] * 2
+    best = shared / "submitted" / "best"
     assert json.loads((best / "config.json").read_text())["vocab_size"] == 4096
-    assert (best / "model.safetensors").stat().st_size > 1_000_000
-    assert str(best) in log
+    assert str(best) in output
+    assert "--submit" not in output
+
+
+@pytest.mark.parametrize(
+    ("token", "reason"), [("RAY_AUTH_TOKEN", "the cluster has another token"), ("RAY_AUTH_TOKEN_PATH", "no token")]
+)
+def test_wrong_or_missing_token_is_told_in_one_line(head: Head, tmp_path: Path, token: str, reason: str) -> None:
+    code, output, errors = search(head, tmp_path, "--budget", "60%", **{token: "/not/there"})
+    assert (code, output) == (2, "")
+    assert reason in errors
+    assert errors.count("\n") == 1
+
+
+def test_results_in_the_folder_that_ray_removes_are_refused_with_code_2(head: Head, tmp_path: Path) -> None:
+    code, output, _ = search(head, tmp_path, "--model", "mini", "--budget", "60%")
+    assert code == 2
+    assert "set NAS_OUTPUT on the cluster" in output.splitlines()[-1]
+
+
+BY_HAND = """
+import json, sys
+from nas.running.job import Job, connect
+
+job = Job(connect(sys.argv[1]), sys.argv[1], sys.argv[2])
+job.start(sys.argv[3], json.loads(sys.argv[4]))
+sys.exit(job.follow())
+"""
+
+
+def run_by_hand(
+    head: Head, name: str, command: str, runtime: str = "{}", address: str = ""
+) -> subprocess.CompletedProcess[str]:
+    arguments = [sys.executable, "-c", BY_HAND, address or head.address, name, command, runtime]
+    return subprocess.run(arguments, cwd=ROOT, env=head.environment, capture_output=True, text=True, timeout=PATIENCE)
+
+
+class Tunnel:
+    """Passes connections on to ``port``, as ssh does. ``cut`` breaks those that are open and refuses others."""
+
+    def __init__(self, port: int) -> None:
+        self._port, self._open, self._broken = port, [], False
+        self._listening = socket.create_server(("127.0.0.1", 0))
+        self.address = f"http://127.0.0.1:{self._listening.getsockname()[1]}"
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        while True:
+            near, _ = self._listening.accept()
+            if self._broken:
+                near.close()
+                continue
+            far = socket.create_connection(("127.0.0.1", self._port))
+            self._open += [near, far]
+            for one, other in ((near, far), (far, near)):
+                threading.Thread(target=self._pass_on, args=(one, other), daemon=True).start()
+
+    @staticmethod
+    def _pass_on(one: socket.socket, other: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while block := one.recv(65536):
+                other.sendall(block)
+            other.shutdown(socket.SHUT_WR)
+
+    def cut(self, seconds: float) -> None:
+        self._broken = True
+        for one in self._open:
+            with contextlib.suppress(OSError):
+                one.shutdown(socket.SHUT_RDWR)
+        time.sleep(seconds)
+        self._broken = False
+
+
+def test_output_and_exit_code_come_through_a_tunnel_that_breaks(head: Head, tmp_path: Path) -> None:
+    tunnel, beats = Tunnel(int(head.address.rpartition(":")[2])), tmp_path / "beats"
+    command = f"for i in $(seq 30); do echo déjà vu $i; echo $i > {beats}; sleep 0.2; done; exit 3"
+    with ThreadPoolExecutor() as pool:
+        running = pool.submit(run_by_hand, head, "tunnelled", command, address=tunnel.address)
+        while not beats.exists() and not running.done():
+            time.sleep(0.1)
+        time.sleep(1)
+        tunnel.cut(seconds=2)
+        done = running.result()
+    assert done.returncode == 3, done.stderr
+    seen = [line for line in done.stdout.splitlines() if line.startswith("déjà vu")]
+    assert seen == [f"déjà vu {number}" for number in range(1, 31)]
+    assert "the job goes on" in done.stderr
+
+
+def test_job_that_never_starts_is_told(head: Head) -> None:
+    done = run_by_hand(head, "never", "true", json.dumps({"working_dir": "gcs://_ray_pkg_0000000000000000.zip"}))
+    assert "did not start the job" in done.stderr.splitlines()[-1]
+
+
+def test_ctrl_c_stops_the_job_and_waits_for_its_end(head: Head, shared: Path, tmp_path: Path) -> None:
+    started = start_search(head, tmp_path, *flags(shared, "stopped", "--tokens-per-trial", "1M"))
+    while STARTED not in (tmp_path / "output").read_text() and started.poll() is None:
+        time.sleep(0.1)
+    started.send_signal(signal.SIGINT)
+    code, output, errors = ended(started, tmp_path)
+    assert code == 130, output + errors
+    assert "to continue: " in output
+    assert f"--submit {head.address}" in errors.splitlines()[-1]
+    assert not [one for one in psutil.process_iter(["cmdline"]) if "stopped" in (one.info["cmdline"] or [])]

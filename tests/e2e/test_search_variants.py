@@ -95,7 +95,7 @@ def test_no_password_is_in_anything_that_a_run_writes(small: list[object], tmp_p
 
 def test_nothing_that_finishes_is_exit_code_3_with_the_reason(small: list[object], tmp_path: Path) -> None:
     (tmp_path / "doomed").mkdir()
-    (tmp_path / "doomed" / "driver.lock").touch()  # a study was here before
+    (tmp_path / "doomed" / "driver.json").touch()  # a study was here before
     (tmp_path / "doomed" / "trials").write_text("a file where every trial wants its folder")
     done = run(*small, "--budget", "60%", "--output", tmp_path, "--study", "doomed", "--trials", 1, "--screened", 1)
     assert done.returncode == 3, done.stderr

@@ -8,6 +8,9 @@ import signal
 import subprocess
 import sys
 import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -20,11 +23,11 @@ PATIENCE = 600  # seconds for one run of the command; a bound for what hangs, on
 class Driver:
     """The command in ``folder``, in a session of its own as a terminal would start it, read line by line."""
 
-    def __init__(self, command: list[str], folder: Path) -> None:
+    def __init__(self, command: list[str], folder: Path, **environment: str) -> None:
         self.process = subprocess.Popen(
             [sys.executable, *command[1:]],
             cwd=folder,
-            env=clean_environment(),
+            env=clean_environment(**environment),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -45,14 +48,40 @@ class Driver:
                 return
         pytest.fail(f"ended before {pattern.pattern!r}:\n{''.join(self.lines)}")
 
+    def wait_for_lines(self, count: int) -> None:
+        """Read ``count`` lines, or all if there are fewer."""
+        assert self.process.stdout
+        for line in self.process.stdout:
+            self.lines.append(line)
+            if len(self.lines) >= count:
+                return
+
+    def wait_until(self, condition: Callable[[], bool]) -> None:
+        """Look again and again until ``condition`` holds."""
+        while not condition():
+            if self.process.poll() is not None:
+                pytest.fail(f"ended before the condition held:\n{self.finish()} {''.join(self.lines)}")
+            time.sleep(0.002)
+
+    def has_process(self, pattern: str) -> bool:
+        """Whether it has started a process, directly or not, whose command line matches."""
+        for process in self.family():
+            with suppress(psutil.NoSuchProcess):
+                if re.search(pattern, " ".join(process.cmdline())):
+                    return True
+        return False
+
     def family(self) -> list[psutil.Process]:
         """All processes that it has started."""
         return psutil.Process(self.process.pid).children(recursive=True)
 
-    def signal(self, number: int) -> list[psutil.Process]:
-        """Send a signal to the process group, as Ctrl-C does. Returns all processes that it had started by then."""
+    def signal(self, number: int, alone: bool = False) -> list[psutil.Process]:
+        """Send a signal to the process group, as Ctrl-C does, or to the process ``alone``.
+
+        Returns all processes that it had started by then.
+        """
         family = self.family()
-        os.killpg(self.process.pid, number)
+        (os.kill if alone else os.killpg)(self.process.pid, number)
         return family
 
     def finish(self) -> int:

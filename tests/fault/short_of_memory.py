@@ -23,7 +23,7 @@ from small_search import arguments, write_text
 
 from nas.planning.plan import make_plan, resolve_target
 from nas.planning.settings import parse_arguments
-from nas.running import tune_run, workers
+from nas.running import jobs, tune_run
 from nas.running.client import FINAL, LOSS, TOKENS
 from nas.running.session import ray_session
 from nas.running.tune_search import StudySearcher
@@ -57,21 +57,21 @@ def main(meminfo: Path, teacher: str, folder: Path, count: int, until: str) -> d
     flags = arguments(Path(teacher), write_text(folder), folder / "out", "hungry", **changes)
     settings, _, _ = parse_arguments(flags)
     target = resolve_target(settings)
-    tune_run.PAUSES = workers.PAUSES = QUICKLY
+    tune_run.PAUSES = jobs.PAUSES = QUICKLY
     deaths: list[int] = []
-    lost = StudySearcher._lost
+    lost = StudySearcher._failed_try
 
-    def losing(searcher: StudySearcher, candidate: Candidate) -> None:
+    def losing(searcher: StudySearcher, candidate: Candidate, *given: Any) -> None:
         deaths.append(candidate.number)
         if str(len(deaths)) == until:
             tell(meminfo, 80)
-        lost(searcher, candidate)
+        lost(searcher, candidate, *given)
 
     def on_change(number: int) -> None:
         if not deaths:
             tell(meminfo, 2)
 
-    StudySearcher._lost = losing  # type: ignore[method-assign]
+    StudySearcher._failed_try = losing  # type: ignore[method-assign]
     # Ray would take the use of the whole container from the total of this file. On a busy one, nothing would be left.
     ray.init = partial(ray.init, _memory=2**30)
     with ray_session(settings) as machine:
@@ -81,7 +81,7 @@ def main(meminfo: Path, teacher: str, folder: Path, count: int, until: str) -> d
         study = SearchStudy(plan.storage, "hungry", space, feasible, sampler="random", seed=0, identity={})
         error = ""
         try:
-            with open_workers(plan.resources) as opened:
+            with open_workers(plan.resources, str(plan.output), machine) as opened:
                 tune_run.run_trials(plan, study, opened, on_change, trial)
         except InputError as wrong:
             error = str(wrong)

@@ -46,9 +46,9 @@ def test_a_search_finds_its_winner_whatever_its_listeners_do(
     with ray_session(settings) as machine, caplog.at_level(logging.WARNING, "nas.stages.events"):
         plan = make_plan(settings, resolve_target(settings), machine)
         plan.folder.mkdir(parents=True)
-        (plan.folder / "driver.lock").touch()  # a study was here before
+        (plan.folder / "driver.json").touch()  # a study was here before
         (plan.folder / "report").write_text("a file where the report belongs")
-        with open_workers(plan.resources) as workers:
+        with open_workers(plan.resources, str(plan.output), machine) as workers:
             [outcome] = run_search(plan, workers, announce)
     assert (outcome.winner_path / "model.safetensors").is_file()
     assert [type(one) for one in heard if isinstance(one, STAGES)] == list(STAGES)
@@ -70,7 +70,10 @@ def test_a_search_that_an_error_ends_says_so_once_and_raises_it(
     announce.listeners.append(heard.append)
     with ray_session(settings) as machine:
         plan = make_plan(settings, resolve_target(settings), machine)
-        with open_workers(plan.resources) as workers, pytest.raises(InputError, match="shorter than one window"):
+        with (
+            open_workers(plan.resources, str(plan.output), machine) as workers,
+            pytest.raises(InputError, match="shorter than one window"),
+        ):
             run_search(plan, workers, announce)
     assert [one for one in heard if isinstance(one, SearchStopped)] == [SearchStopped(interrupted=False)]
     assert heard[-1] == SearchStopped(interrupted=False)
@@ -84,6 +87,6 @@ def test_a_folder_of_something_else_is_never_taken_for_a_study(tiny_teacher_fold
     settings, _, _ = parse_arguments(flags)
     plan = make_plan(settings, resolve_target(settings), Machine((Node(2, 0.0, 2**34),)))
     with pytest.raises(InputError, match="holds files of something else"):
-        run_search(plan, Workers(None, 0), Announcer())
+        run_search(plan, Workers(plan.resources), Announcer())
     assert precious.read_text() == "of a holiday"
     assert [one.name for one in (tmp_path / "out" / "photos").iterdir()] == ["tune"]

@@ -15,7 +15,8 @@ from optuna.trial import TrialState
 from small_search import ROOT, arguments, clean_environment, trials_in, write_text
 
 from nas.planning.settings import SearchSettings, parse_arguments
-from nas.running.session import RAY_PROCESSES, ray_session
+from nas.running.session import ray_session
+from nas.running.watch import RAY_PROCESSES
 from search_spaces.errors import InputError
 
 # What Ray does at its start: it puts its own answer to SIGTERM in place, then starts processes for some seconds.
@@ -23,7 +24,8 @@ EARLY = """
 import os, signal, sys
 import ray
 from nas.planning.settings import parse_arguments
-from nas.running.session import RAY_PROCESSES, ray_session
+from nas.running.session import ray_session
+from nas.running.watch import RAY_PROCESSES
 
 def told_to_end(**options):
     if sys.argv[1] == "after Ray's own":
@@ -44,7 +46,8 @@ BEREFT = """
 import sys, time
 import psutil, ray
 from nas.planning.settings import parse_arguments
-from nas.running.session import RAY_PROCESSES, ray_session
+from nas.running.session import ray_session
+from nas.running.watch import RAY_PROCESSES
 from search_spaces.errors import InputError
 
 try:

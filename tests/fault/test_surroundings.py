@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from free_workers import FreeWorkers
 from ray import cloudpickle
 from ray.tune.search import Searcher
 from small_search import arguments, write_text
@@ -19,11 +20,12 @@ from nas.planning.machine import Machine, Node
 from nas.planning.plan import Plan, make_plan, resolve_target
 from nas.planning.settings import parse_arguments
 from nas.running import tune_run, tune_search
-from nas.running.client import AGAIN, FAILURE, FINAL, LOSS, NO_WORKER, TOKENS
+from nas.running.client import AGAIN, FAILURE, FINAL, LOSS, TOKENS
+from nas.running.jobs import Task
 from nas.running.session import ray_session
 from nas.running.tune_run import run_trials
 from nas.running.tune_search import StudyScheduler, StudySearcher
-from nas.running.workers import Task, Workers, open_workers
+from nas.running.workers import Workers, open_workers
 from nas.stages import measure, prepare
 from nas.study.study import SearchStudy
 from nas.study.trial_records import SCREENED
@@ -57,7 +59,10 @@ def plan(tiny_teacher_folder: Path, tmp_path_factory: pytest.TempPathFactory) ->
 def opened(plan: Plan) -> Iterator[Workers]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_AUTH_MODE", "disabled")  # a process keeps to one mode, and other files need this one
-        with ray_session(plan.settings), open_workers(plan.resources) as workers:
+        with (
+            ray_session(plan.settings) as machine,
+            open_workers(plan.resources, str(plan.output), machine) as workers,
+        ):
             yield workers
 
 
@@ -106,7 +111,7 @@ def test_a_trial_whose_process_dies_three_times_is_complete_in_the_end(
     assert len(set(killed)) == 1
     assert [one.state for one in study.records()] == ["COMPLETE"] * plan.trials
     assert len({one.architecture for one in study.records()}) == plan.trials
-    assert caplog.text.count("its process died; it starts again in 0 s") == len(PAUSES)
+    assert caplog.text.count("its process died; try ") == len(PAUSES)
     assert "Traceback" not in "".join(capfd.readouterr())
 
 
@@ -120,7 +125,7 @@ def test_a_trial_whose_process_always_dies_is_tried_again_by_the_next_run(
         run_trials(plan, study, opened, lambda number: None, quick)
     (failed,) = [one for one in study.records() if one.state == "FAIL"]
     assert len(killed) == len(PAUSES) + 1
-    assert str(failed.reason).startswith("its process died in every attempt (last problem: ")
+    assert str(failed.reason).startswith("its process died in every try (last problem: ")
     assert str(failed.reason).endswith("; the same command tries it again")
     assert study.tries_again(failed.number)
     assert study.finished() == plan.trials - 1
@@ -169,7 +174,7 @@ def test_a_search_with_a_success_or_with_different_failures_goes_on(
 
 
 def searcher(plan: Plan, name: str, left: int = 9, pauses: tuple[float, ...] = ()) -> StudySearcher:
-    return StudySearcher(make_study(plan, name), lambda _: {}, lambda _: None, lambda _: None, left=left, pauses=pauses)
+    return StudySearcher(make_study(plan, name), lambda _: {}, lambda _: None, FreeWorkers(), left=left, pauses=pauses)
 
 
 def test_nothing_starts_in_a_pause_and_the_end_waits_for_whoever_may_come_again(plan: Plan) -> None:
@@ -178,14 +183,15 @@ def test_nothing_starts_in_a_pause_and_the_end_waits_for_whoever_may_come_again(
     assert isinstance(one.suggest("b"), dict)
     assert one.suggest("c") is None  # all are asked for, and one may come again
     one.on_trial_complete("a", error=True)
-    assert one.left == 1
     assert one.suggest("c") is None  # in the pause
     one.on_trial_complete("b", DONE)
     assert one.suggest("c") is None
-    one._resume_at = 0.0
+    assert one.workers.wanted == 1
+    one._again = [(0.0, candidate) for _, candidate in one._again]
     assert isinstance(one.suggest("c"), dict)
     one.on_trial_complete("c", DONE)
     assert one.suggest("d") == Searcher.FINISHED
+    assert (one.workers.wanted, one.workers.lent) == (0, [])
     assert [one.state for one in one.study.records()] == ["COMPLETE"] * 2
 
 
@@ -205,11 +211,13 @@ def test_surroundings_that_always_fail_end_the_search_and_a_success_lets_it_go_o
 
 def test_a_search_without_workers_ends_and_leaves_its_trial_open(plan: Plan) -> None:
     one = searcher(plan, "nobody")
+    one.pauses = (0.0,)
     one.suggest("a")
-    one.on_trial_complete("a", {FAILURE: "a worker cannot import what trials need", NO_WORKER: True})
+    one.on_trial_complete("a", {FAILURE: "the worker died", AGAIN: True})
+    one.workers.problem = "a worker cannot import what trials need"
+    assert one.suggest("b") == Searcher.FINISHED
     assert str(one.problem) == "a worker cannot import what trials need"
     assert isinstance(one.problem, InputError)
-    assert one.suggest("b") == Searcher.FINISHED
     assert [one.state for one in one.study.records()] == ["RUNNING"]
 
 
@@ -238,14 +246,15 @@ def test_measurements_that_all_fail_alike_stop_after_three(
 
     monkeypatch.setitem(measure.RUNS, SCREENED, run)
     study, feasible = make_study(plan, f"measured {retry}"), plan.target.feasible
+    workers = Workers(plan.resources)
     with pytest.raises(error, match="OSError: no such share"):
-        measure.measure(SCREENED, plan, study, Workers(None, 1), lambda _: None, lambda _: feasible, len(feasible))
+        measure.measure(SCREENED, plan, study, workers, lambda _: None, lambda _: feasible, len(feasible))
     assert len(begun) == ALIKE
 
 
-def test_a_teacher_that_the_surroundings_keep_from_being_prepared_is_one_line() -> None:
-    error = prepare._error(Failure("OSError: the disk of /out has 0 bytes free", retry=True), Workers(None, 1))
+def test_a_teacher_that_the_surroundings_keep_from_being_prepared_is_one_line(plan: Plan) -> None:
+    error = prepare._error(Failure("OSError: the disk of /out has 0 bytes free", retry=True), Workers(plan.resources))
     assert isinstance(error, InputError)
     assert "the teacher could not be prepared: OSError: the disk of /out has 0 bytes free" in str(error)
     fault = ValueError("a bug")
-    assert prepare._error(Failure("ValueError: a bug", retry=False, error=fault), Workers(None, 1)) is fault
+    assert prepare._error(Failure("ValueError: a bug", retry=False, error=fault), Workers(plan.resources)) is fault

@@ -90,7 +90,7 @@ def search(address: str, teacher: Path, folder: Path, on_result: OnResult, **cha
     with pytest.MonkeyPatch.context() as patch, ray_session(settings) as machine:
         patch.setattr(StudyScheduler, "on_trial_result", listen)
         plan = make_plan(settings, resolve_target(settings), machine)
-        with open_workers(plan.resources) as workers:
+        with open_workers(plan.resources, str(plan.output), machine) as workers:
             study = open_study(plan, prepare_teacher(plan, workers, print).preparation)
             run_trials(plan, study, workers, lambda number: None)
     specs = [trial_spec(plan, one.architecture) for one in study.records()]
@@ -162,7 +162,8 @@ def test_killed_worker_of_a_final_costs_nothing_but_time(cluster: Cluster, wound
             killed.append(name)
 
     settings, _, _ = parse_arguments(["--budget", "60%", "--address", cluster.address])
-    with ray_session(settings), open_workers(Resources(workers=1, cpus=1, gpus=0)) as workers:
+    one = Resources(workers=1, cpus=1, gpus=0, given=True)
+    with ray_session(settings) as machine, open_workers(one, str(tmp_path), machine) as workers:
         run_finals(specs, workers, kill_once)
     assert killed == list(specs)[:1]
     for name in specs:

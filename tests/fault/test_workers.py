@@ -1,20 +1,21 @@
-"""The workers of a search, on a real Ray: they are kept, lent to one task each, and replaced when they die."""
+"""The workers of a search, on a real Ray: they are kept, lent to one task each, and replaced when they die or hang."""
 
 from __future__ import annotations
 
-import asyncio
 import errno
+import logging
 import os
 import signal
 import sys
 import threading
+import time
 from collections import namedtuple
-from collections.abc import Callable, Coroutine, Iterator
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, TypeVar
+from typing import Any
 
 import psutil
 import pytest
@@ -24,26 +25,29 @@ from ray.exceptions import ActorUnavailableError, OutOfMemoryError
 
 from nas.planning import errors
 from nas.planning.errors import PAUSES, TRIES, Failure, NoWorkerError
-from nas.planning.machine import Resources
+from nas.planning.machine import Node, Resources
 from nas.planning.settings import parse_arguments
-from nas.running import pool as pools
-from nas.running import task_lists, workers
-from nas.running.pool import Pool, Worker, unplaceable
+from nas.running import jobs, task_lists
+from nas.running import workers as driver
+from nas.running.cluster import unplaceable
+from nas.running.jobs import Job, Retried, Started, Task, results_of
 from nas.running.session import ray_session
 from nas.running.tasks import generated
-from nas.running.workers import Task, Workers, open_workers, work
+from nas.running.worker import About, Worker
+from nas.running.workers import Pace, Slot, Workers
 from search_spaces.errors import InputError
+from trials.storage.disk import mount_of
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import a file of tests
 
 PATIENCE = 120  # seconds; a bound for what would hang, on however slow a machine
-Result = TypeVar("Result")
+NOTHING = Resources(workers=1, cpus=0, gpus=0)
 
 
 @pytest.fixture(autouse=True)
 def without_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No pause between the tries of a task. The pool, which is another process, keeps its own."""
-    monkeypatch.setattr(workers, "PAUSES", (0.0,) * len(PAUSES))
+    """No pause between the tries of a task."""
+    monkeypatch.setattr(jobs, "PAUSES", (0.0,) * len(PAUSES))
 
 
 @pytest.fixture(scope="module")
@@ -58,27 +62,51 @@ def session() -> Iterator[None]:
 class Quick(Worker):
     """A worker that imports nothing."""
 
-    def free(self) -> None:
+    kind = "CPU, float32"
+
+    def free(self) -> About:
         if self._results is not None:
             self._results.close()
         self._name, self._results = "", None
+        return About(ray.get_runtime_context().get_node_id(), "here", os.getpid(), self.kind, "CPU", True)
 
 
-class QuickPool(Pool):
-    """A pool of workers that start at once."""
+class Impatient(Pace):
+    """Without pauses at first. Later a long one: a machine that starts processes without end does nothing else."""
 
-    def _start(self) -> Any:
-        return ray.remote(Quick).options(**self._options).remote()
+    def pause(self, failures: int) -> float:
+        return 0.0 if failures < TRIES + 4 else PATIENCE
+
+
+def opened(count: int = 1, kind: type[Worker] = Quick, pace: Pace | None = None, **options: Any) -> Workers:
+    resources = Resources(**{"workers": count, "cpus": 0, "gpus": 0, "given": True, **options})
+    made = Workers(resources, pace=pace or Impatient(look=0.1), worker=kind)
+    made.want(count)
+    return made
 
 
 @pytest.fixture(scope="module")
 def one(session: None) -> Iterator[Workers]:
     """A single worker, which must be free again after every test."""
-    with ExitStack() as stack:
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(workers, "Pool", QuickPool)
-            opened = stack.enter_context(open_workers(Resources(workers=1, cpus=0, gpus=0)))
-        yield opened
+    with closing(opened()) as workers:
+        yield workers
+
+
+def until(condition: Callable[[], bool], workers: Workers | None = None) -> None:
+    """Wait until ``condition`` holds, while ``workers`` are looked after."""
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+        if workers is not None:
+            workers.poll()
+
+
+def taken(workers: Workers, task: str = "task") -> Slot:
+    until(workers.has_free)
+    slot = workers.take(task)
+    assert slot is not None
+    return slot
 
 
 def run(
@@ -90,23 +118,16 @@ def run(
     folder: str = "",
 ) -> list[Any]:
     """The results of ``task``; after ``stop`` of them nobody asks for more."""
-
-    async def listen() -> list[Any]:
-        results: list[Any] = []
-        note = [].append if notes is None else notes.append
-        coming = work(workers.pool, "task", cloudpickle.dumps(task), argument, note, folder)
-        async for result in coming:
-            results.append(result)
+    results: list[Any] = []
+    with closing(results_of(workers, {"task": Job(cloudpickle.dumps(task), argument, folder)})) as happened:
+        for _, result in happened:
+            if isinstance(result, Retried):
+                (notes if notes is not None else []).append(result.reason)
+            elif not isinstance(result, Started):
+                results.append(result)
             if len(results) == stop:
-                await coming.aclose()  # type: ignore[attr-defined]
                 break
-        return results
-
-    return in_time(listen())
-
-
-def in_time(coroutine: Coroutine[Any, Any, Result]) -> Result:
-    return asyncio.run(asyncio.wait_for(coroutine, PATIENCE))
+    return results
 
 
 def dying(file: str, times: int) -> Task:
@@ -190,218 +211,287 @@ def test_what_nobody_asks_for_any_more_is_ended_where_it_stands(one: Workers, tm
     assert file.read_text() == "went on after 1, ended"
 
 
-def taken(workers: Workers, task: str) -> Any:
-    return ray.get(workers.pool.take.remote(task), timeout=PATIENCE)
+def test_a_worker_is_lent_to_one_task_and_comes_back(one: Workers) -> None:
+    slot = taken(one, "trial 7")
+    assert one.take("trial 8") is None
+    one.give(slot)
+    one.give(slot)  # a second time means nothing
+    one.give(taken(one, "trial 8"))
 
 
-def test_a_client_that_died_does_not_keep_its_worker(one: Workers) -> None:
-    assert taken(one, "trial 7") == taken(one, "trial 7")
-    ray.get(one.pool.give.remote("trial 7"))
+def test_a_worker_that_was_given_to_another_task_says_so_to_the_first(one: Workers) -> None:
+    slot = taken(one, "first")
+    begun = slot.worker.begin.remote("first", cloudpickle.dumps(where), None, "")
+    process = ray.get(begun)
+    one.give(slot)
+    other = taken(one, "second")
+    assert other.about is not None
+    assert other.about.process == process
+    with pytest.raises(OSError, match="the worker of first was given to another task"):
+        ray.get(slot.worker.more.remote("first"))
+    one.give(other)
 
 
-def test_workers_of_clients_that_are_gone_come_back(one: Workers) -> None:
-    taken(one, "trial 8")
-    ray.get(one.pool.clear.remote())
-    assert isinstance(run(one, where)[0], int)
+def test_there_are_as_many_workers_as_tasks(session: None) -> None:
+    with closing(opened(3, pace=Impatient(look=0.1, keep=0.0))) as workers:
+        until(lambda: workers.ready == 3, workers)
+        slot = taken(workers)
+        workers.want(1)
+        until(lambda: workers.count == 1, workers)
+        assert slot.worker is not None, "the one that has a task stays"
+        workers.want(2)
+        until(lambda: workers.ready == 2, workers)
 
 
-def test_a_task_that_is_given_back_while_it_waits_takes_no_worker(one: Workers) -> None:
-    """Its client was killed: nobody would ever give that worker back."""
-    taken(one, "trial 9")
-    one.pool.take.remote("trial 10", "its client")
-    ray.get(one.pool.give.remote("trial 10", "its client"))
-    ray.get(one.pool.give.remote("trial 9"))
-    assert isinstance(run(one, where)[0], int)
+def test_a_worker_stays_for_a_while_when_there_is_nothing_to_do(session: None) -> None:
+    with closing(opened(2, pace=Impatient(look=0.1, keep=PATIENCE))) as workers:
+        until(lambda: workers.ready == 2, workers)
+        workers.want(1)
+        for _ in range(20):
+            workers.poll()
+        assert workers.ready == 2
 
 
-def test_a_client_that_waits_twice_for_one_task_takes_one_worker(one: Workers) -> None:
-    taken(one, "trial 9")
-    waiting = [one.pool.take.remote("trial 10") for _ in range(2)]  # one client died, and another is in its place
-    ray.get(one.pool.give.remote("trial 9"))
-    assert [found is None for found in ray.get(waiting, timeout=PATIENCE)].count(False) == 1
-    ray.get(one.pool.give.remote("trial 10"))
-    assert isinstance(run(one, where)[0], int)
+def test_there_are_no_more_workers_than_nodes_have_room_for(session: None) -> None:
+    with closing(opened(1, given=False, cpus=1)) as workers:
+        workers.want(500)
+        fit = int(ray.cluster_resources()["CPU"])
+        until(lambda: workers.ready == fit, workers)
+        assert workers.count == fit
 
 
-def test_a_question_that_comes_after_its_client_has_died_takes_no_worker(one: Workers) -> None:
-    """Calls of different processes, and of one process to an actor like the pool, may overtake each other."""
-    ray.get(one.pool.close.remote("trial 11"))
-    assert taken(one, "trial 11") is None
-    ray.get(one.pool.give.remote("trial 12", "its client"))
-    assert ray.get(one.pool.take.remote("trial 12", "its client"), timeout=PATIENCE) is None
-    assert isinstance(run(one, where)[0], int)
+def test_a_worker_without_a_place_is_what_an_autoscaler_sees(session: None) -> None:
+    """Where no autoscaler says what it can bring, one worker more than fits waits in Ray."""
+    workers = Workers(Resources(1, 1, 0), grows=True, pace=Impatient(look=0.1, keep=0.0), worker=Quick)
+    with closing(workers):
+        workers.want(500)
+        fit = int(ray.cluster_resources()["CPU"])
+        until(lambda: workers.ready == fit, workers)
+        assert workers.count == fit + 1
+        workers.want(1)
+        assert workers.count == 1
 
 
-def test_whoever_gives_back_late_takes_nothing_from_the_next_client(one: Workers) -> None:
-    first = ray.get(one.pool.take.remote("trial 13", "first"), timeout=PATIENCE)
-    waiting = one.pool.take.remote("trial 13", "second")
-    ray.get(one.pool.give.remote("trial 13", "first"))
-    assert ray.get(waiting, timeout=PATIENCE) == first
-    ray.get(one.pool.give.remote("trial 13", "second"))
-    assert isinstance(run(one, where)[0], int)
+class Other(Quick):
+    """Every second worker computes otherwise than the first."""
+
+    def __init__(self, device: str, output: str) -> None:
+        super().__init__(device, output)
+        self.kind = Path(output).read_text()
 
 
-def test_whoever_is_cancelled_while_it_waits_takes_no_worker(one: Workers) -> None:
-    async def cancelled() -> None:
-        waiting = asyncio.create_task(anext(work(one.pool, "helper", cloudpickle.dumps(where), None)))  # type: ignore[arg-type]
-        await asyncio.sleep(0)  # it has asked
-        waiting.cancel()
-        await asyncio.wait({waiting})
-
-    taken(one, "trial 12")
-    in_time(cancelled())
-    ray.get(one.pool.give.remote("trial 12"))
-    assert isinstance(run(one, where)[0], int)
-
-
-def pool_processes() -> set[psutil.Process]:
-    return {one for one in psutil.Process().children(recursive=True) if "ray::Pool" in one.name()}
-
-
-def test_a_pool_that_is_killed_starts_anew_and_the_task_is_done_again(session: None) -> None:
-    """Its workers end with it. This is what the memory monitor of Ray does when a neighbour takes the memory."""
-    others = pool_processes()
-    with open_workers(Resources(workers=1, cpus=0, gpus=0)) as workers:
-        (first,) = run(workers, where)
-        (process,) = pool_processes() - others
-        process.kill()
-        (second,) = run(workers, where)
-        assert isinstance(second, int)
-        assert first != second
+def test_a_worker_with_another_arithmetic_is_refused_by_name(
+    session: None, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    kind = tmp_path / "kind"
+    kind.write_text("CPU, bfloat16")
+    workers = Workers(NOTHING, str(kind), pace=Impatient(look=0.1), worker=Other)
+    with closing(workers):
+        workers.want(1)
+        until(lambda: workers.ready == 1, workers)
+        kind.write_text("CPU, float32")
+        workers.resources = Resources(2, 0, 0, given=True)
+        workers.want(2)
+        with caplog.at_level(logging.WARNING):
+            until(lambda: bool(caplog.records), workers)
+    assert "it computes in CPU, float32, and this search in CPU, bfloat16; losses would differ" in caplog.text
 
 
-def test_a_pool_that_is_ended_for_good_is_no_want_of_memory(session: None) -> None:
-    with open_workers(Resources(workers=1, cpus=0, gpus=0)) as workers:
+class Blind(Quick):
+    """A worker on a node without the shared folder."""
+
+    def free(self) -> About:
+        return super().free()._replace(sees=False)
+
+
+def test_a_node_without_the_output_folder_gets_no_workers(session: None, caplog: pytest.LogCaptureFixture) -> None:
+    with (
+        caplog.at_level(logging.WARNING),
+        closing(opened(kind=Blind)) as workers,
+        pytest.raises(NoWorkerError, match="does not see --output"),
+    ):
         run(workers, where)
-        ray.kill(workers.pool)
-        with pytest.raises(NoWorkerError, match="the pool of workers was ended"):
-            run(workers, where)
+    assert "does not see --output /; on a cluster, give a folder that all nodes share" in caplog.text
 
 
-class Absent(Worker):
-    """A worker whose process ends as soon as it has started, in its first ``times`` starts."""
+def hang(_: Any) -> Iterator[int]:
+    yield os.getpid()
+    threading.Event().wait()
 
-    def __init__(self, file: str = "", times: int = 99) -> None:
-        super().__init__()
-        with open(file, "a") as starts:
+
+def stand_still(_: Any) -> Iterator[int]:
+    yield os.getpid()
+    os.kill(os.getpid(), signal.SIGSTOP)  # other threads stop a moment later
+    threading.Event().wait()
+
+
+@pytest.mark.parametrize("task", [hang, stand_still])
+def test_a_worker_that_hangs_is_replaced_and_its_task_tried_again(session: None, task: Task) -> None:
+    notes: list[str] = []
+    with closing(opened(pace=Impatient(look=0.1, beat=0.2, hung_after=1.0))) as workers:
+        *processes, last = run(workers, task, notes=notes)
+        assert len(set(processes)) == len(processes) == TRIES
+        assert isinstance(last, Failure)
+        assert last.reason == "the worker died: it hung: no answer and no work for 1 s"
+        assert notes == [last.reason] * (TRIES - 1)
+        assert isinstance(run(workers, where)[0], int)
+    until(lambda: not any(psutil.pid_exists(one) and not _is_zombie(one) for one in processes))
+
+
+def _is_zombie(process: int) -> bool:
+    try:
+        return psutil.Process(process).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
+def test_a_worker_that_is_preempted_costs_a_try(session: None) -> None:
+    """A cloud tells a machine that it ends, and ends it two seconds later."""
+    notes: list[str] = []
+    with closing(opened()) as workers:
+        job = Job(cloudpickle.dumps(wait_for_end), None)
+        with closing(results_of(workers, {"task": job})) as happened:
+            first = next(one for _, one in happened if isinstance(one, int))
+            os.kill(first, signal.SIGTERM)
+            deadline = time.monotonic() + 2
+            while time.monotonic() < deadline and not _is_zombie(first):
+                time.sleep(0.05)
+            if not _is_zombie(first):
+                os.kill(first, signal.SIGKILL)
+            notes += [one.reason for _, one in [next(happened)] if isinstance(one, Retried)]
+            second = next(one for _, one in happened if isinstance(one, int))
+    assert second != first
+    assert len(notes) == 1
+    assert notes[0].startswith("the worker died")
+
+
+def wait_for_end(_: Any) -> Iterator[int]:
+    yield os.getpid()
+    threading.Event().wait(PATIENCE)
+
+
+def test_a_worker_that_works_long_does_not_hang(session: None) -> None:
+    def work(_: Any) -> Iterator[int]:
+        end = time.monotonic() + 3
+        while time.monotonic() < end:
+            pass
+        yield 1
+
+    with closing(opened(pace=Impatient(look=0.1, beat=0.2, hung_after=1.0))) as workers:
+        assert run(workers, work) == [1]
+
+
+def test_a_driver_that_was_busy_does_not_take_its_workers_for_hung(session: None) -> None:
+    with closing(opened(pace=Impatient(look=0.1, beat=0.1, hung_after=0.5))) as workers:
+        slot = taken(workers)
+        time.sleep(2)  # nobody asks for a pulse meanwhile
+        workers.poll()
+        assert not slot.hung
+        workers.give(slot)
+
+
+class Absent(Quick):
+    """A worker whose process ends as soon as it has started. ``output`` is a file with a letter for each start."""
+
+    times = 99
+
+    def free(self) -> About:
+        with open(self._output, "a") as starts:
             starts.write("x")
-        self._absent = len(Path(file).read_text()) <= times
-
-    def free(self) -> None:
-        if self._absent:
+        if len(Path(self._output).read_text()) <= self.times:
             os._exit(1)
-        super().free()
+        return super().free()
+
+
+class Recovering(Absent):
+    """The same, in its first starts only."""
+
+    times = TRIES + 2
 
 
 class Abroad(Worker):
     """A worker on a node where the project is not installed."""
 
-    def free(self) -> None:
+    def free(self) -> About:
         raise ModuleNotFoundError("No module named 'nas'")
 
 
 class Unbuilt(Worker):
     """The same, noticed earlier."""
 
-    def __init__(self) -> None:
+    def __init__(self, device: str, output: str) -> None:
         raise ModuleNotFoundError("No module named 'nas'")
 
 
-class Impatient(Pool):
-    """A pool without pauses. In ``many`` of its places are ``lame`` workers instead."""
-
-    look, patience = 0.1, 0.0
-
-    def __init__(self, count: int, options: dict[str, Any], lame: Callable[[], Any] | None, many: int) -> None:
-        self._lame, self._many = lame, many
-        super().__init__(count, options)
-
-    def pause(self, failures: int) -> float:
-        """None at first. Later a long one: a machine that starts processes without end does nothing else."""
-        return 0.0 if failures < TRIES + 4 else PATIENCE
-
-    def _start(self) -> Any:
-        replaces = hasattr(self, "_slots")  # only a lame one is ever replaced
-        if self._lame and (replaces or self._many):
-            self._many -= not replaces
-            return self._lame()
-        return ray.remote(Quick).options(**self._options).remote()
-
-
-class Patient(Impatient):
-    """A pool that looks often and waits for nodes without end."""
-
-    patience = float("inf")
-
-
-def impatient(workers: int, lame: Callable[[], Any] | None = None, many: int = 1, **options: Any) -> Workers:
-    given = {"num_cpus": 0, **options}
-    return Workers(ray.remote(Impatient).options(num_cpus=0).remote(workers, given, lame, many), workers)
-
-
-def actor(kind: type[Worker], *given: Any) -> Callable[[], Any]:
-    return lambda: ray.remote(kind).options(num_cpus=0).remote(*given)
-
-
-def test_the_search_goes_on_without_a_worker_that_does_not_start(session: None, tmp_path: Path) -> None:
-    pool = impatient(2, actor(Absent, str(tmp_path / "starts")))
-    notice = pool.pool.next_notice.remote()
-    run(pool, where)
-    assert "cannot be started" in (text := ray.get(notice, timeout=PATIENCE))
-    assert text.endswith("(the search goes on with 1 of 2 workers)")
-    assert len({run(pool, where)[0] for _ in range(4)}) == 1
+def test_the_search_goes_on_without_a_worker_that_does_not_start(
+    session: None, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING), closing(opened(kind=Quick)) as workers:
+        until(lambda: workers.ready == 1, workers)
+        workers.worker, workers.output = Absent, str(tmp_path / "starts")
+        workers.resources = Resources(2, 0, 0, given=True)
+        workers.want(2)
+        until(lambda: bool(caplog.records), workers)
+        assert "cannot be started" in caplog.text
+        assert "(the search goes on with 1 of 2 workers)" in caplog.text
+        assert len({run(workers, where)[0] for _ in range(4)}) == 1
 
 
 def test_a_worker_that_did_not_start_is_tried_again_later(session: None, tmp_path: Path) -> None:
-    pool = impatient(2, actor(Absent, str(tmp_path / "starts"), TRIES + 2))
-    assert taken(pool, "trial 1") != taken(pool, "trial 2")
-    assert len((tmp_path / "starts").read_text()) > TRIES + 2
+    """A place of a worker that dies at its start gets another one, as often as it takes."""
+    with closing(opened()) as workers:
+        until(lambda: workers.ready == 1, workers)
+        workers.worker, workers.output = Recovering, str(tmp_path / "starts")
+        workers.resources = Resources(2, 0, 0, given=True)
+        workers.want(2)
+        until(lambda: workers.ready == 2, workers)
+        assert len((tmp_path / "starts").read_text()) > TRIES + 2
 
 
 @pytest.mark.parametrize("kind", [Abroad, Unbuilt])
 def test_what_cannot_be_imported_is_told_as_such(session: None, kind: type[Worker]) -> None:
-    pool = impatient(2, actor(kind), many=2)
-    with pytest.raises(NoWorkerError, match=r"cannot import .*ModuleNotFoundError: No module named 'nas'.*install"):
-        run(pool, where)
+    with (
+        closing(opened(2, kind)) as workers,
+        pytest.raises(NoWorkerError, match=r"cannot import .*ModuleNotFoundError: No module named 'nas'.*install"),
+    ):
+        run(workers, where)
 
 
 def test_workers_that_do_not_start_are_told_as_such(session: None, tmp_path: Path) -> None:
-    pool = impatient(1, actor(Absent, str(tmp_path / "starts")))
-    with pytest.raises(NoWorkerError, match="a worker cannot be started") as raised:
-        run(pool, where)
+    workers = Workers(NOTHING, str(tmp_path / "starts"), pace=Impatient(look=0.1), worker=Absent)
+    with closing(workers), pytest.raises(NoWorkerError, match="a worker cannot be started") as raised:
+        run(workers, where)
     assert "memory" not in str(raised.value).partition("Some common causes")[0]
     assert "\n" not in str(raised.value)
 
 
-def test_workers_that_no_node_can_have_are_told_as_such(session: None) -> None:
-    pool = impatient(2, num_cpus=9999)
-    with pytest.raises(NoWorkerError, match=r"--cpus-per-trial 9999: no node has so many CPUs, the largest has \d+"):
-        run(pool, where)
-
-
-def test_workers_wait_for_a_node_that_may_join(session: None) -> None:
-    """Within the patience of the pool this is a notice, not an error."""
-    pool = Workers(ray.remote(Patient).options(num_cpus=0).remote(1, {"num_cpus": 9999}, None, 0), 1).pool
-    waiting = pool.take.remote("trial 1", "its client")
-    assert "the search waits for such a node" in ray.get(pool.next_notice.remote(), timeout=PATIENCE)
-    assert ray.wait([waiting], timeout=0)[0] == []
-    ray.get(pool.give.remote("trial 1", "its client"))
-    assert ray.get(waiting, timeout=PATIENCE) is None
+def test_workers_that_no_node_can_have_are_told_as_such(session: None, caplog: pytest.LogCaptureFixture) -> None:
+    pace, known = Impatient(look=0.1, patience=0.5), r"--cpus-per-trial 9999: no node has so many CPUs, the largest has"
+    with (
+        caplog.at_level(logging.WARNING),
+        closing(opened(2, pace=pace, cpus=9999)) as workers,
+        pytest.raises(NoWorkerError, match=known + r" \d+; give at most what a node has"),
+    ):
+        run(workers, where)
+    assert "the search waits for such a node, for 0.5 s" in caplog.text
 
 
 def test_a_node_can_have_a_worker_or_the_flag_is_named() -> None:
-    nodes = [{"CPU": 4.0}, {"CPU": 2.0, "GPU": 1.0}]
+    nodes = [Node(4), Node(2, 1.0, kinds=("H100",))]
     assert unplaceable({"num_cpus": 4, "num_gpus": 0}, nodes) == ""
     assert unplaceable({"num_cpus": 2, "num_gpus": 0.5}, nodes) == ""
+    assert unplaceable({"num_cpus": 2, "num_gpus": 1, "accelerator_type": "H100"}, nodes) == ""
     assert unplaceable({"num_cpus": 8, "num_gpus": 0}, nodes).startswith("--cpus-per-trial 8: no node has so many CPUs")
     assert unplaceable({"num_cpus": 1, "num_gpus": 2}, nodes).startswith("--gpus-per-trial 2: no node has so many GPUs")
-    assert "no node has both" in unplaceable({"num_cpus": 4, "num_gpus": 1}, nodes)
+    assert "no node has all of it" in unplaceable({"num_cpus": 4, "num_gpus": 1}, nodes)
     assert "the largest has 0" in unplaceable({"num_cpus": 4, "num_gpus": 1}, [])
+    other = unplaceable({"num_cpus": 1, "num_gpus": 1, "accelerator_type": "A100"}, nodes)
+    assert other == "--accelerator-type A100: no node has one; there are H100"
 
 
 @pytest.mark.parametrize(("count", "way_out"), [(1, "free memory, or take a machine"), (3, "give fewer workers")])
 def test_a_worker_that_ray_ends_for_want_of_memory_is_told_as_such(count: int, way_out: str) -> None:
-    text = pools._problem(OutOfMemoryError("the node is running low on memory"), count)
+    text = driver._problem(OutOfMemoryError("the node is running low on memory"), count)
     assert text.startswith(f"--workers {count}: Ray ended a worker for lack of memory")
     assert way_out in text
 
@@ -410,13 +500,13 @@ def test_memory_is_named_when_ray_does_not_tell_why_a_process_died(monkeypatch: 
     memory = namedtuple("memory", "total available")
     away = ActorUnavailableError("it restarts", None)
     for available, short in ((1, True), (50, False)):
-        monkeypatch.setattr(workers.psutil, "virtual_memory", lambda available=available: memory(100, available))
-        failure = workers._death("pool of workers", away, "")
+        monkeypatch.setattr(jobs.psutil, "virtual_memory", lambda available=available: memory(100, available))
+        failure = jobs.failure_of(away, "")
         assert (failure.memory, failure.retry) == (short, True)
         assert ("lack of memory" in failure.reason) == short
 
 
-Usage = namedtuple("Usage", "total used free")
+FULL = "the disk at {} (of {}) has {:,} bytes free; free some"
 
 
 def test_a_full_disk_is_named_when_a_task_raises_it(one: Workers, tmp_path: Path) -> None:
@@ -428,7 +518,7 @@ def test_a_full_disk_is_named_when_a_task_raises_it(one: Workers, tmp_path: Path
     notes: list[str] = []
     (failure,) = run(one, task, notes=notes, folder=str(tmp_path / "not" / "there"))
     assert failure.retry
-    assert f"the disk of {tmp_path}/not/there has" in failure.reason
+    assert f"the disk at {mount_of(tmp_path)} (of {tmp_path}/not/there) has" in failure.reason
     assert "bytes free; free some" in failure.reason
     assert len(notes) == TRIES - 1
 
@@ -438,6 +528,7 @@ def test_a_full_disk_is_named_when_a_task_raises_it(one: Workers, tmp_path: Path
     [
         "Error while serializing: I/O error: No space left on device (os error 28)",  # safetensors
         "[enforce fail at inline_container.cc:672] . unexpected pos 23040 vs 22932",  # torch.save
+        "4096 requested and 1000 written",  # numpy.save
     ],
 )
 def test_a_library_that_tells_of_a_full_disk_in_its_own_words_is_understood(
@@ -447,33 +538,33 @@ def test_a_library_that_tells_of_a_full_disk_in_its_own_words_is_understood(
     told = raising(str(tmp_path / "tries"), RuntimeError(text), 1)
     assert run(one, told, notes=notes, folder=str(tmp_path)) == ["done"]
     assert len(notes) == 1
-    assert f"{text}; the disk of {tmp_path} has " in notes[0]
+    assert f"{text}; the disk at {mount_of(tmp_path)} (of {tmp_path}) has " in notes[0]
 
 
 def test_a_full_disk_is_named_when_it_kills_a_worker(
     one: Workers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whoever writes to mapped memory gets no error from a full disk, but SIGBUS."""
-    monkeypatch.setattr(errors.shutil, "disk_usage", lambda _: Usage(100, 100, 4096))
+    monkeypatch.setattr(errors, "free_bytes", lambda _: 4096)
 
     def task(_: Any) -> Iterator[None]:
-        os.kill(os.getpid(), signal.SIGBUS)
+        signal.raise_signal(signal.SIGBUS)
         yield
 
     (failure,) = run(one, task, folder=str(tmp_path))
-    assert failure.reason == f"the worker died: the disk of {tmp_path} has 4,096 bytes free; free some"
+    assert failure.reason == f"the worker died: {FULL.format(mount_of(tmp_path), tmp_path, 4096)}"
     assert failure.retry
 
 
 def test_an_error_on_a_disk_with_space_stays_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fault, wrong = ValueError("a fault"), InputError("no such text")
     assert errors.explained(fault, str(tmp_path)) is fault
-    monkeypatch.setattr(errors.shutil, "disk_usage", lambda _: Usage(100, 100, 0))
+    monkeypatch.setattr(errors, "free_bytes", lambda _: 0)
     assert errors.explained(wrong, str(tmp_path)) is wrong
     full = errors.explained(fault, str(tmp_path))
     assert isinstance(full, OSError)
     assert full.errno == errno.ENOSPC
-    assert "a fault; the disk of" in str(full)
+    assert str(full).endswith(f"a fault; {FULL.format(mount_of(tmp_path), tmp_path, 0)}")
 
 
 Happened = tuple[str, bool]
@@ -496,8 +587,10 @@ def in_order(
 
 
 def test_what_is_timed_runs_alone(session: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    with open_workers(Resources(workers=2, cpus=0, gpus=0)) as workers:
+    with closing(opened(2)) as workers:
         timed = in_order(task_lists.run_timings, "latency_task", monkeypatch, workers)
+        workers.want(2)
+        until(lambda: sum(slot.free for slot in workers._slots) == 2, workers)
         screened = in_order(task_lists.run_screens, "screen_task", monkeypatch, workers)
     assert [started for _, started in timed] == [True, False] * 6
     assert all(one[0] == other[0] for one, other in list(pairwise(timed))[::2])  # each ends before the next starts

@@ -41,6 +41,7 @@ ROOMS = {
         "report",
         "tables",
         "tracking",
+        "mirror",
     ),
     "benchmarks": ("mini", "pruning", "peers", "distillation", "search", "service"),
 }

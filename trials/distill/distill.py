@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from search_spaces.errors import lacks_memory, one_line
 from trials.compress.compress import Compressor
 from trials.distill.checkpoint import CheckpointWriter, Rung, load_checkpoint
 from trials.families.base import Family, fused_gelu
@@ -29,7 +30,8 @@ from trials.text.validation import OF_TEXT
 
 BETAS, WEIGHT_DECAY, MAX_GRADIENT_NORM = (0.9, 0.95), 0.1, 1.0
 WARMUP_SHARE, FINAL_SHARE = 0.05, 0.1  # share of the steps; share of the peak learning rate
-MICRO_TOKENS = {"cpu": 2048, "cuda": 32768}  # tokens in one forward pass; halved when CUDA runs out of memory
+DIVERGED = 3.0  # times the loss of a uniform guess, and times the loss before retraining
+MICRO_TOKENS = {"cpu": 2048, "cuda": 32768}  # tokens in one forward pass; halved when memory runs out
 
 Report = Callable[[int, dict[str, float]], None]
 
@@ -38,6 +40,14 @@ log = logging.getLogger(__name__)
 
 class NonFiniteLoss(RuntimeError):  # noqa: N818 - the name describes the symptom, as it appears in the log
     """A loss or gradient became infinite or NaN. The trial has failed, and another try would fail in the same way."""
+
+
+class Diverged(RuntimeError):  # noqa: N818 - as above
+    """A validation loss is finite and far worse than a guess. Another try would end in the same way."""
+
+
+class OutOfMemory(RuntimeError):  # noqa: N818 - as above
+    """There is too little memory to train on one window at a time. Another try would fail in the same way."""
 
 
 @dataclass(frozen=True)
@@ -121,8 +131,12 @@ def distill(
     With a ``compressor``, the forward passes see compressed weights, and so do the validation losses. It stays on the
     student.
 
-    Raises NonFiniteLoss when a loss or gradient becomes infinite or NaN, and OSError when a checkpoint cannot be
-    written.
+    When memory runs out, the windows of a step go through the student in smaller groups. The gradients are the same, up
+    to the order of summation.
+
+    Raises NonFiniteLoss when a loss or gradient becomes infinite or NaN, Diverged when the validation loss is more than
+    `DIVERGED` times what it was and what a guess has, OutOfMemory when one window at a time is too much, and OSError
+    when a checkpoint cannot be written.
     """
     with CheckpointWriter(directory) as checkpoints:
         progress = _Distillation(student, targets, corpus, settings, directory, checkpoints, report, compressor, before)
@@ -258,11 +272,18 @@ class _Distillation:
                     if (following := next(coming, None)) is not None:
                         self.targets.read_ahead(following)
                 return torch.stack(shares).sum()
-            except torch.OutOfMemoryError:
-                if self.micro_windows == 1:
+            except (RuntimeError, MemoryError) as error:
+                if not lacks_memory(error):
                     raise
-                self.micro_windows //= 2
-                log.warning("out of memory: micro-batches are reduced to %d windows", self.micro_windows)
+                self._halve(error)
+
+    def _halve(self, error: Exception) -> None:
+        """Halve the micro-batches from now on. A step has as many tokens as before."""
+        if self.micro_windows == 1:
+            length = self.settings.sequence_length
+            raise OutOfMemory(f"a training step on one window of {length} tokens: {one_line(error)}") from error
+        self.micro_windows //= 2
+        log.warning("out of memory: micro-batches are reduced to %d windows", self.micro_windows)
 
     def _micro_step(self, places: NDArray[np.int64]) -> Tensor:
         """Add the gradients of the windows number ``places``, weighted by their share of the batch; return their KL.
@@ -287,6 +308,8 @@ class _Distillation:
         loss = mean_loss(self.last_losses)
         if not math.isfinite(loss):
             raise NonFiniteLoss(f"step {progress.step}: validation loss {loss}")
+        if tokens:
+            self._check(loss)
         seconds = progress.seconds + time.perf_counter() - started
         each = {f"{OF_TEXT}{name}": one for name, one in text_losses(self.last_losses).items()}
         metrics = {"val_loss": loss, "seconds": seconds, **each}
@@ -301,6 +324,15 @@ class _Distillation:
             self.checkpoints.wait()
             self._report()
             self.report(tokens, dict(metrics))
+
+    def _check(self, loss: float) -> None:
+        """Raise Diverged when no retraining at all would have been far better than this one."""
+        before, guess = self.progress.rungs[0].metrics["val_loss"], math.log(self.student.config.vocab_size)
+        if loss > DIVERGED * max(before, guess):
+            raise Diverged(
+                f"step {self.progress.step}: validation loss {loss:.1f}, {before:.1f} before retraining; "
+                "a lower --learning-rate may help"
+            )
 
     def _report(self) -> None:
         while self.unreported:

@@ -6,7 +6,7 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
-TOKEN_PERPLEXITY = "token perplexity"  # a metric
+TOKEN_PERPLEXITY = "token perplexity"  # nosec B105  # a metric
 HARNESS = "lm-evaluation-harness"  # begins the convention of a downstream task (`trials.evaluate.tasks`)
 
 

@@ -165,7 +165,7 @@ def _load_elsewhere(folder: Path, tokens: Tensor) -> dict[str, Tensor]:
 def _run(command: list[str], away: Path, name: str) -> None:
     alone = {"HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(away / "modules"), "CUDA_VISIBLE_DEVICES": ""}
     try:
-        done = subprocess.run(
+        done = subprocess.run(  # nosec B603  # this Python, a script of ours, a path; no shell
             command,
             cwd=away,
             env={**os.environ, **alone},

@@ -47,6 +47,11 @@ class ImportanceScores:
     heads: NDArray[np.float32]
     mlp: NDArray[np.float32]
 
+    @property
+    def key(self) -> str:
+        """A digest of the scores."""
+        return digest(*(array.tobytes() for array in (self.layers, self.hidden, self.heads, self.mlp)))
+
     def save(self, path: Path) -> None:
         """Write all four arrays to one ``.npz`` file."""
         np.savez(path, **{one.name: getattr(self, one.name) for one in fields(self)})

@@ -10,13 +10,20 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from trials.storage.disk import allocate
+
 Stored = NDArray[np.float32] | NDArray[np.int16]
 
 
 def create(path: Path, dtype: torch.dtype, shape: tuple[int, ...]) -> np.memmap[Any, Any]:
-    """A new ``.npy`` file of ``shape`` for values in ``dtype``, float32 or bfloat16. Call `flush` when it is full."""
-    stored = np.int16 if dtype is torch.bfloat16 else np.float32
-    array: np.memmap[Any, Any] = np.lib.format.open_memmap(path, mode="w+", dtype=stored, shape=shape)
+    """A new ``.npy`` file of ``shape`` for values in ``dtype``, float32 or bfloat16; otherwise as `create_array`."""
+    return create_array(path, np.int16 if dtype is torch.bfloat16 else np.float32, shape)
+
+
+def create_array(path: Path, dtype: type[np.generic], shape: tuple[int, ...]) -> np.memmap[Any, Any]:
+    """A new ``.npy`` file, mapped to memory. Call `flush` when it is full. Raises OSError when it has no room."""
+    array: np.memmap[Any, Any] = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
+    allocate(path)
     return array
 
 

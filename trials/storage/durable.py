@@ -12,9 +12,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
-MANIFEST, LOCK = "manifest.json", ".lock"
+from trials.storage.lease import lease
+
+MANIFEST, LEASE = "manifest.json", ".lease"
 
 
 def write_file(path: Path, content: bytes) -> None:
@@ -26,6 +28,23 @@ def write_file(path: Path, content: bytes) -> None:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+    sync(path.parent)
+
+
+def create_file(path: Path, make: Callable[[Path], None]) -> None:
+    """Let ``make`` create a temporary sibling of ``path``, then rename it to ``path``. Only one process may do so.
+
+    For databases: their libraries take a file that is half made for a damaged one. What ``make`` or an earlier process
+    leaves beside the file, such as a journal, is removed.
+    """
+    sweep(path)
+    try:
+        temporary = temporary_sibling(path)
+        make(temporary)
+        sync(temporary)
+        os.replace(temporary, path)
+    finally:
+        sweep(path)
     sync(path.parent)
 
 
@@ -52,26 +71,31 @@ def write_folder(path: Path, writer: Callable[[Path], None]) -> None:
             shutil.rmtree(retired, ignore_errors=True)
 
 
-def write_sealed(path: Path, writer: Callable[[Path], None]) -> None:
+def write_sealed(path: Path, writer: Callable[[Path], None], sha256: Callable[[Path], str] | None = None) -> None:
     """As `write_folder`, with a manifest of every file's size and sha256, which `damage` checks later.
 
-    All files get the mode of a new file under the umask. safetensors writes its files readable by their owner only.
+    ``sha256`` computes that of a file, by default `file_sha256`. All files get the mode of a new file under the umask.
+    safetensors writes its files readable by their owner only.
     """
 
     def fill(folder: Path) -> None:
         writer(folder)
-        files = {name: [file.stat().st_size, file_sha256(file)] for name, file in _files(folder)}
-        (folder / MANIFEST).write_text(json.dumps(files, indent=1, sort_keys=True))
-        mode = _mode(folder / MANIFEST)
+        manifest = folder / MANIFEST
+        manifest.touch()
         for _, file in _files(folder):
-            if _mode(file) != mode:
-                file.chmod(mode)
+            if _mode(file) != _mode(manifest):
+                file.chmod(_mode(manifest))
+        files = {name: [file.stat().st_size, (sha256 or file_sha256)(file)] for name, file in _files(folder)}
+        manifest.write_text(json.dumps(files, indent=1, sort_keys=True))
 
     write_folder(path, fill)
 
 
-def damage(folder: Path) -> str | None:
-    """The first problem of a sealed folder, or None if it is exactly as written. Reads all files."""
+def damage(folder: Path, sha256: Callable[[Path], str] | None = None) -> str | None:
+    """The first problem of a sealed folder, or None if it is exactly as written.
+
+    ``sha256`` computes that of a file. By default this is `file_sha256`, which reads all files.
+    """
     try:
         manifest: dict[str, tuple[int, str]] = json.loads((folder / MANIFEST).read_text())
         present = dict(_files(folder))
@@ -80,7 +104,7 @@ def damage(folder: Path) -> str | None:
         for name, (size, checksum) in manifest.items():
             if present[name].is_symlink():
                 return f"{name} is a link"
-            if present[name].stat().st_size != size or file_sha256(present[name]) != checksum:
+            if present[name].stat().st_size != size or (sha256 or file_sha256)(present[name]) != checksum:
                 return f"{name} differs from its checksum"
     except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:  # JSON that is not a manifest
         return f"{type(error).__name__}: {error}"
@@ -100,7 +124,7 @@ def temporary_sibling(path: Path) -> Path:
 
 def sweep(path: Path) -> None:
     """Remove the temporary files of dead writers of ``path``. Call this only if no writer of ``path`` is alive."""
-    for left in path.parent.glob(f".{path.name}.*.tmp*"):  # with the lock of each
+    for left in path.parent.glob(f".{path.name}.*.tmp*"):  # with the lease of each
         if left.is_dir():
             shutil.rmtree(left, ignore_errors=True)
         else:
@@ -110,7 +134,7 @@ def sweep(path: Path) -> None:
 def sweep_dead(path: Path) -> None:
     """Remove the temporary folders of dead writers of ``path``; those of living writers stay.
 
-    A writer holds the lock of its temporary folder. The system releases it when the process dies.
+    A writer has a lease of its temporary folder. What a writer on another machine has left stays until `sweep`.
     """
     for left in path.parent.glob(f".{path.name}.*.tmp"):
         try:
@@ -122,13 +146,13 @@ def sweep_dead(path: Path) -> None:
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """Hold the lock of ``folder``, a file beside it. Raises `filelock.Timeout` when another process holds it."""
-    file = folder.with_name(folder.name + LOCK)
-    with FileLock(file, timeout=0):
-        try:
-            yield
-        finally:
-            file.unlink(missing_ok=True)
+    """Hold the lease of ``folder``, a file beside it. Raises `filelock.Timeout` when another process holds it."""
+    own = lease(folder.with_name(folder.name + LEASE))
+    own.acquire(timeout=0)
+    try:
+        yield
+    finally:
+        own.release()
 
 
 def _mode(file: Path) -> int:

@@ -15,7 +15,7 @@ from transformers.utils import logging as transformers_logging
 
 from search_spaces.errors import InputError, one_line
 from trials.storage.cache import Cache, digest
-from trials.storage.durable import file_sha256
+from trials.storage.node_digests import sha256_on_node
 from trials.teacher.config_file import first_problem
 from trials.teacher.gguf_header import MAGIC, header_elements
 from trials.teacher.teacher import parameters_of
@@ -44,7 +44,7 @@ def _unpacked(file: Path, size: int, modified: int) -> Path:
             raise InputError(
                 f"model {file}: not a GGUF file (it does not begin with {MAGIC.decode()}); give one, or a folder"
             )
-    key = digest("gguf", FORMAT, file_sha256(file))
+    key = digest("gguf", FORMAT, sha256_on_node(file))
     return Cache(Path(HF_HOME) / "llm-nas").build("gguf", key, lambda folder: _unpack(file, folder))
 
 
@@ -55,7 +55,7 @@ def _unpack(file: Path, folder: Path) -> None:
         with TemporaryDirectory() as alone:  # what lies beside the file, such as an adapter, would be read with it
             (Path(alone) / file.name).symlink_to(file)
             model = _load(Path(alone) / file.name, elements)
-            tokenizer = AutoTokenizer.from_pretrained(
+            tokenizer = AutoTokenizer.from_pretrained(  # nosec B615
                 alone, gguf_file=file.name, local_files_only=True, trust_remote_code=False
             )
     except Exception as error:  # tokenizers raises no other class, and the readers raise a dozen
@@ -79,12 +79,12 @@ def _load(file: Path, elements: int) -> PreTrainedModel:
     transformers would make up every weight that the file lacks, as large as the config says.
     """
     here: dict[str, Any] = {"gguf_file": file.name, "local_files_only": True}
-    config = AutoConfig.from_pretrained(file.parent, trust_remote_code=False, **here)
+    config = AutoConfig.from_pretrained(file.parent, trust_remote_code=False, **here)  # nosec B615
     if problem := first_problem(json.loads(config.to_json_string())):
         raise ValueError(problem)
     if (described := parameters_of(config)) > 2 * elements:  # tied weights count twice
         raise ValueError(f"its tensors have {elements:,} weights, and its header describes {described:,}")
-    model, loading = AutoModelForCausalLM.from_pretrained(
+    model, loading = AutoModelForCausalLM.from_pretrained(  # nosec B615: a file of this machine
         file.parent, config=config, trust_remote_code=False, output_loading_info=True, **here
     )
     if missing := sorted(loading["missing_keys"]):

@@ -27,7 +27,7 @@ from search_spaces.errors import InputError, one_line
 from search_spaces.shape import ModelShape
 from trials.families.shapes import shape_of
 from trials.storage.cache import digest
-from trials.storage.durable import file_sha256
+from trials.storage.node_digests import sha256_on_node
 from trials.teacher.config_file import INDEX, WEIGHTS, check_config, check_weights, read_object
 from trials.teacher.inside import check_inside
 from trials.teacher.revision import GGUF, is_revision, split_revision
@@ -123,13 +123,13 @@ def read_config(path: Path, own_code: bool = False) -> PretrainedConfig:
     from transformers import AutoConfig
 
     try:
-        return AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=own_code)
+        return AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=own_code)  # nosec B615
     except UNUSABLE as error:
         raise InputError(f"model {path}: its config.json cannot be used: {one_line(error)}") from error
 
 
 def fingerprint(path: Path) -> str:
-    """A digest of the weights and the config in folder ``path``. Each file is read once per process."""
+    """A digest of the weights and the config in folder ``path``. Each file is read once on each node."""
     files = [path / "config.json", *weight_files(path)]
     return digest(*(part for file in files for part in (file.name, _sha256_once(file))))
 
@@ -247,4 +247,4 @@ def _sha256_once(path: Path) -> str:
 
 @lru_cache(maxsize=64)
 def _sha256(path: Path, size: int, modified: int) -> str:
-    return file_sha256(path)
+    return sha256_on_node(path)

@@ -86,9 +86,14 @@ def most_windows(shape: ModelShape, length: int, device: str) -> int:
 
     It is `TOKENS` tokens, or fewer where `LIMIT_BYTES` or `ACTIVATION_BYTES` require it, but at least one window.
     """
+    most = min(TOKENS, LIMIT_BYTES // bytes_per_token(shape, device), ACTIVATION_BYTES[device] // (4 * shape.mlp))
+    return max(1, most // length)
+
+
+def bytes_per_token(shape: ModelShape, device: str) -> int:
+    """What the streams of one token take on disk."""
     dtype, _ = training_precision(device)
-    stored = (2 * shape.layers + 1) * shape.hidden * dtype.itemsize
-    return max(1, min(TOKENS, LIMIT_BYTES // stored, ACTIVATION_BYTES[device] // (4 * shape.mlp)) // length)
+    return (2 * shape.layers + 1) * shape.hidden * dtype.itemsize
 
 
 @torch.no_grad()

@@ -19,7 +19,7 @@ from trials.families.lookup import family_of
 from trials.losses.kl import chunk_tokens, chunked_drawn_kl, chunked_kl, gradient_chunk_tokens
 from trials.losses.precision import autocast, training_precision
 from trials.losses.window_losses import BATCH_TOKENS
-from trials.storage.activation_files import Stored, create, to_array, to_device, to_tensor
+from trials.storage.activation_files import Stored, create, create_array, to_array, to_device, to_tensor
 from trials.storage.cache import Cache, digest
 from trials.storage.progress import counted
 from trials.teacher.teacher import Teacher
@@ -179,6 +179,14 @@ def way_for(shape: ModelShape, tokens: int, device: str, way: Way | None = None)
     return "cached" if tokens * shape.hidden * dtype.itemsize <= LIMIT_BYTES else "drawn"
 
 
+def target_bytes(shape: ModelShape, tokens: int, device: str, way: Way | None = None) -> int:
+    """What the stored targets for ``tokens`` tokens take on disk, of the kind that `way_for` chooses."""
+    dtype, _ = training_precision(device)
+    drawn = DRAWS * (2 if shape.vocab <= 2**16 else 4) + 4  # tokens and one likelihood
+    each = {"cached": shape.hidden * dtype.itemsize, "drawn": drawn, "online": 0}
+    return tokens * each[way_for(shape, tokens, device, way)]
+
+
 def _rows(parts: Sequence[NDArray[Any]], places: NDArray[np.int64]) -> NDArray[Any]:
     """The rows number ``places`` (n,) of the concatenated ``parts``, (n, ...)."""
     starts = np.cumsum([0, *map(len, parts)])
@@ -215,10 +223,10 @@ def _write(folder: Path, teacher: Teacher, text: NDArray[np.integer], dtype: tor
 
 @torch.no_grad()
 def _draw(folder: Path, teacher: Teacher, text: NDArray[np.integer], seed: int) -> None:
-    vocab, device, new = teacher.shape.vocab, teacher.model.device, np.lib.format.open_memmap
+    vocab, device = teacher.shape.vocab, teacher.model.device
     number = np.uint16 if vocab <= 2**16 else np.uint32
-    ids = new(folder / "ids.npy", mode="w+", dtype=number, shape=(text.size, DRAWS))
-    likelihoods = new(folder / "likelihoods.npy", mode="w+", dtype=np.float32, shape=(text.size,))
+    ids = create_array(folder / "ids.npy", number, (text.size, DRAWS))
+    likelihoods = create_array(folder / "likelihoods.npy", np.float32, (text.size,))
     generator, head = torch.Generator(device).manual_seed(seed), Targets(teacher).head()
     done = 0
     for _, states in _final_states(teacher, text):

@@ -23,6 +23,7 @@ from transformers.utils import logging as transformers_logging
 from search_spaces.errors import InputError, one_line
 from search_spaces.shape import ModelShape
 from trials.storage.durable import MANIFEST, damage
+from trials.storage.node_digests import sha256_on_node
 from trials.teacher.config_file import is_coded
 from trials.teacher.source import UNUSABLE, fingerprint, read_config, read_shape, weight_files
 
@@ -96,14 +97,14 @@ def load_tokenizer(path: Path, own_code: bool = False) -> PreTrainedTokenizerBas
     """
     try:
         written = _tokenizer_file(path)
-        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=own_code)
+        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=own_code)  # nosec B615
         if written is None or type(tokenizer).__module__.startswith("transformers_modules."):
             return tokenizer
         if (
             tokenizer(PROBE, add_special_tokens=False)["input_ids"]
             != written.encode(PROBE, add_special_tokens=False).ids
         ):
-            return PreTrainedTokenizerFast.from_pretrained(path, local_files_only=True)
+            return PreTrainedTokenizerFast.from_pretrained(path, local_files_only=True)  # nosec B615
     except InputError:
         raise
     except UNUSABLE as error:
@@ -128,7 +129,7 @@ def load_weights(path: Path, dtype: torch.dtype, own_code: bool = False) -> PreT
         quantization["dequantize"] = True  # otherwise weights stay in FP8 where a GPU can multiply it
     _check_number(path, config)
     try:
-        model, loading = AutoModelForCausalLM.from_pretrained(
+        model, loading = AutoModelForCausalLM.from_pretrained(  # nosec B615  # a folder
             path,
             config=config,
             dtype=dtype,
@@ -213,7 +214,7 @@ def _check_finite(path: Path, model: PreTrainedModel) -> None:
 
 def _check_manifest(path: Path) -> None:
     """Check an exported model against its manifest, because safetensors loads a file with flipped bytes silently."""
-    if (path / MANIFEST).is_file() and (problem := damage(path)):
+    if (path / MANIFEST).is_file() and (problem := damage(path, sha256_on_node)):
         raise InputError(f"model {path}: {problem}; export it again or copy it again")
 
 

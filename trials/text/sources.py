@@ -53,6 +53,11 @@ def is_path(source: str) -> bool:
     return os.path.exists(path) or path.suffix in SUFFIXES or source.startswith((".", "~", "/"))
 
 
+def is_on_the_hub(source: str) -> bool:
+    """Whether ``source`` names a dataset of the hub rather than text on this machine."""
+    return source != "stdlib" and not is_path(source) and is_hub_name(source)
+
+
 def _stdlib() -> TextSource:
     return TextSource(
         name="stdlib",

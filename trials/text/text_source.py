@@ -13,7 +13,7 @@ from pathlib import Path
 
 from search_spaces.errors import InputError
 from trials.storage.cache import digest
-from trials.storage.durable import file_sha256
+from trials.storage.node_digests import sha256_on_node
 
 SUFFIXES = (".txt", ".jsonl")
 CODE = (
@@ -129,7 +129,7 @@ def whole_from_path(path: Path) -> TextSource:
     from_path(path)  # raises InputError by the same rules
     return TextSource(
         name=path.name or str(path),
-        identity=digest("whole", *(part for file in files for part in (file.suffix, file_sha256(file)))),
+        identity=digest("whole", *(part for file in files for part in (file.suffix, sha256_on_node(file)))),
         train=lambda: (),
         validation=lambda: (document for file in files for document in read_documents(file)),
     )
@@ -153,7 +153,7 @@ def split_files(root: Path, files: Sequence[Path]) -> tuple[list[Path], list[Pat
 
 def _from_files(root: Path, files: Sequence[Path]) -> TextSource:
     train, validation = split_files(root, files)
-    parts = [part for file in files for part in (_relative(root, file), file_sha256(file))]
+    parts = [part for file in files for part in (_relative(root, file), sha256_on_node(file))]
     return TextSource(
         name=root.name or str(root),
         identity=digest("folder", *parts),
@@ -165,7 +165,7 @@ def _from_files(root: Path, files: Sequence[Path]) -> TextSource:
 def _from_file(path: Path) -> TextSource:
     return TextSource(
         name=path.name,
-        identity=digest("file", path.suffix, file_sha256(path)),
+        identity=digest("file", path.suffix, sha256_on_node(path)),
         train=lambda: _split_documents(path)[0],
         validation=lambda: _split_documents(path)[1],
     )

@@ -18,7 +18,8 @@ machines = st.lists(nodes, min_size=1, max_size=6).map(lambda some: Machine(tupl
 
 
 def chosen(machine: Machine, trials: int = 8, others: int = 0, **settings: Any) -> Resources:
-    given = {"workers": None, "cpus_per_trial": None, "gpus_per_trial": None, **settings}
+    nothing = {"workers": None, "cpus_per_trial": None, "gpus_per_trial": None, "accelerator_type": None}
+    given = {**nothing, "device": "auto", **settings}
     return resources_for(SimpleNamespace(**given), machine, trials, others, NEED)
 
 
@@ -101,3 +102,42 @@ def test_what_no_node_can_have_is_refused_by_name(settings: dict[str, Any], mess
         return
     with pytest.raises(InputError, match="no node has a GPU"):
         chosen(Machine((Node(64),)), gpus_per_trial=0.5)
+
+
+GPU_NODE = Node(16, 8.0, 2**38, ("H100",))
+HEAD = Node(0, 0.0, 2**34)
+
+
+@pytest.mark.parametrize(
+    ("machine", "settings", "expected"),
+    [
+        (Machine((HEAD,), ((GPU_NODE, 4),), grows=True), {"trials": 64}, (32, 2, 1.0)),  # none is up yet
+        (Machine((HEAD, GPU_NODE), ((GPU_NODE, 4),), grows=True), {"trials": 64}, (32, 2, 1.0)),  # one of the four is
+        (Machine((HEAD,), grows=True), {"device": "cuda"}, (1, 1, 1.0)),  # nobody says what may come
+        (Machine((HEAD,), grows=True), {"device": "cuda", "workers": 8, "cpus_per_trial": 8}, (8, 8, 1.0)),
+        (Machine((HEAD,), grows=True), {"accelerator_type": "H100"}, (1, 1, 1.0)),
+        (Machine((Node(8, 0.0, 2**36),), ((GPU_NODE, 1),), grows=True), {"device": "cpu"}, (8, 2, 0.0)),
+        (Machine((GPU_NODE, Node(96, 8.0, kinds=("A100",)))), {"accelerator_type": "A100"}, (8, 12, 1.0)),
+    ],
+)
+def test_what_an_autoscaler_can_bring_counts(
+    machine: Machine, settings: dict[str, Any], expected: tuple[int, int, float]
+) -> None:
+    found = chosen(machine, **settings)
+    assert (found.workers, found.cpus, found.gpus) == expected
+    assert found.options.get("accelerator_type", "") == found.kind == settings.get("accelerator_type", "")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"device": "cpu", "gpus_per_trial": 0.5}, "--device cpu: contradicts --gpus-per-trial 0.5"),
+        ({"device": "cpu", "accelerator_type": "H100"}, "--device cpu: contradicts --accelerator-type H100"),
+        ({"device": "cuda", "gpus_per_trial": 0}, "--gpus-per-trial 0: contradicts --device cuda"),
+        ({"accelerator_type": "H100", "gpus_per_trial": 0}, "--gpus-per-trial 0: contradicts --accelerator-type H100"),
+        ({"accelerator_type": "H200"}, "no node has a GPU of kind H200"),
+    ],
+)
+def test_settings_that_contradict_each_other_are_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        chosen(Machine((GPU_NODE,)), **settings)

@@ -13,7 +13,7 @@ from tracking_reference import record
 from nas.choosing.finalists import finalists
 from nas.choosing.selection import FINALIST, STOCK, competes
 from nas.planning.errors import Failure
-from nas.planning.machine import Machine, Node
+from nas.planning.machine import Machine, Node, Resources
 from nas.planning.plan import Plan, make_plan, resolve_target
 from nas.planning.settings import load_settings
 from nas.planning.specs import final_spec, final_windows
@@ -21,15 +21,17 @@ from nas.running.task_lists import FinalUpdate
 from nas.running.workers import Workers
 from nas.stages import finish
 from nas.stages.finish import recalled, train_finals, updated
+from nas.stages.try_candidates import Tried
 from nas.study.records import FinalRecord, TrialRecord
 from nas.study.study import SearchStudy
 from search_spaces.architecture import Architecture
+from search_spaces.errors import InputError
 from trials.distill.checkpoint import Rung
 from trials.distill.results import write_result
 from trials.final import FinalResult, FinalSpec
 
 OnResult = Callable[[str, FinalUpdate], None]
-NOBODY = Workers(None, 0)
+NOBODY = Workers(Resources(1, 1, 0))
 
 
 class Runner:
@@ -239,3 +241,16 @@ def test_the_study_keeps_trials_and_finals_apart(plan: Plan, study: SearchStudy,
     assert candidate is not None
     study.report(candidate.number, plan.recipe.tokens, 1.0)
     assert study.rank_at(plan.recipe.tokens, candidate.number).seen == 1
+
+
+def test_a_search_does_not_conclude_without_finals_that_failed_by_their_surroundings(
+    plan: Plan, study: SearchStudy, runner: Runner
+) -> None:
+    tried = Tried(0.0, plan, study, None, first=(), losses={}, records=tuple(trials(plan)))  # type: ignore[arg-type]
+    stage = open_stage(plan, study, trials(plan))
+    runner.outcome = {stage[0].name: Failure("OSError: full", True), stage[1].name: Failure("nan", False)}
+    with pytest.raises(InputError, match=rf"1 of {len(stage)} finals failed by their .* 4 times: OSError: full; mend"):
+        finish.finish(tried, NOBODY, lambda _: None)
+    runner.outcome.clear()
+    finals = finish.finish(tried, NOBODY, lambda _: None).finals
+    assert [one.state for one in finals] == ["COMPLETE", "FAIL", *["COMPLETE"] * (len(stage) - 2)]

@@ -18,7 +18,7 @@ from nas.choosing.screening import first_candidates
 from nas.display import measuring_progress
 from nas.display.display import Display
 from nas.planning.errors import Failure
-from nas.planning.machine import Machine, Node
+from nas.planning.machine import Machine, Node, Resources
 from nas.planning.plan import Plan, make_plan, resolve_target
 from nas.planning.settings import load_settings
 from nas.report.screening_report import plot_screening, screening_csv
@@ -35,7 +35,7 @@ from search_spaces.errors import InputError
 from trials.trial import TrialSpec
 
 OnResult = Callable[[str, float | Failure | None], None]
-NOBODY = Workers(None, 0)
+NOBODY = Workers(Resources(1, 1, 0))
 TEACHER: Any = None  # the stage does not look at it
 
 
@@ -189,12 +189,28 @@ def test_table_and_picture_show_what_became_of_the_screened(plan: Plan, tmp_path
 def timed(plan: Plan, monkeypatch: pytest.MonkeyPatch, milliseconds: Callable[[Architecture], float]) -> Plan:
     """The plan within its limit, every architecture timed at ``milliseconds``."""
 
-    def run(specs: Mapping[str, TrialSpec], workers: Workers, on_result: OnResult) -> None:
+    def run(specs: Mapping[str, TrialSpec], workers: Workers, on_result: OnResult, hardware: str) -> None:
         for name, spec in specs.items():
             on_result(name, milliseconds(spec.architecture))
 
     monkeypatch.setitem(measure.RUNS, TIMED, run)
     return within_latency(plan, study_of(plan), NOBODY, Announcer())
+
+
+class On:
+    """Workers on one kind of device."""
+
+    def __init__(self, *hardware: str) -> None:
+        self.hardware = list(hardware)
+
+
+def test_latencies_are_of_one_kind_of_device(plan: Plan) -> None:
+    study = study_of(plan)
+    assert measure.timed_on(study, On("H100", "A100")) == "H100"  # type: ignore[arg-type]
+    assert measure.timed_on(study, On("A100", "H100")) == "H100"  # type: ignore[arg-type]
+    assert study.recall(measure.TIMED_ON) == "H100"
+    with pytest.raises(InputError, match="latencies were measured on H100, and there is A100 here"):
+        measure.timed_on(study, On("A100"))  # type: ignore[arg-type]
 
 
 def test_a_limit_of_latency_leaves_the_fast_ones_by_what_was_measured_first(

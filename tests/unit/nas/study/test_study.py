@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import optuna
 import pytest
+from free_workers import FreeWorkers
 from optuna.distributions import FloatDistribution
 from optuna.trial import TrialState, create_trial
 from ray.tune.search import Searcher
@@ -16,7 +17,7 @@ from ray.tune.search import Searcher
 from nas.choosing.promotion import Promotion, promotes
 from nas.planning.candidates import informed
 from nas.planning.rungs import rungs
-from nas.running.client import FAILURE, FINAL, MEMORY, RETRIED
+from nas.running.client import AGAIN, FAILURE, FINAL, MEMORY
 from nas.running.tune_search import StudyScheduler, StudySearcher
 from nas.study import sampler as sampler_module
 from nas.study.sampler import BEST, INNER, NEWEST
@@ -218,8 +219,8 @@ class FakeTrial:
 
 
 def test_searcher_and_scheduler_tell_each_ending() -> None:
-    study, heard, let_go = make_study(sampler="exhaustive", feasible=CUSTOM_FIRST), [], []
-    searcher = StudySearcher(study, lambda candidate: {"key": candidate.architecture.key}, heard.append, let_go.append)
+    study, heard, workers = make_study(sampler="exhaustive", feasible=CUSTOM_FIRST), [], FreeWorkers()
+    searcher = StudySearcher(study, lambda candidate: {"key": candidate.architecture.key}, heard.append, workers)
     scheduler = StudyScheduler(study, heard.append, Promotion(study, last=64, halving=True))
     ids = ["good", "slow", "broken", "lost", "nan"]
     configs = {name: searcher.suggest(name) for name in ids}
@@ -238,7 +239,7 @@ def test_searcher_and_scheduler_tell_each_ending() -> None:
     searcher.on_trial_complete("slow", {"tokens": 16, "val_loss": 5.0})
     searcher.on_trial_complete("good", {"tokens": 64, "val_loss": 3.0, FINAL: True, "seconds": 1, "pid": 7})
     searcher.on_trial_complete("broken", {FAILURE: "NonFiniteLoss: step 3"})
-    scheduler.on_trial_result(None, trials["lost"], {RETRIED: "OSError: share is gone"})
+    study.note(trials["lost"].config["number"], "OSError: share is gone")
     searcher.on_trial_complete("lost", None, error=True)
     searcher.on_trial_complete("nan", {"tokens": 16, "val_loss": math.nan})
 
@@ -259,7 +260,7 @@ def test_searcher_and_scheduler_tell_each_ending() -> None:
     assert by_name["slow"].curve == ((0, 1.0), (16, 5.0))
     assert by_name["broken"].reason == "NonFiniteLoss: step 3"
     assert "its process died" in str(by_name["lost"].reason)
-    assert let_go == [by_name["lost"].number]
+    assert workers.lent == []
     assert "OSError: share is gone" in str(by_name["lost"].reason)
     assert "nan after 16 tokens" in str(by_name["nan"].reason)
     assert set(heard) == set(records)
@@ -267,9 +268,9 @@ def test_searcher_and_scheduler_tell_each_ending() -> None:
 
 def test_too_little_memory_ends_the_asking_and_leaves_the_trial_open() -> None:
     study = make_study(sampler="exhaustive", feasible=CUSTOM_FIRST)
-    searcher = StudySearcher(study, lambda candidate: {}, lambda number: None, lambda number: None)
+    searcher = StudySearcher(study, lambda candidate: {}, lambda number: None, FreeWorkers())
     searcher.suggest("hungry")
-    searcher.on_trial_complete("hungry", {FAILURE: "the worker died", MEMORY: True})
+    searcher.on_trial_complete("hungry", {FAILURE: "the worker died", AGAIN: True, MEMORY: True})
     assert searcher.out_of_memory
     assert searcher.suggest("next") == Searcher.FINISHED
     assert [one.state for one in study.records()] == ["RUNNING"]

@@ -63,3 +63,21 @@ def test_a_search_is_announced_without_its_passwords_and_stopped_once(
     assert started.settings["storage"] == "postgresql://user:***@host/db"
     assert "postgresql://user:***@host/db" in started.tags["command"]
     assert "postgresql://user:***@host/db" in started.description
+
+
+@pytest.mark.parametrize(("problem", "least"), [(None, listener.DONE_SECONDS), ("down", listener.STOPPED_SECONDS)])
+def test_the_end_waits_for_a_slow_server_and_not_for_one_that_is_down(problem: str | None, least: float) -> None:
+    waited: list[float] = []
+
+    class Tracker(Recorder):
+        def close(self, seconds: float) -> int:
+            waited.append(seconds)
+            return 3
+
+    tracker: Any = Tracker()
+    tracker.problem = problem
+    told = io.StringIO()
+    listener.MlflowListener(Console(file=told, width=200))._close(tracker, listener.DONE_SECONDS)
+    assert waited == [least]
+    assert "MLflow: 3 messages not delivered" in told.getvalue()
+    assert "the next run of this study delivers them" in told.getvalue()

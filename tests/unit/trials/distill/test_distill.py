@@ -22,7 +22,15 @@ from transformers.activations import GELUTanh, NewGELUActivation
 
 from trials.distill import distill as distillation
 from trials.distill.checkpoint import load_checkpoint
-from trials.distill.distill import NonFiniteLoss, distill, learning_rate, make_optimizer, text_loss
+from trials.distill.distill import (
+    Diverged,
+    NonFiniteLoss,
+    OutOfMemory,
+    distill,
+    learning_rate,
+    make_optimizer,
+    text_loss,
+)
 from trials.losses.kl import chunked_kl
 from trials.losses.precision import training_precision
 from trials.teacher.targets import Targets
@@ -125,13 +133,24 @@ def test_a_step_has_fused_activations_and_what_is_measured_has_not(tmp_path: Pat
     torch.testing.assert_close(GELUTanh()(states), NewGELUActivation()(states), rtol=1e-5, atol=1e-6)
 
 
+SHORT_OF_MEMORY = [
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+    RuntimeError("[enforce fail at alloc_cpu.cpp:126] err == 0. DefaultCPUAllocator: can't allocate memory: you tried"),
+    RuntimeError("std::bad_alloc"),
+    RuntimeError("could not create a primitive"),
+    MemoryError(),
+]
+
+
+@pytest.mark.parametrize("error", SHORT_OF_MEMORY, ids=lambda error: type(error).__name__)
 def test_micro_batches_are_halved_when_memory_does_not_do(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
+    error: Exception,
 ) -> None:
     def full(windows: int) -> None:
         if windows > 1:
-            raise torch.OutOfMemoryError
+            raise error
 
     model, wanted = student(), student()
     distill(model, Watched(TEACHER, full), CORPUS, SETTINGS, tmp_path / "full", Readings())
@@ -141,9 +160,16 @@ def test_micro_batches_are_halved_when_memory_does_not_do(
 
 
 def test_memory_that_does_not_do_for_one_window_is_an_error(tmp_path: Path) -> None:
-    watched = Watched(TEACHER, after(0, torch.OutOfMemoryError()))
-    with pytest.raises(torch.OutOfMemoryError):
+    watched = Watched(TEACHER, after(0, torch.OutOfMemoryError("CUDA out of memory")))
+    with pytest.raises(OutOfMemory, match="a training step on one window of 16 tokens: CUDA out of memory"):
         distill(student(), watched, CORPUS, SETTINGS, tmp_path, Readings())
+
+
+def test_other_errors_are_not_taken_for_too_little_memory(tmp_path: Path) -> None:
+    watched = Watched(TEACHER, after(0, RuntimeError("shapes do not match")))
+    with pytest.raises(RuntimeError, match="shapes do not match"):
+        distill(student(), watched, CORPUS, SETTINGS, tmp_path, Readings())
+    assert [len(places) for places in watched.places] == []
 
 
 class Spoiled(Targets):
@@ -172,6 +198,13 @@ def test_student_that_is_not_finite_is_never_reported(tmp_path: Path) -> None:
     with pytest.raises(NonFiniteLoss, match="validation loss"):
         distill(model, Targets(TEACHER), CORPUS, SETTINGS, tmp_path, readings)
     assert not readings
+
+
+def test_loss_that_is_finite_and_far_worse_than_a_guess_ends_the_trial(tmp_path: Path) -> None:
+    readings = Readings()
+    with pytest.raises(Diverged, match=r"step \d+: validation loss \d+\.\d, \d+\.\d before retraining; a lower"):
+        distill(student(), Targets(TEACHER), CORPUS, replace(SETTINGS, learning_rate=0.9), tmp_path, readings)
+    assert [tokens for tokens, _ in readings] == [0]
 
 
 def test_dropout_of_the_configuration_is_off(tmp_path: Path) -> None:

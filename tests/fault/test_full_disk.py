@@ -1,0 +1,59 @@
+"""A disk that is full in the middle of a write: nothing half is visible, the line names the disk, and it goes on."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from small_disk import needs_disks, on_disk, python
+
+QUICK = ("cache", "cached targets", "checkpoint", "outbox", "study")
+SLOW = ("drawn targets", "streams", "result", "export", "mlflow")
+
+
+def filled(folder: Path, *kinds: str) -> dict[str, dict[str, Any]]:
+    """What came of each of ``kinds``, see `filling`."""
+    needs_disks()
+    done = on_disk(folder, "1m", *python("filling.py"), str(folder), *kinds)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found: dict[str, dict[str, Any]] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+@pytest.fixture(scope="module")
+def quick(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+    return filled(tmp_path_factory.mktemp("disk"), *QUICK, "tracker")
+
+
+@pytest.fixture(scope="module")
+def slow(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+    return filled(tmp_path_factory.mktemp("disk"), *SLOW)
+
+
+def check(found: dict[str, Any]) -> None:
+    assert found["problems"] == []
+    assert found["failures"] > 2, "the disk was never full"
+    assert found["made"] == found["expected"]
+
+
+@pytest.mark.parametrize("kind", QUICK)
+def test_a_write_to_a_full_disk_leaves_nothing_half_and_succeeds_when_there_is_space(
+    quick: dict[str, dict[str, Any]], kind: str
+) -> None:
+    check(quick[kind])
+
+
+@pytest.mark.fault_slow
+@pytest.mark.parametrize("kind", SLOW)
+def test_so_does_a_write_that_takes_longer(slow: dict[str, dict[str, Any]], kind: str) -> None:
+    check(slow[kind])
+
+
+def test_mapped_memory_gets_its_space_first(quick: dict[str, dict[str, Any]]) -> None:
+    assert "hidden.npy takes 61,568 bytes" in quick["cached targets"]["messages"][0]
+
+
+def test_events_without_space_wait_in_memory_and_none_is_lost(quick: dict[str, dict[str, Any]]) -> None:
+    assert quick["tracker"]["made"] == [20, True]

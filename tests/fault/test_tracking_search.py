@@ -1,0 +1,78 @@
+"""A whole search whose MLflow server never answers: same results, and the store gets everything once, afterwards."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import sqlite3
+import threading
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from driving import Driver
+from small_search import write_text
+from whole_search import STUDY, places_in_mlflow, results, running_in_mlflow, whole_search
+
+pytestmark = pytest.mark.fault_slow
+
+
+@pytest.fixture
+def mute() -> Iterator[str]:
+    """A server that accepts every connection and never answers."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        held: list[socket.socket] = []
+
+        def accept() -> None:
+            while True:
+                try:
+                    held.append(listening.accept()[0])
+                except OSError:
+                    return
+
+        threading.Thread(target=accept, daemon=True).start()
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+        listening.shutdown(socket.SHUT_RDWR)
+    for one in held:
+        one.close()
+
+
+def points(output: Path) -> list[tuple[str, str, int]]:
+    """How many points each curve has, by the trial or final and the name of the metric."""
+    asked = """
+        select tags.value, metrics.key, count(*) from metrics join tags using (run_uuid)
+        where tags.key = 'nas.trial' and tags.value != 'parent' group by tags.value, metrics.key
+    """
+    with closing(sqlite3.connect(output / "mlflow.db")) as store:
+        return sorted(store.execute(asked))
+
+
+def run(command: list[str], output: Path, **environment: str) -> str:
+    driver = Driver(command, output, **environment)
+    assert driver.finish() == 0, "".join(driver.lines)
+    return "".join(driver.lines)
+
+
+def test_a_search_beside_a_mute_server_has_the_same_results_and_loses_no_message(
+    tiny_teacher_folder: Path, tmp_path: Path, mute: str
+) -> None:
+    command = whole_search(tiny_teacher_folder, write_text(tmp_path))
+    quiet, deaf = tmp_path / "quiet", tmp_path / "deaf"
+    for output in (quiet, deaf):
+        output.mkdir()
+    run(command, quiet)
+    text = run(command, deaf, MLFLOW_TRACKING_URI=mute)
+    assert text.count("the search continues, events wait in") == 1
+    assert "messages not delivered" in text
+    assert results(deaf) == results(quiet)
+    shutil.copytree(deaf / STUDY / "outbox", tmp_path / "kept")
+
+    for _ in range(2):  # the second time what was delivered is there again, as from a backup
+        run(command, deaf)
+        assert not list((deaf / STUDY / "outbox").glob("*.json"))
+        assert set(places_in_mlflow(deaf).values()) == {1}
+        assert places_in_mlflow(deaf) == places_in_mlflow(quiet)
+        assert points(deaf) == points(quiet)
+        assert running_in_mlflow(deaf) == 0
+        shutil.copytree(tmp_path / "kept", deaf / STUDY / "outbox", dirs_exist_ok=True)
