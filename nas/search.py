@@ -16,6 +16,7 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 from rich.console import Console
 
+from nas.cluster.signals import sigterm_as_ctrl_c
 from nas.display.console import console_for
 from nas.planning.errors import NothingFeasibleError, root_of
 from nas.planning.log_messages import log_messages
@@ -28,7 +29,6 @@ from nas.planning.settings import (
     submit_address,
     with_commit,
 )
-from nas.running.signals import sigterm_as_ctrl_c
 from nas.submit import refuse_folder_of_the_job, submit_search
 from search_spaces.errors import InputError
 
@@ -103,7 +103,7 @@ def _search(settings: SearchSettings, console: Console, as_json: bool, started_b
     _check_server(settings.storage)
     store = _mirror(settings.mirror)
 
-    from nas.running.session import ray_session  # takes seconds to import: only when the settings are right
+    from nas.cluster.session import ray_session  # takes seconds to import: only when the settings are right
     from nas.running.workers import Pace, open_workers
 
     with ray_session(settings) as machine:
@@ -207,7 +207,7 @@ def _machine_of(settings: SearchSettings) -> Machine:
 
     if not (settings.address or os.environ.get("RAY_ADDRESS")):
         return Machine.local()
-    from nas.running.session import ray_session
+    from nas.cluster.session import ray_session
 
     with ray_session(settings) as machine:
         return machine

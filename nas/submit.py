@@ -14,9 +14,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from nas.cluster.remote_job import Job, connect
 from nas.planning.redact import redacted
 from nas.planning.settings import SearchSettings, command_line
-from nas.running.job import Job, connect
 from search_spaces.errors import InputError
 from search_spaces.files import PRESETS
 

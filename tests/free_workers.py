@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from nas.planning.errors import NoWorkerError
-from nas.running.workers import Slot
+from nas.running.slot import Slot
 
 
 class FreeWorkers:

@@ -6,7 +6,7 @@ r"""Compares the training step with a straightforward one: tokens per second, an
 Straightforward: the teacher runs on every batch, all logits are kept, everything is in float32, and the allocator has
 its default settings. Ours: the loop of the trials as a worker runs it, with stored teacher states, loss and gradient by
 chunks of tokens, bfloat16 products where the hardware has them, and the allocator settings of
-`nas.running.session.WORKER_ENVIRONMENT`.
+`nas.cluster.session.WORKER_ENVIRONMENT`.
 
 Both train the same student on the same batches at the same rates. Each repetition is a process of its own; the two
 loops take turns. The teacher's states, which all trials share, are computed before. With ``--teacher-targets drawn``
@@ -31,9 +31,9 @@ import torch.nn.functional as F
 from transformers import PreTrainedModel
 
 from benchmarks.flags import flags_of, plan_of
+from nas.cluster.session import WORKER_ENVIRONMENT
 from nas.planning.candidates import informed
 from nas.planning.plan import Plan
-from nas.running.session import WORKER_ENVIRONMENT
 from trials.distill.distill import MAX_GRADIENT_NORM, DistillSettings, distill, learning_rate, make_optimizer
 from trials.losses.window_losses import validation_loss
 from trials.preparation import Shared, shared

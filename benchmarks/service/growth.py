@@ -35,11 +35,11 @@ from ray import cloudpickle
 from ray.cluster_utils import Cluster
 from rich.console import Console
 
+from nas.cluster.session import ray_session
 from nas.display.display import Display
 from nas.planning.plan import Plan, make_plan, resolve_target
 from nas.planning.settings import load_settings
 from nas.running.client import FINAL, LOSS, TOKENS
-from nas.running.session import ray_session
 from nas.running.tune_run import run_trials
 from nas.running.worker import About, Worker
 from nas.running.workers import open_workers

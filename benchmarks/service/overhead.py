@@ -18,11 +18,11 @@ from typing import Any
 
 import ray
 
+from nas.cluster.session import ray_session
 from nas.planning.machine import Machine
 from nas.planning.plan import Plan, make_plan, resolve_target
 from nas.planning.settings import load_settings
 from nas.running.client import FINAL, LOSS, TOKENS
-from nas.running.session import ray_session
 from nas.running.tune_run import run_trials
 from nas.running.workers import open_workers
 from nas.study.study import SearchStudy

@@ -26,12 +26,12 @@ from typing import Any
 
 from ray import cloudpickle
 
+from nas.cluster.session import ray_session
 from nas.planning.machine import Machine
 from nas.planning.plan import Plan, make_plan, resolve_target
 from nas.planning.settings import load_settings
 from nas.planning.specs import trial_spec
 from nas.running.jobs import Job, Started, Task, results_of
-from nas.running.session import ray_session
 from nas.running.tasks import trial_task
 from nas.running.workers import Workers, open_workers
 from trials.preparation import shared

@@ -15,11 +15,11 @@ import time
 
 from ray import cloudpickle
 
+from nas.cluster.session import ray_session
 from nas.planning.plan import Plan, make_plan, resolve_target
 from nas.planning.settings import load_settings
 from nas.planning.specs import trial_spec
 from nas.running.jobs import Job, results_of
-from nas.running.session import ray_session
 from nas.running.tasks import trial_task
 from nas.running.workers import Workers, open_workers
 from nas.stages.prepare import prepare_teacher

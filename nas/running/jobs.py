@@ -15,7 +15,8 @@ import ray
 from ray.exceptions import ActorUnavailableError, OutOfMemoryError, RayError, RayTaskError
 
 from nas.planning.errors import PAUSES, Failure, classify, full_disk
-from nas.running.workers import Slot, Workers
+from nas.running.slot import Slot
+from nas.running.workers import Workers
 from search_spaces.errors import InputError, one_line
 
 log = logging.getLogger(__name__)

@@ -7,11 +7,9 @@ holds any of this state, and Ray ends the workers of a driver that dies.
 from __future__ import annotations
 
 import logging
-import os
-import signal
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import count
 from math import inf
@@ -19,14 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import OutOfMemoryError, RayActorError, RayError, RayTaskError
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+from ray.exceptions import RayError
 
-from nas.planning.errors import TRIES, NoWorkerError, too_little_memory
+from nas.cluster.nodes import machine_now, unplaceable
+from nas.planning.errors import TRIES, NoWorkerError
 from nas.planning.machine import Machine, Node, Resources
-from nas.running.cluster import machine_now, unplaceable
+from nas.running.slot import Slot, cannot_import, end, is_done, kill_process, problem_of
 from nas.running.worker import PULSE, About, Worker
-from search_spaces.errors import named, one_line
 
 log = logging.getLogger(__name__)
 
@@ -39,40 +36,6 @@ PATIENCE = 600.0  # seconds in which a node may join that can have a worker
 KEEP = 60.0  # seconds that a worker of a cluster is kept, or waited for, when there are fewer tasks than workers
 SERIAL = count(1)  # of the workers of this process: the names of actors are their own
 STEP = 0.2  # seconds; the longest wait for results without a look at the workers
-
-
-@dataclass(eq=False)
-class Slot:
-    """The place of one worker. Times are by the monotonic clock, in seconds.
-
-    ``worker`` is None while the slot waits until ``resume`` to start one. ``answer`` is the call of `Worker.free` whose
-    result is awaited: the worker starts, or ends a task. ``task`` has the worker. ``problem`` says why there is none.
-    """
-
-    name: str = ""
-    worker: Any = None
-    answer: Any = None
-    about: About | None = None
-    task: str = ""
-    problem: str = ""
-    failures: int = 0
-    resume: float = 0.0
-    since: float = 0.0  # when the worker was started, lent or became free
-    hung: str = ""  # why the worker was ended while it had a task
-    pulse: Any = None
-    beat: float = 0.0  # of the last pulse that was asked for
-    moved: float = 0.0  # when the worker last used its processor
-    seconds: float = 0.0  # of its processor, then
-
-    @property
-    def ready(self) -> bool:
-        """Whether the worker has started, and is free or has a task."""
-        return self.about is not None and self.worker is not None
-
-    @property
-    def free(self) -> bool:
-        """Whether the worker can be lent."""
-        return self.ready and self.answer is None and not self.task
 
 
 @dataclass
@@ -182,7 +145,7 @@ class Workers:
                 slot.moved = now
         self._polled = now
         for slot in list(self._slots):
-            if slot.answer is not None and _is_done(slot.answer):
+            if slot.answer is not None and is_done(slot.answer):
                 self._hear(slot)
             if slot.ready:
                 self._feel_pulse(slot, now)
@@ -196,7 +159,7 @@ class Workers:
     def close(self) -> None:
         """End all workers."""
         for slot in self._slots:
-            _end(slot)
+            end(slot)
         self._slots.clear()
 
     def _start(self, slot: Slot) -> None:
@@ -234,9 +197,9 @@ class Workers:
 
     def _failed(self, slot: Slot, error: RayError) -> None:
         slot.failures += 1
-        if _cannot_import(error) or slot.failures >= TRIES:
-            self._miss(slot, _problem(error, self.count))
-        _end(slot)
+        if cannot_import(error) or slot.failures >= TRIES:
+            self._miss(slot, problem_of(error, self.count))
+        end(slot)
         slot.resume = time.monotonic() + self.pace.pause(slot.failures)
 
     def _miss(self, slot: Slot, problem: str) -> None:
@@ -247,7 +210,7 @@ class Workers:
 
     def _feel_pulse(self, slot: Slot, now: float) -> None:
         """End the worker of ``slot`` if it has neither answered nor used its processor for too long."""
-        if slot.pulse is not None and _is_done(slot.pulse):
+        if slot.pulse is not None and is_done(slot.pulse):
             self._note_pulse(slot, now)
         if slot.pulse is None and now - slot.beat >= self.pace.beat:
             slot.pulse, slot.beat = slot.worker.pulse.remote(), now
@@ -256,8 +219,8 @@ class Workers:
         elif now - slot.moved >= self.pace.hung_after:
             slot.hung = f"it hung: no answer and no work for {self.pace.hung_after:g} s"
             log.warning("%s was ended, because %s", slot.name, slot.hung)
-            _kill_process(slot)
-            _end(slot)
+            kill_process(slot)
+            end(slot)
             slot.answer, slot.resume = None, now
 
     def _note_pulse(self, slot: Slot, now: float) -> None:
@@ -307,7 +270,7 @@ class Workers:
             self._remove(slot)
 
     def _remove(self, slot: Slot) -> None:
-        _end(slot)
+        end(slot)
         self._slots.remove(slot)
 
 
@@ -331,45 +294,3 @@ def open_workers(
         yield workers
     finally:
         workers.close()
-
-
-def _end(slot: Slot) -> None:
-    if slot.worker is not None:
-        ray.kill(slot.worker)
-    slot.worker = slot.answer = slot.pulse = slot.about = None
-
-
-def _is_done(call: Any) -> bool:
-    return bool(ray.wait([call], timeout=0)[0])
-
-
-def _kill_process(slot: Slot) -> None:
-    """Kill the process of ``slot``. A process that stands still does not hear `ray.kill`."""
-    assert slot.about is not None, "only a worker that has started has a pulse"
-    there = NodeAffinitySchedulingStrategy(slot.about.node, soft=False)
-    ray.remote(_kill).options(num_cpus=0, scheduling_strategy=there).remote(slot.about.process)
-
-
-def _kill(process: int) -> None:
-    with suppress(ProcessLookupError):
-        os.kill(process, signal.SIGKILL)
-
-
-def _cannot_import(error: RayError) -> bool:
-    """Whether the worker started and failed in its imports. They would fail again on the same node."""
-    return isinstance(error, RayTaskError) or (isinstance(error, RayActorError) and error.actor_init_failed)
-
-
-def _problem(error: RayError, workers: int) -> str:
-    """The cause of a worker that could not be started, and the way out, for the user."""
-    if isinstance(error, OutOfMemoryError):
-        return too_little_memory(workers)
-    if _cannot_import(error):
-        cause = error.cause if isinstance(error, RayTaskError) else None
-        text = named(cause) if cause is not None else str(error).strip().splitlines()[-1]
-        return (
-            f"a worker cannot import what trials need ({one_line(text)}); install the project in the Python of "
-            "Ray on every node; the same command continues"
-        )
-    logs = "Ray's logs (/tmp/ray/session_latest/logs, or ray logs) tell more"
-    return f"a worker cannot be started ({one_line(error)}); {logs}; the same command continues"

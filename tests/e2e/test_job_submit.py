@@ -184,7 +184,7 @@ def test_results_in_the_folder_that_ray_removes_are_refused_with_code_2(head: He
 
 BY_HAND = """
 import json, sys
-from nas.running.job import Job, connect
+from nas.cluster.remote_job import Job, connect
 
 job = Job(connect(sys.argv[1]), sys.argv[1], sys.argv[2])
 job.start(sys.argv[3], json.loads(sys.argv[4]))

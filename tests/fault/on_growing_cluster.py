@@ -22,8 +22,8 @@ import ray
 from ray.cluster_utils import AutoscalingCluster
 from small_search import ROOT, arguments, write_text
 
+from nas.cluster.session import ray_session
 from nas.planning.settings import parse_arguments
-from nas.running.session import ray_session
 
 STORE = {"object_store_memory": 10**8}
 NODES = {

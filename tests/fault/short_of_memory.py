@@ -21,11 +21,11 @@ from typing import Any
 import ray
 from small_search import arguments, write_text
 
+from nas.cluster.session import ray_session
 from nas.planning.plan import make_plan, resolve_target
 from nas.planning.settings import parse_arguments
 from nas.running import jobs, tune_run
 from nas.running.client import FINAL, LOSS, TOKENS
-from nas.running.session import ray_session
 from nas.running.tune_search import StudySearcher
 from nas.running.workers import open_workers
 from nas.study.study import Candidate, SearchStudy

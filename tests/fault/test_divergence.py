@@ -14,11 +14,11 @@ from optuna.trial import TrialState
 from ray import cloudpickle
 from small_search import arguments, trials_in, write_text
 
+from nas.cluster.session import ray_session
 from nas.planning.errors import ALIKE
 from nas.planning.plan import make_plan, resolve_target
 from nas.planning.settings import parse_arguments
 from nas.planning.specs import trial_spec
-from nas.running.session import ray_session
 from nas.running.tasks import trial_task
 from nas.running.tune_run import run_trials
 from nas.running.workers import open_workers

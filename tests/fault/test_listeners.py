@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 from small_search import arguments, write_text
 
+from nas.cluster.session import ray_session
 from nas.pipeline import run_search
 from nas.planning.machine import Machine, Node
 from nas.planning.plan import make_plan, resolve_target
 from nas.planning.settings import parse_arguments
 from nas.report.writer import ReportWriter
-from nas.running.session import ray_session
 from nas.running.workers import Workers, open_workers
 from nas.stages.events import (
     Announcer,

@@ -16,10 +16,10 @@ import ray
 from ray import cloudpickle
 from ray.cluster_utils import Cluster
 
+from nas.cluster.nodes import node_of
+from nas.cluster.session import ray_session
 from nas.planning.machine import Machine, Node, Resources, resources_for
 from nas.planning.settings import parse_arguments
-from nas.running.cluster import node_of
-from nas.running.session import ray_session
 from nas.running.worker import About, Worker
 from nas.running.workers import Pace, Workers, open_workers
 from search_spaces.errors import InputError

@@ -19,9 +19,9 @@ from ray import cloudpickle
 from small_search import ROOT, arguments, clean_environment, write_text
 from transformers import PreTrainedTokenizerFast
 
+from nas.cluster.session import ray_session
 from nas.planning.plan import make_plan, resolve_target
 from nas.planning.settings import parse_arguments
-from nas.running.session import ray_session
 from nas.running.tasks import trial_task
 from nas.running.tune_run import run_trials
 from nas.running.workers import open_workers

@@ -14,9 +14,9 @@ from driving import Driver
 from optuna.trial import TrialState
 from small_search import ROOT, arguments, clean_environment, trials_in, write_text
 
+from nas.cluster.session import ray_session
+from nas.cluster.watch import RAY_PROCESSES
 from nas.planning.settings import SearchSettings, parse_arguments
-from nas.running.session import ray_session
-from nas.running.watch import RAY_PROCESSES
 from search_spaces.errors import InputError
 
 # What Ray does at its start: it puts its own answer to SIGTERM in place, then starts processes for some seconds.
@@ -24,8 +24,8 @@ EARLY = """
 import os, signal, sys
 import ray
 from nas.planning.settings import parse_arguments
-from nas.running.session import ray_session
-from nas.running.watch import RAY_PROCESSES
+from nas.cluster.session import ray_session
+from nas.cluster.watch import RAY_PROCESSES
 
 def told_to_end(**options):
     if sys.argv[1] == "after Ray's own":
@@ -46,8 +46,8 @@ BEREFT = """
 import sys, time
 import psutil, ray
 from nas.planning.settings import parse_arguments
-from nas.running.session import ray_session
-from nas.running.watch import RAY_PROCESSES
+from nas.cluster.session import ray_session
+from nas.cluster.watch import RAY_PROCESSES
 from search_spaces.errors import InputError
 
 try:

@@ -15,6 +15,7 @@ from ray import cloudpickle
 from ray.tune.search import Searcher
 from small_search import arguments, write_text
 
+from nas.cluster.session import ray_session
 from nas.planning.errors import ALIKE, PAUSES, AlikeFailures, Failure, NothingFeasibleError
 from nas.planning.machine import Machine, Node
 from nas.planning.plan import Plan, make_plan, resolve_target
@@ -22,7 +23,6 @@ from nas.planning.settings import parse_arguments
 from nas.running import tune_run, tune_search
 from nas.running.client import AGAIN, FAILURE, FINAL, LOSS, TOKENS
 from nas.running.jobs import Task
-from nas.running.session import ray_session
 from nas.running.tune_run import run_trials
 from nas.running.tune_search import StudyScheduler, StudySearcher
 from nas.running.workers import Workers, open_workers

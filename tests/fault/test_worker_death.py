@@ -17,12 +17,12 @@ from ray._private.state import actors
 from ray.cluster_utils import Cluster
 from small_search import arguments, write_text
 
+from nas.cluster.session import ray_session
 from nas.planning.machine import Resources
 from nas.planning.plan import make_plan, resolve_target
 from nas.planning.settings import parse_arguments
 from nas.planning.specs import trial_spec
 from nas.running.client import TOKENS, WORKER
-from nas.running.session import ray_session
 from nas.running.task_lists import FinalUpdate, run_finals
 from nas.running.tune_run import run_trials
 from nas.running.tune_search import StudyScheduler

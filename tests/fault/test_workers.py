@@ -23,18 +23,19 @@ import ray
 from ray import cloudpickle
 from ray.exceptions import ActorUnavailableError, OutOfMemoryError
 
+from nas.cluster.nodes import unplaceable
+from nas.cluster.session import ray_session
 from nas.planning import errors
 from nas.planning.errors import PAUSES, TRIES, Failure, NoWorkerError
 from nas.planning.machine import Node, Resources
 from nas.planning.settings import parse_arguments
 from nas.running import jobs, task_lists
-from nas.running import workers as driver
-from nas.running.cluster import unplaceable
+from nas.running import slot as slots
 from nas.running.jobs import Job, Retried, Started, Task, results_of
-from nas.running.session import ray_session
+from nas.running.slot import Slot
 from nas.running.tasks import generated
 from nas.running.worker import About, Worker
-from nas.running.workers import Pace, Slot, Workers
+from nas.running.workers import Pace, Workers
 from search_spaces.errors import InputError
 from trials.storage.disk import mount_of
 
@@ -491,7 +492,7 @@ def test_a_node_can_have_a_worker_or_the_flag_is_named() -> None:
 
 @pytest.mark.parametrize(("count", "way_out"), [(1, "free memory, or take a machine"), (3, "give fewer workers")])
 def test_a_worker_that_ray_ends_for_want_of_memory_is_told_as_such(count: int, way_out: str) -> None:
-    text = driver._problem(OutOfMemoryError("the node is running low on memory"), count)
+    text = slots.problem_of(OutOfMemoryError("the node is running low on memory"), count)
     assert text.startswith(f"--workers {count}: Ray ended a worker for lack of memory")
     assert way_out in text
 

@@ -34,6 +34,7 @@ ROOMS = {
         "study",
         "planning",
         "choosing",
+        "cluster",
         "running",
         "stages",
         "display",

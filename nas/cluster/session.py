@@ -26,11 +26,11 @@ os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
 import ray
 
+from nas.cluster.nodes import machine_now, nodes_to_come
+from nas.cluster.signals import as_ctrl_c, sigterm_as_ctrl_c
+from nas.cluster.watch import Watch
 from nas.planning.machine import Machine
 from nas.planning.settings import SearchSettings
-from nas.running.cluster import machine_now, nodes_to_come
-from nas.running.signals import as_ctrl_c, sigterm_as_ctrl_c
-from nas.running.watch import Watch
 from search_spaces.errors import InputError, one_line
 
 logging.getLogger("ray.tune.tune").setLevel(logging.CRITICAL)  # it lists the trials that failed once more

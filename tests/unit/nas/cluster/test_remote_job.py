@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 from ray.job_submission import JobStatus
 
-from nas.running import job as module
-from nas.running.job import Job, connect
+from nas.cluster import remote_job as module
+from nas.cluster.remote_job import Job, connect
 from search_spaces.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[4]
@@ -159,7 +159,7 @@ def connect_to_a_server_that_says(answer: bytes) -> str:
         def log_message(self, *arguments: Any) -> None:
             pass
 
-    code = "import sys; from nas.running.job import connect; connect(sys.argv[1])"
+    code = "import sys; from nas.cluster.remote_job import connect; connect(sys.argv[1])"
     with HTTPServer(("127.0.0.1", 0), Page) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         command = [sys.executable, "-c", code, f"http://127.0.0.1:{server.server_port}"]

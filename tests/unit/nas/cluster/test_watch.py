@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 
-from nas.running.watch import _answers, unanswered
+from nas.cluster.watch import _answers, unanswered
 
 
 def test_a_head_that_is_back_in_time_is_not_lost() -> None:
