@@ -413,11 +413,11 @@ def _describe(error: ValidationError, sources: dict[str, str]) -> str:
     if first["type"] == "extra_forbidden":
         close = suggestion(name, SearchSettings.model_fields)
         return f"{source}unknown setting {name!r}{close}; known are {', '.join(SearchSettings.model_fields)}"
-    if first["type"] == "string_pattern_mismatch":
-        return f"{source}{flag} {first['input']!r}: give letters, digits, '_', '-' and '.', the first no '.' and no '-'"
-    message = first["msg"].removeprefix("Value error, ")
     value = repr(first["input"])
-    return f"{source}{flag} {value if len(value) <= 100 else value[:100] + '...'}: {message}"
+    shown = value if len(value) <= 100 else f"{value[:100]}..."
+    if first["type"] == "string_pattern_mismatch":
+        return f"{source}{flag} {shown}: give letters, digits, '_', '-' and '.', the first no '.' and no '-'"
+    return f"{source}{flag} {shown}: {first['msg'].removeprefix('Value error, ')}"
 
 
 def _read_yaml(config: str) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from filelock import SoftFileLease, Timeout
 
 from search_spaces.errors import InputError
 from trials.storage import lease as leases
-from trials.storage.durable import write_file
+from trials.storage.durable import from_json, write_file
 
 LEASE, DRIVER = "driver.lease", "driver.json"  # who drives now; who drove last, and since when
 KEPT = "what is finished is kept, and the same command continues when no other search runs it"
@@ -106,7 +106,7 @@ def _who(folder: Path) -> str:
     """The holder of the lease in words, and since when it drives, as its own clock has it."""
     who = leases.holder(folder / LEASE) or "an unknown process"
     try:
-        known = json.loads((folder / DRIVER).read_text("utf-8"))
+        known = from_json((folder / DRIVER).read_bytes())
     except (OSError, ValueError):
         return who
     same = isinstance(known, dict) and who == f"process {known.get('pid')} on {known.get('host')}"
