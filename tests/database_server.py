@@ -48,6 +48,10 @@ class DatabaseServer:
     def finish(self) -> None:
         """What a running server still needs."""
 
+    def cut(self) -> None:
+        """End all connections, as a network does that is interrupted for a moment."""
+        raise NotImplementedError
+
     def url(self, password: str = PASSWORD, database: str = "nas", port: int | None = None) -> str:
         """The Optuna URL."""
         return f"{self.scheme}://nas:{password}@127.0.0.1:{port or self.port}/{database}"
@@ -108,6 +112,13 @@ class Postgres(DatabaseServer):
         """Make the database."""
         self.run([self.programs / "createdb", "-h", "127.0.0.1", "-p", self.port, "-U", "nas", "nas"])
 
+    def cut(self) -> None:
+        """End all connections."""
+        import psycopg
+
+        with psycopg.connect(self.url(database="postgres"), autocommit=True) as own:
+            own.execute("select pg_terminate_backend(pid) from pg_stat_activity where datname = 'nas'")
+
     def answers(self) -> bool:
         """Whether the server takes connections."""
         ask = [str(self.programs / "pg_isready"), "-h", "127.0.0.1", "-p", str(self.port)]
@@ -134,6 +145,16 @@ class MariaDB(DatabaseServer):
         """What starts the server."""
         where = ["--bind-address=127.0.0.1", f"--port={self.port}", f"--socket={self.folder}/socket"]
         return [*self._server, *where, f"--init-file={self.folder}/first.sql"]
+
+    def cut(self) -> None:
+        """End all connections."""
+        import pymysql
+
+        with pymysql.connect(host="127.0.0.1", port=self.port, user="nas", password=PASSWORD) as own:
+            asking = own.cursor()
+            asking.execute("select id from information_schema.processlist where db = 'nas' and id <> connection_id()")
+            for (number,) in asking.fetchall():
+                asking.execute(f"kill {number}")
 
     @property
     def _share(self) -> Path:

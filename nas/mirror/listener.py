@@ -13,7 +13,7 @@ from nas.planning.plan import Plan
 from nas.stages.events import Event, Listener, Progressed, SearchConcluded, SearchPrepared, SearchStopped
 
 IDLE_SECONDS = 60.0  # how long the end of a search waits for a mirror to which nothing goes over any more
-STOPPED_SECONDS = 5.0  # and the end of one that was stopped, at most
+STOPPED_SECONDS = 3.0  # and the end of one that was stopped, at most
 
 
 class MirrorListener:

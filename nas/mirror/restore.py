@@ -44,6 +44,9 @@ def restore(plan: Plan, store: Store, say: Callable[[str], None]) -> Manifest | 
     elif manifest.database is None:
         raise InputError(_no_study(plan, store, manifest))
     missing = {name: one for name, one in manifest.files.items() if not _is_here(plan.output / name)}
+    if missing:
+        size = sum(one.size for one in missing.values())
+        say(f"mirror {store.url}: bringing back {len(missing)} files of {size / 1e6:,.1f} MB ...")
     restored = _fetch(store, plan.output, missing)
     if study is None and manifest.database is not None:
         mark.touch()

@@ -16,7 +16,7 @@ from optuna.storages._rdb.models import TrialModel
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import text
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import ArgumentError, InterfaceError, OperationalError, SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, InterfaceError, OperationalError, PendingRollbackError, SQLAlchemyError
 
 from nas.study.database import storage_of
 from search_spaces.errors import InputError, one_line
@@ -29,9 +29,13 @@ CONNECT_SECONDS = 10  # for a server that does not answer
 # By the dialect of a URL: the driver that is taken when the URL names none, and the extra of this package that has it.
 DRIVERS = {"postgresql": ("psycopg", "postgres"), "mysql": ("pymysql", "mysql"), "mariadb": ("pymysql", "mysql")}
 
+# What SQLAlchemy raises when the connection is lost; the last when Optuna asks another way in the same transaction.
+AWAY = (OperationalError, InterfaceError, PendingRollbackError)
+
 Result = TypeVar("Result")
 
 log = logging.getLogger(__name__)
+logging.getLogger("optuna.storages._rdb.storage").setLevel(logging.ERROR)  # it prints statements that are repeated
 
 
 def open_storage(url: str) -> BaseStorage:
@@ -108,7 +112,7 @@ class ServerStorage(RDBStorage):  # type: ignore[misc]
     """
 
     def __init__(self, url: URL) -> None:
-        self.shown, self.patient = url.render_as_string(), False
+        self.shown, self.patient = url.set(drivername=url.get_backend_name()).render_as_string(), False
         options = {"pool_pre_ping": True, "connect_args": {"connect_timeout": CONNECT_SECONDS}}
         super().__init__(url.render_as_string(hide_password=False), options)
         if url.get_backend_name() in ("mysql", "mariadb"):
@@ -166,7 +170,7 @@ def _patiently(storage: ServerStorage, call: Callable[[], Result]) -> Result:
     while True:
         try:
             found = call()
-        except (StorageInternalError, OperationalError, InterfaceError) as error:
+        except (StorageInternalError, *AWAY) as error:
             if not storage.patient or not _is_away(error):
                 raise
             waited = time.monotonic() - began
@@ -197,7 +201,7 @@ def _gone(storage: ServerStorage, waited: float, error: Exception) -> InputError
 def _is_away(error: Exception) -> bool:
     """Whether ``error`` is of the connection or of the server, not of what was asked."""
     cause = error.__cause__ if isinstance(error, StorageInternalError) else error
-    return isinstance(cause, (OperationalError, InterfaceError))
+    return isinstance(cause, AWAY)
 
 
 def _reason(error: Exception) -> str:

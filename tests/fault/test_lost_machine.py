@@ -22,8 +22,8 @@ from nas.mirror.manifest import Manifest, read_manifest
 from nas.mirror.store import Store
 from nas.study.sampler import INTERRUPTED
 
-STUDY, TRIALS, TOKENS = "lost", 3, 65_536
-FINAL_TOKENS = 2 * TOKENS  # of which the second half leaves time to lose the machine
+STUDY, TRIALS, TOKENS = "lost", 3, 32_768
+FINAL_TOKENS = 4 * TOKENS  # of which the second half leaves time to lose the machine
 MIRROR = f"s3://{BUCKET}/searches"
 
 

@@ -13,6 +13,7 @@ import re
 import stat
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from filelock import FileLock
@@ -38,6 +39,7 @@ def sha256_on_node(path: Path) -> str:
         found = file_sha256(path)
         if _identity(path) == identity:  # nobody has written to it meanwhile
             write_file(note, found.encode())
+            _sweep(folder)
     return found
 
 
@@ -55,6 +57,14 @@ def _noted(note: Path) -> str | None:
     except (OSError, UnicodeDecodeError):
         return None
     return found if SHA256.fullmatch(found) else None
+
+
+def _sweep(folder: Path) -> None:
+    """Remove the notes, and their locks, that count no longer."""
+    for one in folder.iterdir():
+        with suppress(FileNotFoundError):  # another process sweeps too
+            if time.time() - one.stat().st_mtime > COUNTS_SECONDS:
+                one.unlink()
 
 
 def _folder() -> Path | None:

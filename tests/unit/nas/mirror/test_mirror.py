@@ -113,7 +113,8 @@ def test_an_empty_machine_gets_the_study_and_its_files_back(search: MadeUp, stor
     before = files_of(search.plan)
     del before["trials/b/checkpoint-00000016/student.safetensors"]  # the newer one is enough
     assert files_of(empty) == before
-    assert "brought back the study with 2 ended trials and 0 ended finals and 3 files" in lines[0]
+    assert "bringing back 3 files of 3.1 MB" in lines[0]
+    assert "brought back the study with 2 ended trials and 0 ended finals and 3 files" in lines[1]
 
 
 def test_the_scores_that_students_are_cut_by_come_back(search: MadeUp, local: Store, tmp_path: Path) -> None:

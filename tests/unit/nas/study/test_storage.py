@@ -8,11 +8,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import optuna
 import pytest
+import sqlalchemy
 from database_server import PASSWORD, DatabaseServer, MariaDB, Postgres, database_server
 from made_up_search import MadeUp
 from optuna.exceptions import StorageInternalError
@@ -26,6 +28,19 @@ from nas.study import storage as storage_module
 from nas.study.snapshot import open_study, snapshot
 from nas.study.storage import open_storage, server_url
 from search_spaces.errors import InputError
+
+# Each of them is part of a trial. Optuna reads the second to fifth of all trials in one transaction.
+STATEMENTS = (
+    "FROM trials",
+    "FROM trial_params",
+    "FROM trial_values",
+    "FROM trial_user_attributes",
+    "FROM trial_system_attributes",
+    "INSERT INTO trials",
+    "INSERT INTO trial_params",
+    "INSERT INTO trial_intermediate_values",
+    "UPDATE trials",
+)
 
 
 @pytest.fixture(scope="module", params=[Postgres, MariaDB])
@@ -155,6 +170,34 @@ def test_a_server_that_is_killed_is_waited_for_and_nothing_is_lost(
     records = made.study.records()
     assert [one.number for one in records] == list(range(6))
     assert {one.state for one in records} == {"COMPLETE", "PRUNED"}
+
+
+def test_at_whatever_statement_the_connection_is_lost_nothing_else_is(
+    server: DatabaseServer, tiny_teacher_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(storage_module, "FIRST_PAUSE", 0.01)
+    armed: list[str] = []
+
+    def cut(*event: Any) -> None:
+        if armed and armed[0] in event[2]:
+            armed.clear()
+            server.cut()
+
+    found = []
+    for storage in (f"sqlite:///{tmp_path}/studies.db", server.url()):
+        made = MadeUp(tiny_teacher_folder, tmp_path, storage=storage, study="cut")
+        engine = made.study._study._storage._backend.engine
+        for statement in STATEMENTS:
+            if found:
+                armed.append(statement)
+                sqlalchemy.event.listen(engine, "before_cursor_execute", cut)
+            made.trials(1)
+            if found:
+                sqlalchemy.event.remove(engine, "before_cursor_execute", cut)
+                assert not armed
+        found.append([replace(one, started=None, ended=None) for one in made.study.records()])
+    assert found[0] == found[1]
+    assert [one.number for one in found[1]] == list(range(len(STATEMENTS)))
 
 
 def test_a_server_that_stays_away_ends_the_search_with_one_line(

@@ -122,6 +122,18 @@ def test_a_note_counts_for_a_day(tmp_path: Path, own_node: Path, monkeypatch: py
     assert sha256_on_node(tmp_path / "file") == "read again"
 
 
+def test_notes_that_count_no_longer_are_removed(tmp_path: Path, own_node: Path) -> None:
+    old = time.time() - COUNTS_SECONDS - 60
+    for name in ("first", "second"):
+        (tmp_path / name).write_bytes(bytes(LARGE))
+        sha256_on_node(tmp_path / name)
+        (folder,) = own_node.iterdir()
+        kept = list(folder.iterdir())
+        for one in kept:
+            os.utime(one, (old, old))
+    assert len(kept) == 2  # the note of the second file, and its lock
+
+
 def test_notes_that_others_can_write_are_not_believed(tmp_path: Path, own_node: Path) -> None:
     (tmp_path / "file").write_bytes(bytes(LARGE))
     first = sha256_on_node(tmp_path / "file")
