@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from nas.choosing.outcome import Outcome
@@ -20,6 +20,7 @@ from nas.stages.screen import screen
 from nas.stages.try_candidates import try_candidates
 from nas.study.database import SQLITE, faults_named
 from nas.study.driver import only_driver
+from nas.study.shared_driver import only_driver_of
 
 
 def run_search(plan: Plan, workers: Workers, announce: Listener) -> list[Outcome]:
@@ -31,7 +32,11 @@ def run_search(plan: Plan, workers: Workers, announce: Listener) -> list[Outcome
     Raises InputError for wrong inputs, and NothingFeasibleError when a budget has no complete trial; the winners of the
     other budgets are exported before.
     """
-    alone = only_driver(plan.folder, plan.study, lambda text: announce(Progressed(text)))
+
+    def told(text: str) -> None:
+        announce(Progressed(text))
+
+    alone = only_driver(plan.folder, plan.study, told)
     folders = plan.output, Path(plan.storage.removeprefix(SQLITE)).parent
     full = full_disk_named(*folders, needed=f"this search writes {disk_space(plan)}")
     with full, faults_named(plan.storage), alone, _stopped(announce):
@@ -40,13 +45,14 @@ def run_search(plan: Plan, workers: Workers, announce: Listener) -> list[Outcome
         prepared = prepare(plan, workers, announce)
         study = prepared.study
         add_seconds(study, "prepare", prepared.started)
-        with timed(study, "screen"):
-            screened = screen(prepared, workers, announce)
-        with timed(study, "try"):
-            tried = try_candidates(screened, workers, announce)
-        with timed(study, "finish"):
-            finished = finish(tried, workers, announce)
-        return conclude(finished, workers, announce)
+        with only_driver_of(study, plan.study, told) if plan.settings.storage else nullcontext():
+            with timed(study, "screen"):
+                screened = screen(prepared, workers, announce)
+            with timed(study, "try"):
+                tried = try_candidates(screened, workers, announce)
+            with timed(study, "finish"):
+                finished = finish(tried, workers, announce)
+            return conclude(finished, workers, announce)
 
 
 @contextmanager
