@@ -38,7 +38,8 @@ def run_search(plan: Plan, workers: Workers, announce: Listener) -> list[Outcome
 
     alone = only_driver(plan.folder, plan.study, told)
     folders = plan.output, Path(plan.storage.removeprefix(SQLITE)).parent
-    full = full_disk_named(*folders, needed=f"this search writes {disk_space(plan)}")
+    kept = "what is finished is kept, and the same command continues"
+    full = full_disk_named(*folders, after=f"this search writes {disk_space(plan)}; {kept}")
     with full, faults_named(plan.storage), alone, _stopped(announce):
         if not plan.settings.force:
             check_disk_space(plan)
