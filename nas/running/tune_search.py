@@ -150,7 +150,8 @@ class StudySearcher(_Disposable, Searcher):
             self.on_change(candidate.number)
             return
         pause = self.pauses[deaths - 1]
-        log.warning("trial %s: its process died; it starts again in %g s", candidate.number, pause)
+        tries = f"try {deaths + 1} of {len(self.pauses) + 1}"
+        log.warning("trial %s: its process died; it starts again in %g s (%s)", candidate.number, pause, tries)
         self.study.retry(candidate.number)
         self.left += 1
         self._resume_at = max(self._resume_at, time.monotonic() + pause)
