@@ -276,9 +276,7 @@ def build_parser() -> argparse.ArgumentParser:
         for name in names:
             field = SearchSettings.model_fields[name]
             default = f" [{field.default}]" if not field.is_required() and field.default is not None else ""
-            alone: dict[str, Any] = (
-                {"nargs": "?", "const": "yes"} if field.annotation is bool else {}
-            )  # --force means --force yes
+            alone: dict[str, Any] = {"nargs": "?", "const": "yes"} if field.annotation is bool else {}  # --force
             text = f"{field.description}{default}"
             group.add_argument(_flag(name), dest=name, metavar=_metavar(name), help=text, **alone)
     group = parser.add_argument_group("the command")

@@ -12,8 +12,8 @@ from fuzzing import answer, few, junk, texts, written
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from nas.driver.in_folder import DRIVER, _who
 from nas.mirror.manifest import FORMAT, MANIFEST, Manifest, Standing, read_manifest
-from nas.study.driver import DRIVER, _who
 from nas.tracking.outbox import Outbox, RejectedError
 from trials.distill.results import RESULT, read_result
 from trials.final import FinalResult, read_windows

@@ -10,7 +10,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
+import psutil
 from filelock import SoftFileLease, Timeout
 
 from search_spaces.errors import InputError
@@ -42,7 +44,7 @@ def only_driver(folder: Path, study: str, announce: Callable[[str], None]) -> It
     own = leases.lease(folder / LEASE, stop)
     _take(own, folder, study, announce)
     try:
-        write_file(folder / DRIVER, json.dumps(_about_me()).encode())
+        write_file(folder / DRIVER, json.dumps(about_me()).encode())
         yield
     except KeyboardInterrupt as error:
         if lost:
@@ -98,8 +100,15 @@ def _changed(path: Path) -> tuple[int, int] | None:
     return found.st_ino, found.st_mtime_ns
 
 
-def _about_me() -> dict[str, str | int]:
-    return {"host": socket.gethostname(), "pid": os.getpid(), "since": f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC"}
+def about_me() -> dict[str, Any]:
+    """This process: its machine, its number there and in which namespace, and since when it drives."""
+    return {
+        "host": socket.gethostname(),
+        "namespace": leases.own_namespace(),
+        "pid": os.getpid(),
+        "started": psutil.Process().create_time(),
+        "since": f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC",
+    }
 
 
 def _who(folder: Path) -> str:
