@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
+from nas.planning.errors import full_disk_named
 from nas.planning.parser import Parser
 from nas.planning.redact import redacted
 from search_spaces.errors import InputError
@@ -46,9 +47,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns its exit code."""
     try:
         request = parse_arguments(sys.argv[1:] if arguments is None else arguments)
-        for line in export(request):
-            print(line)
-    except (InputError, ExportError, OSError) as error:  # the last is of a disk that is full or read-only
+        with full_disk_named(request.output.parent, after=f"nothing was written to {request.output}"):
+            lines = export(request)
+        print(*lines, sep="\n")
+    except (InputError, ExportError, OSError) as error:  # the last is of a disk that is read-only, for one
         print(f"error: {redacted(str(error))}", file=sys.stderr)
         return WRONG_INPUT
     except KeyboardInterrupt:

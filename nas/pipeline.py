@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from nas.choosing.outcome import Outcome
+from nas.driver.in_database import only_driver_of
+from nas.driver.in_folder import only_driver
 from nas.mirror.listener import MirrorListener
 from nas.planning.disk_space import check_disk_space, disk_space
 from nas.planning.errors import full_disk_named
@@ -20,7 +22,6 @@ from nas.stages.prepare import prepare
 from nas.stages.screen import screen
 from nas.stages.try_candidates import try_candidates
 from nas.study.database import SQLITE, faults_named
-from nas.study.driver import only_driver
 
 
 def run_search(plan: Plan, workers: Workers, announce: Listener, mirror: MirrorListener | None = None) -> list[Outcome]:
@@ -33,9 +34,14 @@ def run_search(plan: Plan, workers: Workers, announce: Listener, mirror: MirrorL
     Raises InputError for wrong inputs, and NothingFeasibleError when a budget has no complete trial; the winners of the
     other budgets are exported before.
     """
-    alone = only_driver(plan.folder, plan.study, lambda text: announce(Progressed(text)))
+
+    def told(text: str) -> None:
+        announce(Progressed(text))
+
+    alone = only_driver(plan.folder, plan.study, told)
     database = Path(plan.storage.removeprefix(SQLITE)).parent if plan.storage.startswith(SQLITE) else plan.output
-    full = full_disk_named(plan.output, database, needed=f"this search writes {disk_space(plan)}")
+    kept = "what is finished is kept, and the same command continues"
+    full = full_disk_named(plan.output, database, after=f"this search writes {disk_space(plan)}; {kept}")
     with full, faults_named(plan.storage), alone, _stopped(announce):
         if not plan.settings.force:
             check_disk_space(plan)
@@ -44,13 +50,14 @@ def run_search(plan: Plan, workers: Workers, announce: Listener, mirror: MirrorL
         prepared = prepare(plan, workers, announce)
         study = prepared.study
         add_seconds(study, "prepare", prepared.started)
-        with timed(study, "screen"):
-            screened = screen(prepared, workers, announce)
-        with timed(study, "try"):
-            tried = try_candidates(screened, workers, announce)
-        with timed(study, "finish"):
-            finished = finish(tried, workers, announce)
-        return conclude(finished, workers, announce)
+        with only_driver_of(study, plan.study, told) if plan.settings.storage else nullcontext():
+            with timed(study, "screen"):
+                screened = screen(prepared, workers, announce)
+            with timed(study, "try"):
+                tried = try_candidates(screened, workers, announce)
+            with timed(study, "finish"):
+                finished = finish(tried, workers, announce)
+            return conclude(finished, workers, announce)
 
 
 @contextmanager

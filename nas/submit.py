@@ -6,6 +6,7 @@ import json
 import os
 import re
 import secrets
+import shlex
 import shutil
 import signal
 import sys
@@ -16,7 +17,7 @@ from tempfile import TemporaryDirectory
 
 from nas.cluster.remote_job import Job, connect
 from nas.planning.redact import redacted
-from nas.planning.settings import SearchSettings, command_line
+from nas.planning.settings import ENVIRONMENT_PREFIX, SearchSettings, command_line
 from search_spaces.errors import InputError
 from search_spaces.files import PRESETS
 
@@ -24,6 +25,7 @@ PACKAGES = ("nas", "trials", "search_spaces")
 SOURCES = ("model", "corpus", "validation", "test", "test_tasks")  # settings that may name files
 TRACKING = "MLFLOW_TRACKING_URI"
 OF_A_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # set by Ray in the environment of a job
+SET_THERE = "set it in the environment of the cluster's nodes, as with NAS_STORAGE"
 ELSEWHERE = "the cluster does not have it; give an absolute path on the folder that its nodes share"
 
 
@@ -83,14 +85,20 @@ def _is_local(source: str) -> bool:
 
 
 def _command(arguments: Sequence[str]) -> str:
-    """The command of the job. Raises InputError when it holds a password: the dashboard shows the commands of jobs."""
-    command = command_line(without_submit(arguments))
-    if redacted(command) != command:
-        raise InputError(
-            "--submit: the command holds a password, and the dashboard shows it to everybody; "
-            "set it in the environment of the cluster's nodes, as with NAS_STORAGE"
-        )
-    return command
+    """The command of the job. Raises InputError for a password in it or in a setting of the environment.
+
+    The dashboard shows the commands of jobs, and `command_line` hides passwords: a job would get stars for one.
+    """
+    given = without_submit(arguments)
+    flags = {one.partition("=")[0] for one in given}
+    if redacted(shlex.join(given)) != shlex.join(given):
+        raise InputError(f"--submit: the command holds a password, and the dashboard would show it; {SET_THERE}")
+    for name in SearchSettings.model_fields:
+        variable = f"{ENVIRONMENT_PREFIX}{name.upper()}"
+        value = os.environ.get(variable, "")
+        if redacted(value) != value and f"--{name.replace('_', '-')}" not in flags:
+            raise InputError(f"{variable}: holds a password, which does not go with a job; {SET_THERE}; unset it here")
+    return command_line(given)
 
 
 def without_submit(arguments: Sequence[str]) -> list[str]:

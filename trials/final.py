@@ -24,7 +24,7 @@ from trials.losses.precision import compiles
 from trials.losses.window_losses import WindowLosses, text_losses
 from trials.preparation import Shared, shared
 from trials.storage.cache import Cache, digest
-from trials.storage.durable import MANIFEST, file_sha256
+from trials.storage.durable import MANIFEST, file_sha256, from_json
 from trials.text.corpus import windows
 from trials.trial import TrialResult, TrialSpec, load_student, peak_memory, run_trial
 
@@ -141,7 +141,7 @@ def run_final(spec: FinalSpec, report: Report) -> FinalResult:
 def read_windows(directory: Path, windows_digest: str) -> WindowLosses | None:
     """The window losses that a final left in ``directory``; None if they are missing or do not match the digest."""
     try:
-        result = FinalResult.from_dict(json.loads((directory / RESULT).read_text())["result"])
+        result = FinalResult.from_dict(from_json((directory / RESULT).read_bytes())["result"])
     except (OSError, ValueError, KeyError, TypeError):  # missing, truncated or of another version: run the final again
         return None
     if result.windows_digest != windows_digest:

@@ -40,7 +40,7 @@ from trials.families.lookup import family_of
 from trials.preparation import Shared, shared
 from trials.prune.prune import prune
 from trials.storage.cache import digest
-from trials.storage.durable import write_file
+from trials.storage.durable import from_json, write_file
 from trials.teacher.source import read_config, resolve_model
 from trials.teacher.targets import Targets
 from trials.text.corpus import windows
@@ -215,7 +215,7 @@ def _save(spec: StageSpec, model: PreTrainedModel) -> None:
 def _read(path: Path) -> dict[str, Any] | None:
     """The JSON document at ``path``; None if there is none that can be read."""
     try:
-        found: dict[str, Any] = json.loads(path.read_text())
+        found: dict[str, Any] = from_json(path.read_bytes())
         return found
     except (OSError, ValueError):
         return None

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from nas.mirror.store import Store
 from search_spaces.errors import InputError
+from trials.storage.durable import from_json
 
 FORMAT = 1  # raise it whenever a manifest holds something else
 MANIFEST, OBJECTS = "manifest.json", "objects"
@@ -63,7 +64,7 @@ class Manifest:
     @classmethod
     def from_bytes(cls, content: bytes) -> Manifest:
         """The inverse of `to_bytes`. Raises ValueError, KeyError or TypeError for anything else."""
-        value = json.loads(content)
+        value = from_json(content)
         if value.pop("format") != FORMAT:
             raise ValueError("another version of this program wrote it")
         files = {name: _entry(one) for name, one in value["files"].items()}

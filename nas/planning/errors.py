@@ -95,27 +95,25 @@ def explained(error: Exception, folder: str) -> Exception:
 
 
 @contextmanager
-def full_disk_named(*folders: Path, needed: str) -> Iterator[None]:
+def full_disk_named(*folders: Path, after: str) -> Iterator[None]:
     """Turn an error of the block that tells of a full disk into an InputError.
 
     It names the disk with the least space among those of ``folders`` and the temporary folder, unless the error says
-    which one it is. ``needed`` says how much the search writes.
+    which one it is. ``after`` ends the message: what is needed, and what is kept.
     """
     try:
         yield
     except InputError as error:
         if not is_full(error):
             raise
-        raise InputError(f"{error}; {needed}") from error
+        raise InputError(f"{error}; {after}") from error
     except Exception as error:
         full = root_of_full(error)
         if full is None:
             raise
         place = place_of(full) or min([*folders, Path(tempfile.gettempdir())], key=free_bytes)
-        raise InputError(
-            f"{_without_number(error)}; {free_space(str(place.absolute()))}; {needed}; what is finished is "
-            "kept, and the same command continues"
-        ) from error
+        space = free_space(str(place.absolute()))
+        raise InputError(f"{_without_number(error)}; {space}; {after}") from error
 
 
 def _without_number(error: BaseException) -> str:

@@ -276,9 +276,7 @@ def build_parser() -> argparse.ArgumentParser:
         for name in names:
             field = SearchSettings.model_fields[name]
             default = f" [{field.default}]" if not field.is_required() and field.default is not None else ""
-            alone: dict[str, Any] = (
-                {"nargs": "?", "const": "yes"} if field.annotation is bool else {}
-            )  # --force means --force yes
+            alone: dict[str, Any] = {"nargs": "?", "const": "yes"} if field.annotation is bool else {}  # --force
             text = f"{field.description}{default}"
             group.add_argument(_flag(name), dest=name, metavar=_metavar(name), help=text, **alone)
     group = parser.add_argument_group("the command")
@@ -413,11 +411,11 @@ def _describe(error: ValidationError, sources: dict[str, str]) -> str:
     if first["type"] == "extra_forbidden":
         close = suggestion(name, SearchSettings.model_fields)
         return f"{source}unknown setting {name!r}{close}; known are {', '.join(SearchSettings.model_fields)}"
-    if first["type"] == "string_pattern_mismatch":
-        return f"{source}{flag} {first['input']!r}: give letters, digits, '_', '-' and '.', the first no '.' and no '-'"
-    message = first["msg"].removeprefix("Value error, ")
     value = repr(first["input"])
-    return f"{source}{flag} {value if len(value) <= 100 else value[:100] + '...'}: {message}"
+    shown = value if len(value) <= 100 else f"{value[:100]}..."
+    if first["type"] == "string_pattern_mismatch":
+        return f"{source}{flag} {shown}: give letters, digits, '_', '-' and '.', the first no '.' and no '-'"
+    return f"{source}{flag} {shown}: {first['msg'].removeprefix('Value error, ')}"
 
 
 def _read_yaml(config: str) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from trials.distill.checkpoint import Rung
 from trials.final import VERSION
 from trials.text.validation import OF_TEXT
 
+EPOCH = time.time() - time.monotonic()
 MEASURED = ("trial_loss", "kl", "val_kl", "seconds", "peak_memory_bytes", "resumed_from")
 
 
@@ -103,13 +104,13 @@ def train_finals(
 def updated(record: FinalRecord, update: FinalUpdate) -> FinalRecord:
     """``record`` after ``update``. A rung that is known already changes nothing."""
     if update is None:
-        return replace(record, state="RUNNING", started=record.started or time.time())
+        return replace(record, state="RUNNING", started=record.started or _now())
     if isinstance(update, Rung):
         known = bool(record.curve) and update.tokens <= record.curve[-1][0]  # a rung of the trial, or of a retry
         rung = (update.tokens, update.metrics["val_loss"])
         return record if known else replace(record, curve=(*record.curve, rung))
     if isinstance(update, Failure):
-        return replace(record, state="FAIL", reason=update.reason, ended=time.time())
+        return replace(record, state="FAIL", reason=update.reason, ended=_now())
     values = update.to_dict()
     measured = {name: float(values[name]) for name in MEASURED if values[name] is not None}
     texts = {f"{OF_TEXT}{name}": loss for name, loss in update.losses.items()}
@@ -120,8 +121,13 @@ def updated(record: FinalRecord, update: FinalUpdate) -> FinalRecord:
         curve=update.curve,
         metrics={**measured, **texts},
         windows=update.windows_digest,
-        ended=time.time(),
+        ended=_now(),
     )
+
+
+def _now() -> float:
+    """Seconds since the epoch by the wall clock as it was when this process started, so that it never jumps."""
+    return EPOCH + time.monotonic()
 
 
 def _label(record: FinalRecord) -> str:

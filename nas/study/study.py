@@ -7,11 +7,13 @@ and why. The state of Tune and of the workers can be lost at any moment. To cont
 from __future__ import annotations
 
 import math
+import time
 import uuid
 import warnings
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, NamedTuple
 
 import optuna
@@ -30,6 +32,7 @@ from nas.study.storage import explained, open_storage
 from nas.study.trial_records import (
     AFTER,
     ARCHITECTURE,
+    ELAPSED,
     RETRY,
     SCREENED,
     TIMED,
@@ -46,6 +49,7 @@ from search_spaces.stored_size import memory_bytes, stored_bytes
 
 VALUE = "val_loss"  # what Optuna's pages and tables call the value of a trial
 MIXED = "mixed"  # the name under which a study keeps what `--force` has mixed
+JUMP_SECONDS = 2.0  # by which a clock that does not jump differs from the monotonic one, at most
 NEWER = {"arithmetic"}  # keys that the identity of an older study lacks
 
 
@@ -100,6 +104,7 @@ class SearchStudy:
         self.sampler = FeasibleSampler(sampler, space, feasible, seed, budgets)
         self._study = _open(storage, name, self.sampler)
         self._asked: dict[int, Trial] = {}
+        self._began: dict[int, float] = {}  # by the monotonic clock, in seconds
         self._check_identity(identity, force)
         self._measured = {quantity: measured_in(self._study.user_attrs, quantity) for quantity in (SCREENED, TIMED)}
         self.sampler.screened, self.sampler.costs = self._measured[SCREENED], self.costs
@@ -194,6 +199,7 @@ class SearchStudy:
         self._study._storage.set_trial_user_attr(trial._trial_id, "reason", INTERRUPTED)
         self._study.tell(trial.number, state=TrialState.FAIL)
         self._asked.pop(trial.number, None)
+        self._began.pop(trial.number, None)
         if trial.params:
             self._enqueue(trial.params, trial.user_attrs.get("origin", "sampler"))
 
@@ -218,7 +224,7 @@ class SearchStudy:
         trial = self._study.ask(distributions(self.space))
         if "origin" not in trial.user_attrs:
             trial.set_user_attr("origin", self.sampler.name)
-        self._asked[trial.number] = trial
+        self._asked[trial.number], self._began[trial.number] = trial, time.monotonic()
         architecture = self.sampler.architecture(trial.params)
         trial.set_user_attr(ARCHITECTURE, architecture.to_dict())  # whoever reads the study has no search space
         return Candidate(trial.number, architecture)
@@ -264,13 +270,13 @@ class SearchStudy:
         if not math.isfinite(loss):
             self.fail(number, f"final validation loss is {loss}")
             return
-        trial = self._asked.pop(number)
+        trial = self._ending(number)
         trial.set_user_attr("metrics", dict(metrics))
         self._study.tell(trial, loss)
 
     def prune(self, number: int, metrics: Mapping[str, float]) -> None:
         """Record that the scheduler stopped a trial. The last reported loss becomes the value of the trial."""
-        trial = self._asked.pop(number)
+        trial = self._ending(number)
         trial.set_user_attr("metrics", dict(metrics))
         trial.set_user_attr("reason", "stopped early: not among the best at its rung")
         self._study.tell(trial, state=TrialState.PRUNED)
@@ -284,7 +290,7 @@ class SearchStudy:
 
         With ``again`` its surroundings failed. This is no verdict on the architecture: `requeue` can queue it again.
         """
-        trial = self._asked.pop(number)
+        trial = self._ending(number)
         problem = trial.user_attrs.get("problem")
         text = f"{reason} (last problem: {problem})" if problem and problem != reason else reason
         if again:
@@ -293,6 +299,15 @@ class SearchStudy:
         trial.set_user_attr("reason", INTERRUPTED if again else text)
         self._study.tell(trial, state=TrialState.FAIL)
         return text
+
+    def _ending(self, number: int) -> Trial:
+        """The trial ``number``, which ends now. Its true duration is kept when the wall clock has jumped meanwhile."""
+        trial = self._asked.pop(number)
+        elapsed = time.monotonic() - self._began.pop(number)
+        started = trial.datetime_start
+        if started is not None and abs((datetime.now() - started).total_seconds() - elapsed) > JUMP_SECONDS:
+            trial.set_user_attr(ELAPSED, elapsed)
+        return trial
 
     def tries_again(self, number: int) -> bool:
         """Whether trial ``number`` failed by its surroundings, so that its files are still needed."""

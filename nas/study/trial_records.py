@@ -20,8 +20,9 @@ from trials.export.loads_in import loads_in
 SCREENED, TIMED = "screened", "timed"
 
 # User attributes of trials. RETRY is True when a trial failed by its surroundings. AFTER is the number of the failed
-# trial that a trial repeats. ARCHITECTURE is the JSON form of its architecture.
-RETRY, AFTER, ARCHITECTURE = "retry", "after", "architecture"
+# trial that a trial repeats. ARCHITECTURE is the JSON form of its architecture. ELAPSED is how many seconds it took, if
+# the wall clock jumped meanwhile.
+RETRY, AFTER, ARCHITECTURE, ELAPSED = "retry", "after", "architecture", "elapsed"
 
 
 def measured_in(attributes: Mapping[str, Any], quantity: str) -> dict[str, float | None]:
@@ -73,8 +74,18 @@ def record_of(
         metrics={**_costs(architecture, shape), **known, **trial.user_attrs.get("metrics", {})},
         origin=trial.user_attrs.get("origin", "sampler"),
         started=trial.datetime_start.timestamp() if trial.datetime_start else None,
-        ended=trial.datetime_complete.timestamp() if trial.datetime_complete else None,
+        ended=_ended(trial),
     )
+
+
+def _ended(trial: FrozenTrial) -> float | None:
+    """When the trial ended, in seconds since the epoch by the clock as it was when the trial started."""
+    if trial.datetime_complete is None:
+        return None
+    elapsed = trial.user_attrs.get(ELAPSED)
+    if elapsed is None or trial.datetime_start is None:
+        return trial.datetime_complete.timestamp()
+    return trial.datetime_start.timestamp() + float(elapsed)
 
 
 def _known(

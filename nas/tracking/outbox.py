@@ -17,6 +17,7 @@ from pathlib import Path
 
 from nas.planning.redact import redacted
 from nas.tracking.messages import Artifacts, Event, FinalChanged, ModelExported, TrialChanged, from_dict, to_dict
+from trials.storage.durable import from_json
 from trials.storage.lease import lease
 
 FILES = ".files"
@@ -68,7 +69,7 @@ class Outbox:
     def read(self, name: str) -> Event | None:
         """The event, or None when it was removed. Raises RejectedError when the file is damaged."""
         try:
-            return from_dict(json.loads(self._path(name).read_text("utf-8")))
+            return from_dict(from_json(self._path(name).read_bytes()))
         except FileNotFoundError:
             return None
         except (KeyError, TypeError, ValueError) as error:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -57,3 +59,22 @@ def test_mapped_memory_gets_its_space_first(quick: dict[str, dict[str, Any]]) ->
 
 def test_events_without_space_wait_in_memory_and_none_is_lost(quick: dict[str, dict[str, Any]]) -> None:
     assert quick["tracker"]["made"] == [20, True]
+
+
+@pytest.mark.fault_slow
+def test_the_command_that_exports_says_one_line_and_writes_when_there_is_space(
+    tiny_teacher_folder: Path, tmp_path: Path
+) -> None:
+    needs_disks()
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    command = ["-m", "nas.export", str(tiny_teacher_folder), "--format", "fp16", "--output", str(disk / "half")]
+    for size, code in (("64k", 2), ("8m", 0)):
+        done = on_disk(disk, size, sys.executable, *command)
+        assert done.returncode == code, done.stderr
+        if code:
+            (line,) = [one for one in done.stderr.splitlines() if "error" in one.lower()]
+            assert re.search(
+                rf"the disk at {disk} \(of \S+\) has [\d,]+ bytes free; free some; nothing was written", line
+            )
+            assert "Traceback" not in done.stderr

@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -17,16 +17,15 @@ from tempfile import TemporaryDirectory
 import psutil
 import pytest
 from driving import Driver
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 from small_search import arguments, clean_environment, trials_in, write_text
 
 pytestmark = pytest.mark.fault_slow
 
 PATIENCE = 120  # seconds in which a head must be up
-STUDY, TOKENS = "headless", 65_536
+STUDY, TOKENS = "headless", 32_768
 # Ray's own patience with a silent head, in seconds; half of it is that of a search. The default is 60.
 SETTINGS = {"RAY_AUTH_MODE": "disabled", "RAY_gcs_rpc_server_reconnect_timeout_s": "30"}
-IN_THE_MIDDLE = re.compile(r"after 32,768 of")
 
 
 @pytest.fixture(scope="module")
@@ -80,35 +79,47 @@ def kill_gcs(process: psutil.Process) -> None:
             one.kill()
 
 
-@pytest.mark.parametrize("kill", [kill_gcs, kill_all])
-def test_a_lost_head_ends_the_search_with_one_line_and_the_same_command_continues_on_a_new_one(
-    kill: object, port: int, tmp_path: Path, tiny_teacher_folder: Path
-) -> None:
+def search_that_loses_its_head(
+    kill: Callable[[psutil.Process], None], port: int, teacher: Path, output: Path
+) -> list[str]:
+    """Run a search until ``kill`` takes its head away, and see how it ends. Returns its command."""
     changes = {"trials": 2, "tokens_per_trial": TOKENS, "workers": 1, "scheduler": "none", "baselines": "no"}
-    flags = arguments(
-        tiny_teacher_folder, write_text(tmp_path), tmp_path, STUDY, address=f"127.0.0.1:{port}", **changes
-    )
+    flags = arguments(teacher, write_text(output), output, STUDY, address=f"127.0.0.1:{port}", **changes)
     command = ["python", "-m", "nas.search", *flags]
     with head(port) as process:
-        driver = Driver(command, tmp_path, **SETTINGS)
-        driver.wait_for(re.compile("of 65,536 tokens, complete"))
-        driver.wait_for(IN_THE_MIDDLE)
-        kill(process)  # type: ignore[operator]
+        driver = Driver(command, output, **SETTINGS)
+        driver.wait_for(re.compile(f"of {TOKENS:,} tokens, complete"))
+        driver.wait_for(re.compile(f"after {TOKENS // 2:,} of"))
+        kill(process)
         began = time.monotonic()
         code = driver.finish()
     text = "".join(driver.lines)
-    print(f"{kill.__name__}: ended after {time.monotonic() - began:.1f} s")  # type: ignore[attr-defined]
+    print(f"{kill.__name__}: ended after {time.monotonic() - began:.1f} s")
     assert code == 2, text
     (line,) = [one for one in text.splitlines() if one.startswith("error: ")]
     assert re.search(r"(the head of the Ray cluster|Ray on this node,) at \S+:\d+ has not answered for", line)
     assert line.endswith("finished trials are kept, and the same command continues")
     assert "Traceback" not in text
-    (kept,) = [one for one in trials_in(tmp_path, STUDY) if one.state == TrialState.COMPLETE]
+    return command
 
+
+def complete(output: Path) -> list[FrozenTrial]:
+    return [one for one in trials_in(output, STUDY) if one.state == TrialState.COMPLETE]
+
+
+def test_a_gcs_server_that_dies_ends_the_search_with_one_line(
+    port: int, tmp_path: Path, tiny_teacher_folder: Path
+) -> None:
+    search_that_loses_its_head(kill_gcs, port, tiny_teacher_folder, tmp_path)
+    assert len(complete(tmp_path)) == 1
+
+
+def test_the_same_command_continues_on_a_new_head(port: int, tmp_path: Path, tiny_teacher_folder: Path) -> None:
+    command = search_that_loses_its_head(kill_all, port, tiny_teacher_folder, tmp_path)
+    (kept,) = complete(tmp_path)
     with head(port):
         again = Driver(command, tmp_path, **SETTINGS)
         assert again.finish() == 0, "".join(again.lines)
-    done = [one for one in trials_in(tmp_path, STUDY) if one.state == TrialState.COMPLETE]
-    assert len(done) == 2
-    assert done[0] == kept
-    assert done[1].user_attrs["metrics"]["resumed_from"] >= TOKENS // 4
+    first, second = complete(tmp_path)
+    assert first == kept
+    assert second.user_attrs["metrics"]["resumed_from"] >= TOKENS // 4

@@ -26,7 +26,22 @@ from trials.storage import lease
 
 lease.LEASE_SECONDS, lease.BEAT_SECONDS = {LEASE}, {BEAT}
 
-from nas.study.driver import only_driver
+import optuna
+from nas.driver import in_database as shared_driver
+from nas.study.database import opening, storage_of
+from nas.driver.in_folder import only_driver
+
+optuna.logging.set_verbosity(optuna.logging.WARNING)
+shared_driver.SETTLED_SECONDS = 0.5
+
+def driving(folder, shared):
+    if not shared:
+        return only_driver(Path(folder), "s", say)
+    url = "sqlite:///" + folder + "/studies.db"
+    with opening(url):
+        study = optuna.create_study(storage=storage_of(url), study_name="s", load_if_exists=True)
+    study.recall, study.remember = lambda key: study.user_attrs.get(key), study.set_user_attr
+    return shared_driver.only_driver_of(study, "s", say)
 
 def interrupt(number, frame):
     raise KeyboardInterrupt
@@ -34,7 +49,7 @@ def interrupt(number, frame):
 signal.signal(signal.SIGTERM, interrupt)
 say = lambda text: print(text, flush=True)
 try:
-    with only_driver(Path(sys.argv[1]), "s", say):
+    with driving(*sys.argv[1:]):
         say("driving")
         time.sleep(600)
 except InputError as error:
@@ -61,10 +76,10 @@ Start = Callable[..., "Driving"]
 
 
 class Driving:
-    """A process that drives the study in ``folder``, or is refused."""
+    """A process that drives the study in ``folder``, or is refused. With ``shared`` only the database is shared."""
 
-    def __init__(self, folder: Path, elsewhere: bool) -> None:
-        command = [*(ELSEWHERE if elsewhere else []), sys.executable, "-c", DRIVE, str(folder)]
+    def __init__(self, folder: Path, elsewhere: bool, shared: bool) -> None:
+        command = [*(ELSEWHERE if elsewhere else []), sys.executable, "-c", DRIVE, str(folder), "shared" * shared]
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
 
     def line(self) -> str:
@@ -89,10 +104,11 @@ class Driving:
 def start(tmp_path: Path) -> Iterator[Start]:
     started: list[Driving] = []
 
-    def begin(elsewhere: bool = False) -> Driving:
+    def begin(elsewhere: bool = False, shared: bool = False) -> Driving:
         if elsewhere and (not shutil.which("unshare") or subprocess.run([*ELSEWHERE, "true"]).returncode):
             pytest.skip("no other machine: unshare may not make namespaces here")
-        started.append(Driving(tmp_path / "s", elsewhere))
+        (tmp_path / "shared").mkdir(exist_ok=True)
+        started.append(Driving(tmp_path / ("shared" if shared else "s"), elsewhere, shared))
         return started[-1]
 
     yield begin
@@ -160,4 +176,35 @@ def test_a_driver_whose_machine_stood_still_ends_when_another_has_taken_over(sta
     assert said.startswith(f"error: study 's': this search has ended, because process {second.process.pid} on ")
     assert first.process.wait() == 2
     assert second.process.poll() is None
-    assert os.path.exists(f"{second.process.args[-1]}/driver.lease")  # type: ignore[index]
+    assert os.path.exists(f"{second.process.args[-2]}/driver.lease")  # type: ignore[index]
+
+
+def test_a_database_that_several_folders_share_has_one_driver(start: Start) -> None:
+    first = start(shared=True)
+    assert first.line() == "driving"
+    second = start(shared=True)
+    assert f"process {first.process.pid} on {socket.gethostname()}, since" in second.line()
+    assert second.line().startswith("error: study 's': another search is running it, process ")
+    first.process.send_signal(signal.SIGKILL)
+    first.process.wait()
+    assert start(shared=True).line() == "driving"
+
+
+def test_a_driver_of_a_shared_database_that_has_ended_leaves_it_free(start: Start) -> None:
+    first = start(elsewhere=True, shared=True)
+    assert first.line() == "driving"
+    first.python().terminate()
+    first.process.wait()
+    assert start(shared=True).line() == "driving"
+
+
+def test_a_driver_of_a_shared_database_that_stood_still_ends_when_another_has_taken_over(start: Start) -> None:
+    first = start(elsewhere=True, shared=True)
+    assert first.line() == "driving"
+    first.python().suspend()
+    second = start(shared=True)
+    assert [second.line() for _ in range(3)][-1] == "driving"
+    first.python().resume()
+    assert f"has ended, because process {second.process.pid} on {socket.gethostname()}" in first.line()
+    assert first.process.wait() == 2
+    assert second.process.poll() is None

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from conftest import make_decoder, make_gpt2
 from fuzzing import answer, assert_model_is_answered, characters, few, junk, texts, written
-from hypothesis import assume, given
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
@@ -95,6 +95,7 @@ def test_space_files(tmp_path: Path, text: str) -> None:
     | yaml_texts,
     st.dictionaries(st.sampled_from([*SearchSettings.model_fields]), texts | budgets, max_size=3),
 )
+@example("", {"study": "9" * 5000})
 def test_settings(tmp_path: Path, text: str, flags: dict[str, str]) -> None:
     file = tmp_path / "settings.yaml"
     file.write_bytes(text.encode("utf-8", "surrogatepass"))
@@ -280,6 +281,9 @@ words = st.text(st.sampled_from("ab .\n\r\t\"'()[]{}=@") | characters, max_size=
     lines | words | st.builds(lambda one, times: one * times, words, st.integers(1, 400)),
     st.sampled_from(["txt", "jsonl"]),
 )
+@example("x" * 2_000_000, "txt")
+@example('{"text": "' + "a b" * 700_000 + '"}', "jsonl")
+@example("", "jsonl")
 def test_text_files(tmp_path: Path, tiny_tokenizer: PreTrainedTokenizerFast, text: str, suffix: str) -> None:
     file = tmp_path / f"text.{suffix}"
     file.write_bytes(text.encode("utf-8", "surrogatepass"))

@@ -27,7 +27,7 @@ def violations(tree: ast.AST, name: str) -> Iterator[str]:
     """Yields every violation in a module called ``name``: the line and the rule."""
     for node in ast.walk(tree):
         rules = {ast.Import: _import, ast.ImportFrom: _import_from, ast.Call: _call, ast.Attribute: _attribute}
-        rules |= {ast.Constant: _constant}
+        rules |= {ast.Constant: _constant, ast.FunctionDef: _defaults}
         for rule in rules.get(type(node), lambda *_: iter(()))(node, name):
             yield f"{name}, line {getattr(node, 'lineno', 0)}: {rule}"
 
@@ -62,6 +62,10 @@ def _call(node: ast.Call, name: str) -> Iterator[str]:
         and keywords.get("allow_pickle", "False") != "False"
     ):
         yield "np.load with allow_pickle"  # the default is not to
+    if called in ("np.load", "numpy.load") and len(node.args) > 2:
+        yield "np.load with an argument whose name is not seen"
+    if keywords.get(ALLOWED) == "True":
+        yield f"{ALLOWED}=True, which only a user may say"
     if called == "yaml.parse" and keywords.get("Loader") != "yaml.SafeLoader":
         yield "yaml.parse without SafeLoader"
     if called in ("cloudpickle.load", "cloudpickle.dump"):
@@ -80,6 +84,15 @@ def _attribute(node: ast.Attribute, name: str) -> Iterator[str]:
         yield f"uses {whole}, which is not a safe loader"
     if whole in ("torch.hub.load", "torch.jit.load", "torch.package", "torch.serialization"):
         yield f"uses {whole}"
+
+
+def _defaults(node: ast.FunctionDef, name: str) -> Iterator[str]:
+    arguments = [*node.args.posonlyargs, *node.args.args]
+    values = [*node.args.defaults, *node.args.kw_defaults]
+    named = [*arguments[len(arguments) - len(node.args.defaults) :], *node.args.kwonlyargs]
+    for argument, value in zip(named, values, strict=True):
+        if argument.arg == ALLOWED and value is not None and ast.unparse(value) != "False":
+            yield f"{ALLOWED} by default"
 
 
 def _constant(node: ast.Constant, name: str) -> Iterator[str]:
@@ -109,6 +122,9 @@ def test_no_module_runs_code_that_it_reads(file: Path) -> None:
         "torch.load(path, weights_only=choice)",
         "np.load(path, allow_pickle=True)",
         "np.load(path, allow_pickle=choice)",
+        "np.load(path, None, True)",
+        "load_tokenizer(path, own_code=True)",
+        "def load(path: str, own_code: bool = True): ...",
         "yaml.load(text, Loader=yaml.SafeLoader)",
         "yaml.full_load(text)",
         "yaml.parse(text)",

@@ -31,6 +31,7 @@ ROOMS = {
         "export",
     ),
     "nas": (
+        "driver",
         "study",
         "planning",
         "choosing",

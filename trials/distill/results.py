@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from trials.distill.checkpoint import Rung
 from trials.distill.distill import Report
 from trials.families.shapes import by_layer
-from trials.storage.durable import damage, write_file, write_sealed
+from trials.storage.durable import damage, from_json, write_file, write_sealed
 
 RESULT, STUDENT, WEIGHTS, SETTINGS = "result.json", "student", "model.safetensors", "settings_by_layer.json"
 
@@ -38,7 +38,7 @@ def read_result(
     If a stored result is damaged or has another identity, the log says so.
     """
     try:
-        document = json.loads((directory / RESULT).read_text())
+        document = from_json((directory / RESULT).read_bytes())
         if document["identity"] != identity:
             log.warning("result in %s is not used: it is of another recipe, architecture, teacher or corpus", directory)
             return None

@@ -11,6 +11,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from filelock import Timeout
 
@@ -97,7 +98,7 @@ def damage(folder: Path, sha256: Callable[[Path], str] | None = None) -> str | N
     ``sha256`` computes that of a file. By default this is `file_sha256`, which reads all files.
     """
     try:
-        manifest: dict[str, tuple[int, str]] = json.loads((folder / MANIFEST).read_text())
+        manifest: dict[str, tuple[int, str]] = from_json((folder / MANIFEST).read_bytes())
         present = dict(_files(folder))
         if set(present) != set(manifest):
             return f"files missing or added: {sorted(set(present) ^ set(manifest))}"
@@ -106,9 +107,17 @@ def damage(folder: Path, sha256: Callable[[Path], str] | None = None) -> str | N
                 return f"{name} is a link"
             if present[name].stat().st_size != size or (sha256 or file_sha256)(present[name]) != checksum:
                 return f"{name} differs from its checksum"
-    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:  # JSON that is not a manifest
+    except (OSError, ValueError, TypeError, AttributeError) as error:  # JSON that is not a manifest
         return f"{type(error).__name__}: {error}"
     return None
+
+
+def from_json(content: str | bytes) -> Any:
+    """The value of ``content``. Raises ValueError when it is not JSON, also when it is nested too deep."""
+    try:
+        return json.loads(content)
+    except RecursionError as error:
+        raise ValueError("lists or objects too deep in each other") from error
 
 
 def file_sha256(path: Path) -> str:

@@ -87,8 +87,13 @@ def is_here(path: Path) -> bool:
     if owner is None:
         return False
     host, _, namespace = owner.hostname.partition(NAMESPACE)
-    own = os.stat("/proc/self/ns/pid").st_ino if os.path.exists("/proc/self/ns/pid") else FIRST_NAMESPACE
-    return host == socket.gethostname() and (int(namespace, 16) if namespace else FIRST_NAMESPACE) == own
+    return host == socket.gethostname() and (int(namespace, 16) if namespace else FIRST_NAMESPACE) == own_namespace()
+
+
+def own_namespace() -> int:
+    """The number of the namespace in which the numbers of processes are counted here."""
+    there = Path("/proc/self/ns/pid")
+    return there.stat().st_ino if there.exists() else FIRST_NAMESPACE
 
 
 def _wait(own: SoftFileLease, path: Path) -> None:

@@ -84,7 +84,7 @@ def _load(file: Path, elements: int) -> PreTrainedModel:
         raise ValueError(problem)
     if (described := parameters_of(config)) > 2 * elements:  # tied weights count twice
         raise ValueError(f"its tensors have {elements:,} weights, and its header describes {described:,}")
-    model, loading = AutoModelForCausalLM.from_pretrained(  # nosec B615: a file of this machine
+    model, loading = AutoModelForCausalLM.from_pretrained(  # nosec B615  # a file of this machine
         file.parent, config=config, trust_remote_code=False, output_loading_info=True, **here
     )
     if missing := sorted(loading["missing_keys"]):

@@ -23,7 +23,7 @@ from huggingface_hub.errors import (
 
 from search_spaces.errors import InputError, one_line
 from trials.storage.cache import digest
-from trials.storage.durable import write_file
+from trials.storage.durable import from_json, write_file
 from trials.text.text_source import HELD_OUT, TextSource
 
 WIKITEXT = "Salesforce/wikitext"
@@ -98,7 +98,7 @@ class _Found:
 def _pinned(wanted: HubDataset, file: Path) -> _Found:
     """What ``file`` keeps, or what the hub says now, which ``file`` then keeps. Raises InputError."""
     try:
-        return _Found(**json.loads(file.read_text("utf-8")))
+        return _Found(**from_json(file.read_bytes()))
     except (OSError, ValueError, TypeError):  # missing or damaged
         found = _found(wanted)
         file.parent.mkdir(parents=True, exist_ok=True)

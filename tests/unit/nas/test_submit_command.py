@@ -146,8 +146,22 @@ def test_password_is_not_sent(monkeypatch: pytest.MonkeyPatch) -> None:
         sent(*SUBMIT, "--storage", "postgresql://user:hidden@host/studies")
     assert "hidden" not in str(caught.value)
     monkeypatch.setenv("NAS_STORAGE", "postgresql://user:hidden@host/studies")
-    with pytest.raises(InputError, match="holds a password"):
+    with pytest.raises(InputError, match=r"NAS_STORAGE: holds a password") as caught:
         sent(*SUBMIT)
+    assert "hidden" not in str(caught.value)
+
+
+def test_password_that_a_flag_replaces_is_no_hindrance(cluster: Recorder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NAS_STORAGE", "postgresql://user:hidden@host/studies")
+    sent(*SUBMIT, "--storage", "postgresql://user@host/studies")
+    assert "hidden" not in " ".join(cluster.command)
+    assert cluster.command[-2:] == ["--storage", "postgresql://user@host/studies"]
+
+
+def test_command_has_no_stars(cluster: Recorder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "openai-community")
+    with pytest.raises(InputError, match="holds a password"):
+        sent(*SUBMIT, "--model", "openai-community/gpt2")
 
 
 def test_address_of_mlflow_goes_along(cluster: Recorder, monkeypatch: pytest.MonkeyPatch) -> None:

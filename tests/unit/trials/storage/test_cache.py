@@ -131,3 +131,17 @@ def test_killed_builder_leaves_nothing_visible(tmp_path: Path) -> None:
     assert build(cache)[1] == 1
     names = sorted(path.name for path in (tmp_path / "cache" / "corpus").iterdir())
     assert names == ["key"]
+
+
+def test_a_builder_that_is_killed_frees_the_entry_for_one_of_those_who_wait(tmp_path: Path) -> None:
+    first = start_builder(tmp_path, 600)
+    while not (tmp_path / "log").exists():
+        assert first.poll() is None
+        time.sleep(0.02)
+    others = [start_builder(tmp_path, 0.1) for _ in range(3)]
+    time.sleep(0.5)
+    first.send_signal(signal.SIGKILL)
+    first.wait()
+    assert [builder.communicate()[0].strip() for builder in others] == ["whole"] * 3
+    assert len((tmp_path / "log").read_text().splitlines()) == 2
+    assert [path.name for path in (tmp_path / "cache" / "corpus").iterdir()] == ["key"]

@@ -10,12 +10,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
+import psutil
 from filelock import SoftFileLease, Timeout
 
 from search_spaces.errors import InputError
 from trials.storage import lease as leases
-from trials.storage.durable import write_file
+from trials.storage.durable import from_json, write_file
 
 LEASE, DRIVER = "driver.lease", "driver.json"  # who drives now; who drove last, and since when
 KEPT = "what is finished is kept, and the same command continues when no other search runs it"
@@ -42,7 +44,7 @@ def only_driver(folder: Path, study: str, announce: Callable[[str], None]) -> It
     own = leases.lease(folder / LEASE, stop)
     _take(own, folder, study, announce)
     try:
-        write_file(folder / DRIVER, json.dumps(_about_me()).encode())
+        write_file(folder / DRIVER, json.dumps(about_me()).encode())
         yield
     except KeyboardInterrupt as error:
         if lost:
@@ -98,15 +100,22 @@ def _changed(path: Path) -> tuple[int, int] | None:
     return found.st_ino, found.st_mtime_ns
 
 
-def _about_me() -> dict[str, str | int]:
-    return {"host": socket.gethostname(), "pid": os.getpid(), "since": f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC"}
+def about_me() -> dict[str, Any]:
+    """This process: its machine, its number there and in which namespace, and since when it drives."""
+    return {
+        "host": socket.gethostname(),
+        "namespace": leases.own_namespace(),
+        "pid": os.getpid(),
+        "started": psutil.Process().create_time(),
+        "since": f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC",
+    }
 
 
 def _who(folder: Path) -> str:
     """The holder of the lease in words, and since when it drives, as its own clock has it."""
     who = leases.holder(folder / LEASE) or "an unknown process"
     try:
-        known = json.loads((folder / DRIVER).read_text("utf-8"))
+        known = from_json((folder / DRIVER).read_bytes())
     except (OSError, ValueError):
         return who
     same = isinstance(known, dict) and who == f"process {known.get('pid')} on {known.get('host')}"

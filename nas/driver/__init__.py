@@ -1,0 +1,1 @@
+"""One driver a study: leases in its folder and in its database."""
