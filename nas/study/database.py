@@ -80,12 +80,14 @@ def storage_of(url: str) -> BaseStorage:
     if path is None or not path.parent.is_dir():
         return get_storage(url)
     storage = RDBStorage(url, engine_kwargs={"connect_args": {"timeout": LOCKED_SECONDS}})
-    known = _identity(path)
+    known, told = _identity(path), list[str]()
 
     @event.listens_for(storage.engine, "begin")
     def _still_there(connection: Any) -> None:
-        if _identity(path) != known:
-            raise InputError(f"storage {url}: {_kept(connection.connection.driver_connection, path)}")
+        if not told and _identity(path) != known:
+            told.append(f"storage {url}: {_kept(connection.connection.driver_connection, path)}")
+        if told:  # what is put back stays as it is: the search goes on to write to the old file while it ends
+            raise InputError(told[0])
 
     return get_storage(storage)
 
