@@ -3,8 +3,8 @@
     python short_of_memory.py MEMINFO TEACHER FOLDER WORKERS UNTIL
 
 MEMINFO is a file that is mounted over /proc/meminfo, so that the memory monitor of Ray and psutil read it. The memory
-is taken when the first trial has begun. It is given back when Tune's processes have died UNTIL times. Prints one JSON
-object: the error, if any, and the trials.
+is taken when the first trial has begun. It is given back when processes have died UNTIL times. Prints one JSON object:
+the error, if any, and the trials.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from nas.planning.settings import parse_arguments
 from nas.running import jobs, tune_run
 from nas.running.client import FINAL, LOSS, TOKENS
 from nas.running.tune_search import StudySearcher
-from nas.running.workers import open_workers
-from nas.study.study import Candidate, SearchStudy
+from nas.running.workers import Workers, open_workers
+from nas.study.study import SearchStudy
 from search_spaces.errors import InputError
 
 TOTAL = 2**21  # kB; less than a container may have, so that Ray does not look at its control group
@@ -59,19 +59,25 @@ def main(meminfo: Path, teacher: str, folder: Path, count: int, until: str) -> d
     target = resolve_target(settings)
     tune_run.PAUSES = jobs.PAUSES = QUICKLY
     deaths: list[int] = []
-    lost = StudySearcher._failed_try
 
-    def losing(searcher: StudySearcher, candidate: Candidate, *given: Any) -> None:
-        deaths.append(candidate.number)
-        if str(len(deaths)) == until:
-            tell(meminfo, 80)
-        lost(searcher, candidate, *given)
+    def counted(kind: type, name: str) -> None:
+        """Count the calls of a method. The neighbour gives the memory back at the call number ``until``."""
+        method = getattr(kind, name)
+
+        def counting(*given: Any) -> None:
+            deaths.append(len(deaths))
+            if str(len(deaths)) == until:
+                tell(meminfo, 80)
+            method(*given)
+
+        setattr(kind, name, counting)
 
     def on_change(number: int) -> None:
         if not deaths:
             tell(meminfo, 2)
 
-    StudySearcher._failed_try = losing  # type: ignore[method-assign]
+    counted(StudySearcher, "_failed_try")  # a worker or a process of Tune died with a trial
+    counted(Workers, "_failed")  # a worker could not start
     # Ray would take the use of the whole container from the total of this file. On a busy one, nothing would be left.
     ray.init = partial(ray.init, _memory=2**30)
     with ray_session(settings) as machine:
