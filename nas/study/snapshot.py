@@ -73,7 +73,7 @@ def open_study(url: str, name: str) -> optuna.Study:
         raise InputError(f"no studies in {path}: there is no such file; give the --output or --storage of the search")
     try:
         with opening(url, reading=True):
-            storage = storage_of(url)
+            storage = storage_of(url, reading=True)
             names = optuna.get_all_study_names(storage)
             if name not in names:
                 known = ", ".join(sorted(names)[:10]) or "none"
