@@ -70,22 +70,25 @@ def opening(url: str, *, reading: bool = False) -> Iterator[None]:
         yield
 
 
-def storage_of(url: str) -> BaseStorage:
+def storage_of(url: str, *, reading: bool = False) -> BaseStorage:
     """Optuna's storage for ``url``. On SQLite it waits `LOCKED_SECONDS` for a lock, and notices when its file is gone.
 
     Whoever removes the file while a search has it open leaves the search an open file without a name. Its content is
-    put back, and InputError is raised.
+    put back, and InputError is raised. Who is only ``reading``, as the page of a search is, leaves that to the search.
     """
     path = file_of(url)
     if path is None or not path.parent.is_dir():
         return get_storage(url)
     storage = RDBStorage(url, engine_kwargs={"connect_args": {"timeout": LOCKED_SECONDS}})
-    known, told = _identity(path), list[str]()
+    if reading:
+        return get_storage(storage)
+    known, told, witness = _identity(path), list[str](), sqlite3.connect(path, check_same_thread=False)
+    witness.execute("pragma schema_version").fetchone()  # opens the file; other connections may open a later one
 
     @event.listens_for(storage.engine, "begin")
     def _still_there(connection: Any) -> None:
         if not told and _identity(path) != known:
-            told.append(f"storage {url}: {_kept(connection.connection.driver_connection, path)}")
+            told.append(f"storage {url}: {_kept(witness, path)}")
         if told:  # what is put back stays as it is: the search goes on to write to the old file while it ends
             raise InputError(told[0])
 
@@ -204,7 +207,7 @@ def _identity(path: Path) -> tuple[int, int] | None:
 
 def _kept(connection: sqlite3.Connection, path: Path) -> str:
     """Copy what the open ``connection`` still sees to ``path``, or beside it if another file is there."""
-    there = path.exists()
+    there = path.exists() and path.stat().st_size > 0  # SQLite itself leaves an empty one where it finds none
     place = path.with_name(f"{path.name}.kept") if there else path
 
     def copy(new: Path) -> None:

@@ -71,7 +71,7 @@ def open_study(url: str, name: str) -> optuna.Study:
     if url.startswith(SQLITE) and not path.is_file():
         raise InputError(f"no studies in {path}: there is no such file; give the --output or --storage of the search")
     with explained(url), opening(url, reading=True):
-        storage = open_storage(url)
+        storage = open_storage(url, reading=True)
         names = optuna.get_all_study_names(storage)
         if name not in names:
             known = ", ".join(sorted(names)[:10]) or "none"

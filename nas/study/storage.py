@@ -38,15 +38,15 @@ log = logging.getLogger(__name__)
 logging.getLogger("optuna.storages._rdb.storage").setLevel(logging.ERROR)  # it prints statements that are repeated
 
 
-def open_storage(url: str) -> BaseStorage:
-    """The storage at ``url``, an Optuna URL. The tables are made if they are missing.
+def open_storage(url: str, *, reading: bool = False) -> BaseStorage:
+    """The storage at ``url``, an Optuna URL. The tables are made if they are missing, unless it is only for ``reading``.
 
     Once a server has answered, calls wait up to `AWAY_SECONDS` for it when it goes away. Raises InputError when the
     driver of a server is missing, and when the storage cannot be opened.
     """
     with explained(url):
         server = server_url(url)
-        return storage_of(url) if server is None else get_storage(ServerStorage(server))
+        return storage_of(url, reading=reading) if server is None else get_storage(ServerStorage(server))
 
 
 @contextmanager

@@ -226,6 +226,17 @@ def test_a_file_that_was_removed_is_put_back(tmp_path: Path) -> None:
     assert [one.to_dict() for one in study(tmp_path).records()] == before
 
 
+def test_a_removed_file_is_put_back_from_the_one_that_the_search_had_open(tmp_path: Path) -> None:
+    """A new connection finds no file and makes an empty one, which holds nothing to put back."""
+    made = finished(tmp_path)
+    (tmp_path / "studies.db").unlink()
+    made._study._storage._backend.engine.dispose()  # type: ignore[attr-defined]
+    (tmp_path / "studies.db").touch()
+    with pytest.raises(InputError, match="it is there again"):
+        made.ask()
+    assert study(tmp_path).finished() == 4
+
+
 def test_a_file_that_was_replaced_is_kept_beside_the_other(tmp_path: Path, whole: bytes) -> None:
     made = finished(tmp_path, 6)
     os.replace(tmp_path / "studies.db", tmp_path / "away")
