@@ -39,7 +39,7 @@ logging.getLogger("optuna.storages._rdb.storage").setLevel(logging.ERROR)  # it 
 
 
 def open_storage(url: str, *, reading: bool = False) -> BaseStorage:
-    """The storage at ``url``, an Optuna URL. The tables are made if they are missing, unless it is only for ``reading``.
+    """The storage at ``url``, an Optuna URL. Missing tables are made, unless it is only for ``reading``.
 
     Once a server has answered, calls wait up to `AWAY_SECONDS` for it when it goes away. Raises InputError when the
     driver of a server is missing, and when the storage cannot be opened.
