@@ -119,7 +119,7 @@ class Hub(BaseHTTPRequestHandler):
         revision = self.path.partition("/revision/")[2].partition("?")[0]
         if files is None:
             self._send(404, b"", {"X-Error-Code": "RepoNotFound"}, body)
-        elif revision not in ("", "main", COMMIT, LATER):
+        elif revision not in ("", "main", "refs%2Fconvert%2Fparquet", COMMIT, LATER):
             self._send(404, b"", {"X-Error-Code": "RevisionNotFound"}, body)
         elif "/api/" not in self.path:
             content = files.get(rest.rsplit("/", 1)[-1])
