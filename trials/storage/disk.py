@@ -66,7 +66,7 @@ def root_of_full(error: BaseException | None) -> BaseException | None:
     while error is not None:
         if (isinstance(error, OSError) and error.errno in FULL) or FULL_DISK.search(str(error)):
             found = error
-        error = error.__cause__ or error.__context__
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
     return found
 
 
