@@ -46,12 +46,12 @@ def seconds_of(plan: Plan, workers: Workers, name: str, trials: int, at_once: in
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--trials", type=int, default=8)
+    parser.add_argument("--trials", type=int, default=4)
     parser.add_argument("--turns", type=int, default=3)
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         flags = {"model": "mini", "budget": "60%", "output": folder, "tokens_per_trial": str(TOKENS), "workers": "2"}
-        flags |= {"cpus_per_trial": "1", "scheduler": "none", "device": "cpu"}
+        flags |= {"cpus_per_trial": "1", "scheduler": "none", "device": "cpu", "calibration_samples": "64"}
         settings = load_settings(flags, None, {})
         target = resolve_target(settings)
         with ray_session(settings) as machine:
@@ -63,7 +63,10 @@ def main() -> None:
                 for turn in range(given.turns):
                     one, two = (seconds_of(plan, workers, f"{turn}-{n}", given.trials, n) for n in (1, 2))
                     ratios.append(one / two)
-                    print(f"{given.trials} trials: {one:.1f} s on one worker, {two:.1f} s on two, {ratios[-1]:.2f}")
+                    print(
+                        f"{given.trials} trials: {one:.1f} s on one worker, {two:.1f} s on two, {ratios[-1]:.2f}",
+                        flush=True,
+                    )
     print(f"two workers are {statistics.median(ratios):.2f} times as fast as one, median of {given.turns} turns")
 
 
