@@ -100,8 +100,8 @@ class Job:
             return self.follow()
         except KeyboardInterrupt:
             _say(f"the job may still be running; {self._by_hand('stop')}")
-        except InputError:  # it was stopped before it had begun
-            pass
+        except InputError:
+            _say(f"job {self.name} was stopped before it had begun")
         except Exception as error:  # as in `follow`
             if "does not exist" not in str(error):  # interrupted before the cluster had it
                 _say(f"error: the job could not be stopped ({named(error, 150)}); {self._by_hand('stop')}")

@@ -77,13 +77,17 @@ def _is_temporary(name: str) -> bool:
 
 
 def _kept(path: Path, name: Path) -> Path:
-    if path.stat().st_size > COPIED_BYTES:
-        try:
-            os.link(path, name)
-            return name
-        except FileNotFoundError:
-            raise
-        except OSError:  # a file system without hard links
-            pass
-    shutil.copy2(path, name)
+    if path.stat().st_size <= COPIED_BYTES or not _linked(path, name):
+        shutil.copy2(path, name)
     return name
+
+
+def _linked(path: Path, name: Path) -> bool:
+    """Whether ``name`` is a hard link to ``path`` now; False on a file system without hard links."""
+    try:
+        os.link(path, name)
+    except FileNotFoundError:
+        raise
+    except OSError:
+        return False
+    return True

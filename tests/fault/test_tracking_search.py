@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import shutil
-import socket
 import sqlite3
-import threading
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
 import pytest
 from driving import Driver
+from mute_server import mute_server
 from small_search import write_text
 from whole_search import STUDY, places_in_mlflow, results, running_in_mlflow, whole_search
 
@@ -20,22 +19,8 @@ pytestmark = pytest.mark.fault_slow
 
 @pytest.fixture
 def mute() -> Iterator[str]:
-    """A server that accepts every connection and never answers."""
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        held: list[socket.socket] = []
-
-        def accept() -> None:
-            while True:
-                try:
-                    held.append(listening.accept()[0])
-                except OSError:
-                    return
-
-        threading.Thread(target=accept, daemon=True).start()
-        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
-        listening.shutdown(socket.SHUT_RDWR)
-    for one in held:
-        one.close()
+    with mute_server() as address:
+        yield address
 
 
 def points(output: Path) -> list[tuple[str, str, int]]:

@@ -7,7 +7,6 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from mute_server import mute_server
 from tracking_reference import contents, record, search_events
 
 from nas.tracking.messages import Event, SearchFinished
@@ -125,22 +125,8 @@ def plain(server: Server, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
 
 @pytest.fixture
 def mute() -> Iterator[str]:
-    """A server that accepts every connection and never answers."""
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        held: list[socket.socket] = []
-
-        def accept() -> None:
-            while True:
-                try:
-                    held.append(listening.accept()[0])
-                except OSError:
-                    return
-
-        threading.Thread(target=accept, daemon=True).start()
-        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
-        listening.shutdown(socket.SHUT_RDWR)
-    for one in held:
-        one.close()
+    with mute_server() as address:
+        yield address
 
 
 def put_all(tracker: Tracker, events: list[Event]) -> None:
