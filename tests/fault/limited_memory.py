@@ -1,9 +1,9 @@
 """Distillations in a process whose memory is limited. A program for test_out_of_memory.
 
-    python limited_memory.py MEGABYTES
+    python limited_memory.py MEGABYTES...
 
-Trains a student in micro-batches of 64 windows, at first without a limit. The process may then grow by so many MB at
-most, and trains it anew. Prints one JSON object with the outcomes.
+Trains a student on 4 windows, in micro-batches of 1, 2 and 4. Then the process may grow by so many MB at most, and
+trains it anew; at last without a limit again. Prints one JSON object with the outcomes.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ from trials.teacher.targets import Targets
 from trials.teacher.teacher import Teacher
 from trials.text.corpus import Corpus
 
-LENGTH, WINDOWS = 256, 64
+LENGTH, WINDOWS = 4096, 4  # the activations of one window have many times the size of the student
 BATCH = WINDOWS * LENGTH
 MODEL = make_gpt2(n_embd=128, n_inner=512, n_positions=LENGTH)
-TOKENS = np.random.default_rng(0).integers(0, VOCAB, 3 * BATCH, dtype=np.uint16)
-CORPUS = Corpus(TOKENS[: 2 * BATCH], TOKENS[-4 * LENGTH :], "random", "fingerprint", "random tokens")
-SETTINGS = DistillSettings(2 * BATCH, (2 * BATCH,), LENGTH, BATCH, 3e-4, 0, "this trial")
+TOKENS = np.random.default_rng(0).integers(0, VOCAB, 2 * BATCH, dtype=np.uint16)
+CORPUS = Corpus(TOKENS[:BATCH], TOKENS[-2 * LENGTH :], "random", "fingerprint", "random tokens")
+SETTINGS = DistillSettings(BATCH, (BATCH,), LENGTH, BATCH, 3e-4, 0, "this trial")
 
 
 def trained() -> dict[str, Any]:
@@ -63,17 +63,20 @@ def trained() -> dict[str, Any]:
     }
 
 
-def main(megabytes: int) -> dict[str, Any]:
+def main(limits: list[int]) -> dict[str, Any]:
     """See the head of this file."""
-    distillation.MICRO_TOKENS["cpu"] = BATCH
-    free = trained()
+    for windows in (1, 2, WINDOWS):  # code is made for each size here, because oneDNN may crash where it cannot
+        distillation.MICRO_TOKENS["cpu"] = windows * LENGTH
+        free = trained()
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    resource.setrlimit(resource.RLIMIT_AS, (psutil.Process().memory_info().vms + megabytes * 2**20, hard))
-    limited = trained()
-    resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+    limited = {}
+    for megabytes in limits:
+        resource.setrlimit(resource.RLIMIT_AS, (psutil.Process().memory_info().vms + megabytes * 2**20, hard))
+        limited[megabytes] = trained()
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
     return {"free": free, "limited": limited, "again": trained()}
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    print(json.dumps(main(int(sys.argv[1]))))
+    print(json.dumps(main([int(one) for one in sys.argv[1:]])))
