@@ -29,6 +29,7 @@ from trials.evaluate.tasks import HarnessTask, parse_test_tasks
 from trials.export.loads_in import parse_formats, parse_programs, requirements
 from trials.recipe import VERSION, Recipe
 from trials.storage.cache import digest
+from trials.teacher.revision import split_revision
 from trials.teacher.source import read_shape, resolve_model
 from trials.text.evaluation_text import PYTHON_DOCS, TextTask, parse_tests
 from trials.text.mixture import GENERAL, parse_mixture, render_mixture
@@ -366,6 +367,8 @@ def _absolute(source: str) -> str:
 
 
 def _study_name(settings: SearchSettings, budgets: tuple[Budget, ...], facts: dict[str, Any]) -> str:
-    model = re.sub(r"[^\w.-]+", "-", Path(settings.model).name, flags=re.ASCII).strip(".-") or "teacher"
+    path, revision = split_revision(settings.model)
+    model = re.sub(r"[^\w.-]+", "-", Path(path).name, flags=re.ASCII).strip(".-") or "teacher"
+    commit = f"-{revision[:7]}" if revision else ""
     labels = "-".join(one.label for one in budgets)
-    return f"{model[:40]}-{labels[:30]}-{digest(repr(sorted(facts.items())))[:6]}"
+    return f"{model[:40]}{commit}-{labels[:30]}-{digest(repr(sorted(facts.items())))[:6]}"

@@ -95,7 +95,10 @@ def test_matches_the_schema_that_ray_ships(config: dict[str, Any]) -> None:
 
 
 def test_ray_accepts_it(config: dict[str, Any]) -> None:
-    validate_config(prepare_config(config))
+    prepared = prepare_config(config)
+    validate_config(prepared)
+    with pytest.raises(jsonschema.ValidationError):
+        validate_config({**prepared, "max_workers": "two"})
 
 
 def test_every_worker_address_joins(own: dict[str, Any]) -> None:

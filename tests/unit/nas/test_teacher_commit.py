@@ -55,6 +55,7 @@ def test_workers_load_the_commit_and_another_commit_is_another_study(hub_cache: 
     assert tag.study == commit.study
     assert len({whatever.study, main_one.study, tag.study}) == 3
     assert tag.identity["model"] == tag.recipe.model
+    assert tag.study.startswith(f"name-{COMMITS['v1'][:7]}-60pct-")
 
 
 def test_the_study_mlflow_and_the_card_name_the_commit(
