@@ -11,8 +11,8 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from nas.planning.redact import redacted
-from search_spaces.errors import InputError, named, one_line
+from nas.planning.redact import redacted, redacted_line, redacted_message
+from search_spaces.errors import InputError
 
 FAILED, INTERRUPTED = 1, 130
 ANSWER_SECONDS = 20.0  # for the first answer of an address
@@ -41,7 +41,9 @@ class Job:
         try:
             self.client.submit_job(entrypoint=command, runtime_env=runtime, submission_id=self.name)
         except Exception as error:  # of requests, or RuntimeError or ValueError with the text of the answer
-            raise InputError(f"--submit {self.address}: the cluster did not take the job: {one_line(error)}") from error
+            raise InputError(
+                f"--submit {self.address}: the cluster did not take the job: {redacted_message(error)}"
+            ) from error
         _say(f"job {self.name} on {self.address}; Ctrl-C stops it")
 
     def follow(self) -> int:
@@ -61,7 +63,9 @@ class Job:
             except Exception as error:  # of aiohttp, requests or Ray: a connection breaks in many ways
                 if lost is None:
                     lost = time.monotonic()
-                    _say(f"no connection to {self.address} ({named(error, 150)}); the job goes on; trying again")
+                    _say(
+                        f"no connection to {self.address} ({redacted_line(error, 150)}); the job goes on; trying again"
+                    )
                 if time.monotonic() - lost > LOST_SECONDS:
                     _say(f"error: no connection for {LOST_SECONDS:.0f} s; {self._by_hand('logs --follow')}")
                     return FAILED
@@ -104,7 +108,7 @@ class Job:
             _say(f"job {self.name} was stopped before it had begun")
         except Exception as error:  # as in `follow`
             if "does not exist" not in str(error):  # interrupted before the cluster had it
-                _say(f"error: the job could not be stopped ({named(error, 150)}); {self._by_hand('stop')}")
+                _say(f"error: the job could not be stopped ({redacted_line(error, 150)}); {self._by_hand('stop')}")
                 return FAILED
         return INTERRUPTED
 
@@ -114,7 +118,7 @@ class Job:
             return _as_in_a_shell(found.driver_exit_code)
         if str(found.status) == "STOPPED":
             return INTERRUPTED
-        reason = one_line(found.message)
+        reason = redacted_message(found.message)
         if found.driver_node_id is None:
             raise InputError(f"--submit {self.address}: the cluster did not start the job: {reason}")
         _say(
@@ -153,10 +157,10 @@ def connect(address: str) -> Any:
         client = JobSubmissionClient(address)
     except AuthenticationError as error:
         wrong = "incorrect" in str(error)
-        problem = "the cluster has another token" if wrong else f"no token found ({one_line(error, 100)})"
+        problem = "the cluster has another token" if wrong else f"no token found ({redacted_message(error, 100)})"
         raise InputError(f"--submit {address}: {problem}; {WAY_IN}") from error
     except Exception as error:  # of requests, json or Ray
-        raise InputError(f"--submit {address}: no Jobs API of Ray is there ({named(error, 150)})") from error
+        raise InputError(f"--submit {address}: no Jobs API of Ray is there ({redacted_line(error, 150)})") from error
     if is_open:
         _say(f"warning: {address} asks for no token; whoever reaches it can run programs there")
     return client

@@ -30,8 +30,9 @@ from nas.cluster.nodes import machine_now, nodes_to_come
 from nas.cluster.signals import as_ctrl_c, sigterm_as_ctrl_c
 from nas.cluster.watch import Watch
 from nas.planning.machine import Machine
+from nas.planning.redact import redacted_message
 from nas.planning.settings import SearchSettings
-from search_spaces.errors import InputError, one_line
+from search_spaces.errors import InputError
 
 logging.getLogger("ray.tune.tune").setLevel(logging.CRITICAL)  # it lists the trials that failed once more
 
@@ -113,13 +114,13 @@ def _connect(address: str) -> None:
 
 def _does_not_answer(address: str, error: Exception) -> str:
     return (
-        f"--address {address!r}: no Ray cluster answers there ({one_line(error, 150)}); "
+        f"--address {address!r}: no Ray cluster answers there ({redacted_message(error, 150)}); "
         "give HOST:6379 of the head node, or leave --address out to run on this machine"
     )
 
 
 def _does_not_start(error: Exception) -> str:
-    text = one_line(error)
+    text = redacted_message(error)
     name = "RAY_TMPDIR" if "RAY_TMPDIR" in os.environ else "TMPDIR"
     folder = os.environ.get(name, "/tmp")  # nosec B108  # only named in a message
     if "AF_UNIX" in text:

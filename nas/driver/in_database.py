@@ -20,7 +20,8 @@ from typing import Any, Protocol
 import psutil
 
 from nas.driver.in_folder import KEPT, about_me
-from search_spaces.errors import InputError, one_line
+from nas.planning.redact import redacted_message
+from search_spaces.errors import InputError
 from trials.storage import lease as leases
 
 log = logging.getLogger(__name__)
@@ -94,7 +95,9 @@ def _beat(study: Attributes, own: dict[str, Any], ended: threading.Event, lost: 
             last = time.monotonic()
         except Exception as error:  # whatever a database raises: the driver hears of it when it writes
             if time.monotonic() - last > leases.LEASE_SECONDS:
-                lost.append(f"the database did not answer for {leases.LEASE_SECONDS:.0f} s ({one_line(error, 100)})")
+                lost.append(
+                    f"the database did not answer for {leases.LEASE_SECONDS:.0f} s ({redacted_message(error, 100)})"
+                )
                 break
     else:
         _leave(study, own)
@@ -107,7 +110,7 @@ def _leave(study: Attributes, own: dict[str, Any]) -> None:
         if study.recall(KEY)["token"] == own["token"]:
             study.remember(KEY, {**own, "ended": True})
     except Exception as error:  # the search ends because of it; another one will find that this process is no more
-        log.info("the study does not know that this search has ended: %s", one_line(error, 100))
+        log.info("the study does not know that this search has ended: %s", redacted_message(error, 100))
 
 
 def _is_dead(known: dict[str, Any], own: dict[str, Any]) -> bool:

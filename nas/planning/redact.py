@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 
-from search_spaces.errors import UNCUT, named
+from search_spaces.errors import UNCUT, named, one_line
 
 HIDDEN = "***"
 # A password may hold any character but a space, as SQLAlchemy reads it. A slash or the colon may have been forgotten.
@@ -35,11 +35,13 @@ def redacted(text: str) -> str:
 
 
 def redacted_line(error: BaseException, most: int = 300) -> str:
-    """The class and the message of ``error`` in one line of at most ``most`` characters, without secrets.
+    """The class and the message of ``error`` in one line of at most ``most`` characters, without secrets."""
+    return redacted_message(named(error, UNCUT), most)
 
-    A password that was cut in two could not be found any more, so the line is cut last.
-    """
-    return redacted(named(error, UNCUT))[:most]
+
+def redacted_message(error: object, most: int = 300) -> str:
+    """As `one_line`, without secrets. The line is cut last, because half of a password could not be found any more."""
+    return redacted(one_line(error, UNCUT))[:most]
 
 
 def secrets_of_environment() -> list[str]:

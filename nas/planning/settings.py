@@ -411,7 +411,7 @@ def _describe(error: ValidationError, sources: dict[str, str]) -> str:
     if first["type"] == "extra_forbidden":
         close = suggestion(name, SearchSettings.model_fields)
         return f"{source}unknown setting {name!r}{close}; known are {', '.join(SearchSettings.model_fields)}"
-    value = repr(first["input"])
+    value = redacted(repr(first["input"]))
     shown = value if len(value) <= 100 else f"{value[:100]}..."
     if first["type"] == "string_pattern_mismatch":
         return f"{source}{flag} {shown}: give letters, digits, '_', '-' and '.', the first no '.' and no '-'"

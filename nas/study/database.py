@@ -18,7 +18,8 @@ import psutil
 from optuna.storages import BaseStorage, RDBStorage, get_storage
 from sqlalchemy import event
 
-from search_spaces.errors import InputError, one_line
+from nas.planning.redact import redacted_message
+from search_spaces.errors import InputError
 from trials.storage.durable import create_file
 from trials.storage.lease import held
 
@@ -122,7 +123,7 @@ def holders(path: Path) -> str:
 
 def _command(number: int) -> str:
     try:
-        return f" ({one_line(' '.join(psutil.Process(number).cmdline()), 80)})"
+        return f" ({redacted_message(' '.join(psutil.Process(number).cmdline()), 80)})"
     except psutil.Error:
         return ""
 
@@ -142,7 +143,7 @@ def _check(url: str, path: Path) -> None:
     except sqlite3.DatabaseError as error:
         raise InputError(f"storage {url}: {_told(error, path)}") from error
     if found:
-        raise InputError(f"storage {url}: damaged ({one_line(found, 150)}); {_ways(path)}")
+        raise InputError(f"storage {url}: damaged ({redacted_message(found, 150)}); {_ways(path)}")
 
 
 def _problem(path: Path) -> str:
@@ -174,7 +175,7 @@ def _unreadable(path: Path) -> str:
 
 def _told(error: sqlite3.Error, path: Path) -> str:
     """The fault of the file, and the way out."""
-    text = one_line(error, 150)
+    text = redacted_message(error, 150)
     if "locked" in text:
         return (
             f"locked for {LOCKED_SECONDS:.0f} s by {holders(path)}; end what holds it: {path}; what is finished is "
@@ -218,6 +219,6 @@ def _kept(connection: sqlite3.Connection, path: Path) -> str:
     try:
         create_file(place, copy)
     except (OSError, sqlite3.Error) as error:
-        return f"{gone}, and could not be put back ({one_line(error, 100)}); {_ways(path)}"
+        return f"{gone}, and could not be put back ({redacted_message(error, 100)}); {_ways(path)}"
     way = f"what the search had is in {place}; choose one of the two" if there else "it is there again"
     return f"{gone}; {way}; nothing that is finished is lost; {AGAIN}"

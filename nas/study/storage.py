@@ -18,8 +18,9 @@ from sqlalchemy import text
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, InterfaceError, OperationalError, PendingRollbackError, SQLAlchemyError
 
+from nas.planning.redact import redacted_message
 from nas.study.database import storage_of
-from search_spaces.errors import InputError, one_line
+from search_spaces.errors import InputError
 from trials.storage.disk import is_full
 
 AWAY_SECONDS = 600.0  # as long as a search waits for a server that was there
@@ -207,7 +208,7 @@ def _is_away(error: Exception) -> bool:
 def _reason(error: Exception) -> str:
     """What the server or its driver says, without the statement."""
     cause = (error.__cause__ if isinstance(error, StorageInternalError) else None) or error
-    return one_line(getattr(cause, "orig", None) or cause, 200)
+    return redacted_message(getattr(cause, "orig", None) or cause, 200)
 
 
 def _waiting(name: str) -> Callable[..., Any]:

@@ -7,6 +7,8 @@ import shlex
 import pytest
 
 from nas.planning.redact import redacted, redacted_line
+from nas.planning.settings import load_settings
+from search_spaces.errors import InputError
 
 
 @pytest.mark.parametrize(
@@ -61,6 +63,14 @@ def test_a_long_error_is_cut_after_its_password_is_hidden() -> None:
     error = OSError("x" * 270 + " postgresql://user:SECRET-WORD-OF-MANY-LETTERS@host/db")
     assert len(redacted_line(error)) == 300
     assert "SECRET" not in redacted_line(error)
+
+
+def test_a_wrong_setting_is_cut_after_its_password_is_hidden() -> None:
+    wrong = "x" * 70 + "postgresql://user:SECRET-WORD-OF-MANY-LETTERS@host/db"
+    with pytest.raises(InputError) as refused:
+        load_settings({"budget": "60%", "trials": wrong}, None, {})
+    assert "postgresql://user:***" in str(refused.value)
+    assert "SECRET" not in str(refused.value)
 
 
 @pytest.mark.parametrize(
