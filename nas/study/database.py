@@ -19,6 +19,7 @@ from optuna.storages import BaseStorage, RDBStorage, get_storage
 from sqlalchemy import event
 
 from nas.planning.redact import redacted_message
+from nas.study.interruption import uncut
 from search_spaces.errors import InputError
 from trials.storage.durable import create_file
 from trials.storage.lease import held
@@ -82,7 +83,7 @@ def storage_of(url: str, *, reading: bool = False) -> BaseStorage:
         return get_storage(url)
     storage = RDBStorage(url, engine_kwargs={"connect_args": {"timeout": LOCKED_SECONDS}})
     if reading:
-        return get_storage(storage)
+        return uncut(get_storage(storage))
     known, told, witness = _identity(path), list[str](), sqlite3.connect(path, check_same_thread=False)
     witness.execute("pragma schema_version").fetchone()  # opens the file; other connections may open a later one
 
@@ -93,7 +94,7 @@ def storage_of(url: str, *, reading: bool = False) -> BaseStorage:
         if told:  # what is put back stays as it is: the search goes on to write to the old file while it ends
             raise InputError(told[0])
 
-    return get_storage(storage)
+    return uncut(get_storage(storage))
 
 
 @contextmanager

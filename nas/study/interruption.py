@@ -20,7 +20,7 @@ def uncut(storage: BaseStorage) -> BaseStorage:
     A statement that is cut holds its lock on the file as long as its traceback lives. Nothing could be written
     meanwhile, so no trial could be queued again.
     """
-    for name in BaseStorage.__abstractmethods__:
+    for name in (one for one in dir(BaseStorage) if not one.startswith("_")):
         setattr(storage, name, _uncut(getattr(storage, name)))
     return storage
 

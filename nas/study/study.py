@@ -21,9 +21,8 @@ from optuna.exceptions import ExperimentalWarning
 from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from nas.study.database import SQLITE, opening
+from nas.study.database import opening
 from nas.study.identity import WORDS, differences, unmixable
-from nas.study.interruption import uncut
 from nas.study.objectives import LATENCY_MS, LOSS, MEMORY_BYTES, PARAMETERS, STORED_BYTES, Point, costs
 from nas.study.records import TrialRecord
 from nas.study.sampler import INTERRUPTED, FeasibleSampler, band, distributions
@@ -344,7 +343,6 @@ def _open(url: str, name: str, sampler: BaseSampler) -> optuna.Study:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     with explained(url), opening(url):
         storage = open_storage(url)
-        storage = uncut(storage) if url.startswith(SQLITE) else storage
         study = optuna.create_study(
             storage=storage, study_name=name, direction="minimize", sampler=sampler, load_if_exists=True
         )
