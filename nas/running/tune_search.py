@@ -65,7 +65,8 @@ class StudySearcher(_Disposable, Searcher):
     tried again after each of ``pauses``, in seconds. A trial that fails more often fails for good, and the next run of
     the command tries it again.
 
-    ``problem`` is the error that ends the search, or None: there is no worker left, or the first trials failed alike.
+    ``problem`` is the error that ends the search, or None: there is no worker left, the first trials failed alike, or
+    the study could not be told how a trial ended.
     """
 
     def __init__(
@@ -88,10 +89,13 @@ class StudySearcher(_Disposable, Searcher):
         self._own, self._surroundings = AlikeFailures(), AlikeFailures()
         self.out_of_memory = False  # Ray ended every worker of a trial because memory was short
         self._no_worker = ""
+        self._untold: Exception | None = None  # why the study could not be told how a trial ended
 
     @property
     def problem(self) -> Exception | None:
         """The error that ends the search before its end, if there is one."""
+        if self._untold:
+            return self._untold
         if self._no_worker:
             return NoWorkerError(self._no_worker)
         if self._own.reason and not self._succeeded:
@@ -109,7 +113,10 @@ class StudySearcher(_Disposable, Searcher):
         """The configuration of the next trial, None when there is none yet, or FINISHED when there is none any more.
 
         A running trial may be tried again, or be the first to succeed. So the end comes only after the last of them.
+        Raises what kept the study from being told how a trial ended.
         """
+        if self._untold:
+            raise self._untold
         if self.out_of_memory or self._no_worker:
             return str(Searcher.FINISHED)
         none_yet = None if self._running or self._again else str(Searcher.FINISHED)
@@ -143,8 +150,16 @@ class StudySearcher(_Disposable, Searcher):
         self.workers.want(int(min(possible, MANY)))
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """Tell the study whether the trial is complete, was stopped early, or has failed and why."""
-        one, last = self._running.pop(trial_id), result or {}
+        """Tell the study whether the trial is complete, was stopped early, or has failed and why.
+
+        Tune would print a traceback of what this raises, so the next `suggest` raises it.
+        """
+        try:
+            self._end(self._running.pop(trial_id), result or {}, error)
+        except Exception as untold:
+            self._untold = untold
+
+    def _end(self, one: _Running, last: dict[str, Any], error: bool) -> None:
         number, hung = one.candidate.number, one.slot.hung
         self.workers.give(one.slot)
         self._want()

@@ -62,7 +62,7 @@ def test_a_trial_that_is_not_finite_or_diverges_fails_and_the_others_are_as_they
     with ray_session(settings) as machine:
         plan = make_plan(settings, resolve_target(settings), machine)
         plan.folder.mkdir(parents=True)
-        with open_workers(plan.resources) as workers:
+        with open_workers(plan.resources, str(plan.output), machine) as workers:
             study = open_study(plan, prepare_teacher(plan, workers, lambda _: None).preparation)
             run_trials(plan, study, workers, lambda number: None, spoiled)
     first, nan, diverged, last = study.records()

@@ -114,7 +114,7 @@ def records(teacher: Path, folder: Path, task: Any) -> list[TrialRecord]:
     with ray_session(settings) as machine:
         plan = make_plan(settings, resolve_target(settings), machine)
         plan.folder.mkdir(parents=True)
-        with open_workers(plan.resources) as workers:
+        with open_workers(plan.resources, str(plan.output), machine) as workers:
             study = open_study(plan, prepare_teacher(plan, workers, lambda _: None).preparation)
             run_trials(plan, study, workers, lambda number: None, task)
     return study.records()

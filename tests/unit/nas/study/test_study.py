@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import optuna
@@ -274,6 +275,20 @@ def test_too_little_memory_ends_the_asking_and_leaves_the_trial_open() -> None:
     assert searcher.out_of_memory
     assert searcher.suggest("next") == Searcher.FINISHED
     assert [one.state for one in study.records()] == ["RUNNING"]
+
+
+def test_a_study_that_cannot_be_told_ends_the_search_with_its_error_and_not_inside_tune(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    study = make_study(sampler="exhaustive", feasible=CUSTOM_FIRST)
+    searcher = StudySearcher(study, lambda candidate: {}, lambda number: None, FreeWorkers())
+    searcher.suggest("told")
+    full = OSError("database or disk is full")
+    monkeypatch.setattr(study, "complete", Mock(side_effect=full))
+    searcher.on_trial_complete("told", {"tokens": 64, "val_loss": 3.0, FINAL: True})
+    assert searcher.problem is full
+    with pytest.raises(OSError, match="disk is full"):
+        searcher.suggest("next")
 
 
 def test_the_best_stock_candidate_of_a_rung_always_goes_on() -> None:
