@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 DIED = "its process died"
 OUT_OF_MEMORY = "Ray ended its process for lack of memory"
 
-MANY = 1_000_000  # tasks; more than any cluster has workers
+MANY = 1_000_000  # more than any cluster has workers
 KEPT_ENDED = 200  # trials that Tune knows after their end; it may still be busy with the actors of a few of them
 
 OnTrial = Callable[[int], None]
@@ -233,6 +233,16 @@ class StudyScheduler(_Disposable, FIFOScheduler):
         super().__init__()
         self.study, self.on_change, self.promotion = study, on_change, promotion
         self._ended: deque[Any] = deque()  # Tune's trials that have ended, oldest first
+        self._keeps = False
+
+    def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
+        """Let Tune keep the processes of trials that have ended for later trials. By default it keeps one of them.
+
+        A process takes a second to start, and all of them start on the driver's node.
+        """
+        if not self._keeps:
+            tune_controller._actor_cache.increase_max(trial.placement_group_factory, MANY)
+        self._keeps = True
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         """Report the loss, and return Tune's CONTINUE or STOP."""
