@@ -43,7 +43,7 @@ def try_candidates(screened: Screened, workers: Workers, announce: Listener) -> 
 
     def on_change(number: int) -> None:
         record = study.record(number)
-        if not study.tries_again(number):  # such a trial goes on from its checkpoint
+        if record.state != "FAIL" or not study.tries_again(number):  # a trial that is tried again needs its checkpoint
             students.update(record)
         announce(TrialChanged(record))
 
