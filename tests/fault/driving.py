@@ -37,6 +37,7 @@ class Driver:
         )
         self.lines: list[str] = []
         self.limit = threading.Timer(PATIENCE, self.process.kill)  # what hangs is to fail here, not to hang the tests
+        self.limit.daemon = True
         self.limit.start()
 
     def wait_for(self, pattern: re.Pattern[str]) -> None:

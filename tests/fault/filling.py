@@ -7,6 +7,7 @@ JSON.
 from __future__ import annotations
 
 import json
+import errno
 import os
 import sqlite3
 import subprocess
@@ -54,9 +55,15 @@ def attempts(disk: Path, write: Write, damage: Callable[[Path], str], pages: int
 
 def leave(disk: Path, ballast: Path, size: int) -> None:
     """Fill the ``disk`` so that ``size`` bytes are left of it."""
-    ballast.unlink(missing_ok=True)
-    with ballast.open("wb") as file:
-        os.posix_fallocate(file.fileno(), 0, max(1, free_bytes(disk) - size))
+    while True:
+        ballast.unlink(missing_ok=True)
+        try:
+            with ballast.open("wb") as file:
+                os.posix_fallocate(file.fileno(), 0, max(1, free_bytes(disk) - size))
+            return
+        except OSError as error:  # what else writes to the disk was faster
+            if error.errno != errno.ENOSPC:
+                raise
 
 
 def nothing_of(*names: str) -> Callable[[Path], str]:
