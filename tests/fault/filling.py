@@ -6,8 +6,8 @@ JSON.
 
 from __future__ import annotations
 
-import json
 import errno
+import json
 import os
 import sqlite3
 import subprocess
