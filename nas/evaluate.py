@@ -22,10 +22,10 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from nas.display.console import console_for
 from nas.display.readings_table import readings_table
 from nas.planning.parser import Parser
-from nas.planning.redact import redacted
 from search_spaces.errors import InputError
 from trials.evaluate.reading import Reading
 from trials.evaluate.tasks import YAML, HarnessTask, evaluate_tasks, harness_task, open_tasks
+from trials.storage.redact import redacted
 from trials.text.evaluation_text import EFFICIENCY, KNOWN, PYTHON_DOCS, TextTask, text_task
 
 if TYPE_CHECKING:  # torch and transformers take seconds to import, so the arguments are checked first

@@ -15,9 +15,9 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 from nas.planning.errors import full_disk_named
 from nas.planning.parser import Parser
-from nas.planning.redact import redacted
 from search_spaces.errors import InputError
 from trials.export.errors import ExportError
+from trials.storage.redact import redacted
 
 if TYPE_CHECKING:  # torch and transformers take seconds to import, so the arguments are checked first
     from transformers import PreTrainedModel

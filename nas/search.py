@@ -20,7 +20,6 @@ from nas.cluster.signals import sigterm_as_ctrl_c
 from nas.display.console import console_for
 from nas.planning.errors import NothingFeasibleError, root_of
 from nas.planning.log_messages import log_messages
-from nas.planning.redact import redacted, redacted_line
 from nas.planning.settings import (
     SearchSettings,
     command_line,
@@ -31,6 +30,7 @@ from nas.planning.settings import (
 )
 from nas.submit import refuse_folder_of_the_job, submit_search
 from search_spaces.errors import InputError
+from trials.storage.redact import redacted, redacted_line
 
 if TYPE_CHECKING:  # torch, Ray and transformers take seconds to import: only when the settings are right
     from nas.choosing.outcome import Outcome

@@ -16,10 +16,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from nas.cluster.remote_job import Job, connect
-from nas.planning.redact import redacted
 from nas.planning.settings import ENVIRONMENT_PREFIX, SearchSettings, command_line
 from search_spaces.errors import InputError
 from search_spaces.files import PRESETS
+from trials.storage.redact import redacted
 
 PACKAGES = ("nas", "trials", "search_spaces")
 SOURCES = ("model", "corpus", "validation", "test", "test_tasks")  # settings that may name files

@@ -11,8 +11,8 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from nas.planning.redact import redacted, redacted_line, redacted_message
 from search_spaces.errors import InputError
+from trials.storage.redact import redacted, redacted_line, redacted_message
 
 FAILED, INTERRUPTED = 1, 130
 ANSWER_SECONDS = 20.0  # for the first answer of an address

@@ -31,9 +31,9 @@ from nas.cluster.nodes import machine_now, nodes_to_come
 from nas.cluster.signals import as_ctrl_c, sigterm_as_ctrl_c
 from nas.cluster.watch import Watch
 from nas.planning.machine import Machine
-from nas.planning.redact import redacted_message
 from nas.planning.settings import SearchSettings
 from search_spaces.errors import InputError
+from trials.storage.redact import redacted_message
 
 logging.getLogger("ray.tune.tune").setLevel(logging.CRITICAL)  # it lists the trials that failed once more
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import socket
 import sys
 import threading
@@ -13,6 +12,8 @@ from typing import Self
 
 import psutil
 import ray
+
+from nas.driver.interruption import interrupt_main_thread
 
 RAY_PROCESSES = ("gcs_server", "raylet")  # Ray ends without them
 LAST_SECONDS = 10.0  # for the end of a search whose Ray has died; the study can be continued from wherever it stops
@@ -58,7 +59,7 @@ class Watch:
         while not self.closing.wait(LOOK):
             if message := self._look():
                 self.message = message
-                os.kill(os.getpid(), signal.SIGTERM)
+                interrupt_main_thread()
                 if not self._closed.wait(LAST_SECONDS):
                     print(f"error: {self.message}", file=sys.stderr, flush=True)
                     os._exit(2)

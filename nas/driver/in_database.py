@@ -8,8 +8,6 @@ counts the seconds without a change by a monotonic clock of its own.
 from __future__ import annotations
 
 import logging
-import os
-import signal
 import threading
 import time
 import uuid
@@ -20,9 +18,10 @@ from typing import Any, Protocol
 import psutil
 
 from nas.driver.in_folder import KEPT, about_me
-from nas.planning.redact import redacted_message
+from nas.driver.interruption import interrupt_main_thread
 from search_spaces.errors import InputError
 from trials.storage import lease as leases
+from trials.storage.redact import redacted_message
 
 log = logging.getLogger(__name__)
 
@@ -102,7 +101,7 @@ def _beat(study: Attributes, own: dict[str, Any], ended: threading.Event, lost: 
     else:
         _leave(study, own)
         return
-    os.kill(os.getpid(), signal.SIGTERM)  # the session makes this an interrupt
+    interrupt_main_thread()
 
 
 def _leave(study: Attributes, own: dict[str, Any]) -> None:

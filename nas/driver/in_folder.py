@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ from typing import Any
 import psutil
 from filelock import SoftFileLease, Timeout
 
+from nas.driver.interruption import interrupt_main_thread
 from search_spaces.errors import InputError
 from trials.storage import lease as leases
 from trials.storage.durable import from_json, write_file
@@ -39,7 +39,7 @@ def only_driver(folder: Path, study: str, announce: Callable[[str], None]) -> It
 
     def stop(reason: str) -> None:
         lost.append(reason)
-        os.kill(os.getpid(), signal.SIGTERM)  # the session makes this an interrupt
+        interrupt_main_thread()
 
     own = leases.lease(folder / LEASE, stop)
     _take(own, folder, study, announce)

@@ -13,8 +13,8 @@ from typing import Any
 import fsspec
 from fsspec.callbacks import Callback
 
-from nas.planning.redact import redacted
 from search_spaces.errors import UNCUT, InputError, named
+from trials.storage.redact import redacted
 
 EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}  # of this package, by the scheme of a URL
 OBJECT_STORES = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss"})  # an object appears whole, or not at all

@@ -18,10 +18,10 @@ from nas.mirror.manifest import MANIFEST, OBJECTS, Entry, Manifest, Standing, re
 from nas.mirror.store import Store
 from nas.mirror.study_copy import copy_out, file_of, found_study, standing_of, study_id
 from nas.planning.plan import Plan
-from nas.planning.redact import redacted
 from nas.study.database import SQLITE
 from search_spaces.errors import UNCUT, InputError, named
 from trials.storage.durable import file_sha256
+from trials.storage.redact import redacted
 
 SHORTEST_REST, LONGEST_REST = 1.0, 30.0  # seconds between two rounds
 SHARE = 3  # within these, a rest has so many times the processor's seconds of the round before it

@@ -13,9 +13,9 @@ from pathlib import Path
 
 from filelock import Timeout
 
-from nas.planning.redact import redacted_line
 from search_spaces.errors import InputError, lacks_memory, one_line
 from trials.storage.disk import free_bytes, is_full, mount_of, place_of, root_of_full
+from trials.storage.redact import redacted_line
 
 # Examples are a full disk of a node, a network share that is away, or a lock held too long. A retry may succeed.
 TRANSIENT = (OSError, Timeout)

@@ -8,11 +8,11 @@ from collections import defaultdict
 from dataclasses import dataclass, replace
 
 from nas.planning.plan import Plan
-from nas.planning.redact import redacted
 from nas.planning.rungs import REDUCTION
 from search_spaces.space import COMPRESSIONS, LAYERS
 from trials.evaluate.tasks import HarnessTask
 from trials.recipe import SCREEN_CALIBRATION
+from trials.storage.redact import redacted
 from trials.text.evaluation_text import TextTask
 from trials.text.mixture import parse_mixture, shares
 

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from nas.planning.redact import redacted
+from trials.storage.redact import redacted
 
 
 @contextmanager

@@ -15,10 +15,10 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ByteSize, ConfigDict, Field, ValidationError
 
 from nas.planning.parser import Parser, suggestion
-from nas.planning.redact import redacted
 from search_spaces.budget import DEFAULT_TOLERANCE, UNITS
 from search_spaces.errors import InputError
 from search_spaces.files import PRESETS, read_yaml, study_settings
+from trials.storage.redact import redacted
 from trials.teacher.revision import at_commit, with_revision
 
 PROGRAM = "python -m nas.search"

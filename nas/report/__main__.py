@@ -9,11 +9,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from nas.planning.parser import Parser
-from nas.planning.redact import redacted
 from nas.report.html.data import page_of
 from nas.report.html.page import PAGE, REPORT, write
 from nas.study.snapshot import open_study, snapshot
 from search_spaces.errors import InputError
+from trials.storage.redact import redacted
 
 DONE, WRONG_INPUT, INTERRUPTED = 0, 2, 130
 EPILOG = """\

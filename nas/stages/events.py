@@ -13,11 +13,11 @@ from pathlib import Path
 
 from nas.choosing.outcome import Outcome
 from nas.planning.plan import Plan
-from nas.planning.redact import redacted_line
 from nas.running.tasks import PreparedTeacher
 from nas.study.records import FinalRecord, TrialRecord
 from trials.evaluate.reading import Reading
 from trials.preparation import Preparation
+from trials.storage.redact import redacted_line
 
 log = logging.getLogger(__name__)
 

@@ -17,12 +17,12 @@ from nas.choosing.document import document
 from nas.choosing.outcome import Outcome
 from nas.planning.forecast import plan_lines
 from nas.planning.plan import Plan
-from nas.planning.redact import redacted
 from nas.running.tasks import PreparedTeacher
 from nas.study.snapshot import FORMAT, IMPORTANCE, PLAN, RESULT, SECONDS, SIZES, TEACHER, sizes_of
 from nas.study.study import SearchStudy
 from search_spaces.architecture import Architecture
 from search_spaces.shape import ModelShape
+from trials.storage.redact import redacted
 from trials.teacher.revision import commit_of
 
 PACKAGES = ("llm-nas", "torch", "transformers", "ray", "optuna", "mlflow")

@@ -18,11 +18,11 @@ import psutil
 from optuna.storages import BaseStorage, RDBStorage, get_storage
 from sqlalchemy import event
 
-from nas.planning.redact import redacted_message
 from nas.study.interruption import uncut
 from search_spaces.errors import InputError
 from trials.storage.durable import create_file
 from trials.storage.lease import held
+from trials.storage.redact import redacted_message
 
 SQLITE = "sqlite:///"
 LOCKED_SECONDS = 90.0  # as long as another process may hold the database

@@ -18,10 +18,10 @@ from sqlalchemy import text
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, InterfaceError, OperationalError, PendingRollbackError, SQLAlchemyError
 
-from nas.planning.redact import redacted_message
 from nas.study.database import storage_of
 from search_spaces.errors import InputError
 from trials.storage.disk import is_full
+from trials.storage.redact import redacted_message
 
 AWAY_SECONDS = 600.0  # as long as a search waits for a server that was there
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 10.0  # seconds between attempts, doubling

@@ -5,7 +5,6 @@ from __future__ import annotations
 from rich.console import Console
 
 from nas.planning.plan import Plan
-from nas.planning.redact import redacted
 from nas.stages import events
 from nas.tracking.messages import (
     Artifacts,
@@ -27,6 +26,7 @@ from nas.tracking.outcome_contents import (
 )
 from nas.tracking.tracker import Tracker, code_version, tracking_uri, ui_lines
 from trials.preparation import Preparation
+from trials.storage.redact import redacted
 from trials.teacher.revision import commit_of
 
 # How long the end of a search waits for a slow server. It waits no longer for one that failed before the end.

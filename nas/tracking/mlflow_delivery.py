@@ -18,7 +18,6 @@ from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunT
 from mlflow.exceptions import MlflowException
 from requests import HTTPError
 
-from nas.planning.redact import redacted_line
 from nas.tracking.messages import (
     Artifacts,
     Event,
@@ -35,6 +34,7 @@ from nas.tracking.mlflow_stores import alone, is_permanent
 from nas.tracking.mlflow_view import STUDY, view_tag
 from nas.tracking.outbox import RejectedError
 from nas.tracking.run_contents import STATUS, facts, milliseconds, points, run_name, sizes
+from trials.storage.redact import redacted_line
 
 TRIAL, PARENT, NOTE = "nas.trial", "parent", "mlflow.note.content"
 STATES = {"FINISHED": "COMPLETE", "KILLED": "INTERRUPTED", "FAILED": "FAIL"}  # the tag of a parent run that ended

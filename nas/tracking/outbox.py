@@ -15,10 +15,10 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from nas.planning.redact import redacted
 from nas.tracking.messages import Artifacts, Event, FinalChanged, ModelExported, TrialChanged, from_dict, to_dict
 from trials.storage.durable import from_json
 from trials.storage.lease import lease
+from trials.storage.redact import redacted
 
 FILES = ".files"
 ABANDONED_SECONDS = 3600.0  # age of files without an event; the process that was adding them has died

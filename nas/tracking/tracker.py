@@ -22,7 +22,6 @@ from urllib.parse import urlsplit, urlunsplit
 from filelock import Timeout
 
 from nas.planning.errors import free_space
-from nas.planning.redact import redacted, redacted_line
 from nas.tracking.messages import (
     Artifacts,
     Event,
@@ -37,6 +36,7 @@ from nas.tracking.mlflow_view import runs_page
 from nas.tracking.outbox import Outbox, RejectedError
 from search_spaces.errors import InputError
 from trials.storage.disk import is_full
+from trials.storage.redact import redacted, redacted_line
 
 if TYPE_CHECKING:
     from nas.tracking.mlflow_delivery import MlflowDelivery

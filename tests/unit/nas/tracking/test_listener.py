@@ -13,13 +13,13 @@ from rich.console import Console
 
 from nas.planning.machine import Machine, Node
 from nas.planning.plan import make_plan, resolve_target
-from nas.planning.redact import redacted
 from nas.planning.settings import command_line, load_settings
 from nas.running.tasks import PreparedTeacher
 from nas.stages.events import SearchPrepared, SearchStopped
 from nas.tracking import listener
 from nas.tracking.messages import SearchFinished, SearchStarted
 from trials.preparation import Preparation
+from trials.storage.redact import redacted
 
 SECRET = "SECRET-WORD"
 

@@ -6,9 +6,9 @@ import shlex
 
 import pytest
 
-from nas.planning.redact import redacted, redacted_line
 from nas.planning.settings import load_settings
 from search_spaces.errors import InputError
+from trials.storage.redact import redacted, redacted_line
 
 
 @pytest.mark.parametrize(
