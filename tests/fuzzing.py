@@ -29,7 +29,7 @@ few = settings(
 )
 
 
-def answer(call: Callable[[], object], name: str = "") -> None:
+def assert_answer(call: Callable[[], object], name: str = "") -> None:
     """Assert that ``call`` returns or raises InputError, within `SECONDS` of processor time and `MOST_BYTES`.
 
     The error is one line, which may repeat ``name``.
@@ -50,9 +50,9 @@ def _peak_bytes() -> int:
 
 
 def assert_model_is_answered(model: Path) -> None:
-    """`answer` of the teacher of a search and of the model of an evaluation, from the folder or file ``model``."""
-    answer(lambda: load_teacher(resolve_model(str(model)), "cpu"))
-    answer(lambda: load_causal_lm(resolve_causal_lm(str(model), False), "cpu", "float32", False))
+    """`assert_answer` of the teacher of a search and of the model of an evaluation, both from ``model``."""
+    assert_answer(lambda: load_teacher(resolve_model(str(model)), "cpu"))
+    assert_answer(lambda: load_causal_lm(resolve_causal_lm(str(model), False), "cpu", "float32", False))
 
 
 # JSON cannot be written with these by `json.dumps`, so they are put into the text afterwards.

@@ -104,7 +104,7 @@ class SearchStudy:
         self._study = _open(storage, name, self.sampler)
         self._asked: dict[int, Trial] = {}
         self._began: dict[int, float] = {}  # by the monotonic clock, in seconds
-        self._reported: set[tuple[int, int]] = set()  # numbers of running trials, with the tokens of their losses
+        self._reported: defaultdict[int, set[int]] = defaultdict(set)  # the tokens of the losses of running trials
         self._check_identity(identity, force)
         self._measured = {quantity: measured_in(self._study.user_attrs, quantity) for quantity in (SCREENED, TIMED)}
         self.sampler.screened, self.sampler.costs = self._measured[SCREENED], self.costs
@@ -200,6 +200,7 @@ class SearchStudy:
         self._study.tell(trial.number, state=TrialState.FAIL)
         self._asked.pop(trial.number, None)
         self._began.pop(trial.number, None)
+        self._reported.pop(trial.number, None)
         if trial.params:
             self._enqueue(trial.params, trial.user_attrs.get("origin", "sampler"))
 
@@ -231,11 +232,10 @@ class SearchStudy:
 
     def report(self, number: int, tokens: int, loss: float) -> bool:
         """Record the validation ``loss`` (nats per token) after ``tokens``. Returns False for a rung already known."""
-        trial = self._asked[number]
-        if (number, tokens) in self._reported:
+        if tokens in self._reported[number]:
             return False
-        trial.report(loss, tokens)
-        self._reported.add((number, tokens))
+        self._asked[number].report(loss, tokens)
+        self._reported[number].add(tokens)
         self._note_rung(self._architecture(number), tokens, loss)
         return True
 
@@ -304,7 +304,7 @@ class SearchStudy:
     def _ending(self, number: int) -> Trial:
         """The trial ``number``, which ends now. Its true duration is kept when the wall clock has jumped meanwhile."""
         trial = self._asked.pop(number)
-        self._reported = {one for one in self._reported if one[0] != number}
+        self._reported.pop(number, None)
         elapsed = time.monotonic() - self._began.pop(number)
         started = trial.datetime_start
         if started is not None and abs((datetime.now() - started).total_seconds() - elapsed) > JUMP_SECONDS:

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 from conftest import make_decoder, make_gpt2
-from fuzzing import answer, assert_model_is_answered, characters, few, junk, texts, written
+from fuzzing import assert_answer, assert_model_is_answered, characters, few, junk, texts, written
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -50,8 +50,8 @@ budgets = (
 @given(st.lists(budgets, min_size=1, max_size=3).map(",".join), st.floats() | st.just(0.05))
 def test_budgets(text: str, tolerance: float) -> None:
     counts = tuple(range(1_000, 354_823_168, 1_000_003))
-    answer(lambda: check_budgets(text))
-    answer(lambda: parse_budgets(text, 354_823_168, counts, tolerance))
+    assert_answer(lambda: check_budgets(text))
+    assert_answer(lambda: parse_budgets(text, 354_823_168, counts, tolerance))
 
 
 shares = st.integers(0, 130).map("{}%".format) | st.integers(0, 130) | st.text("0123456789.%-²٣", max_size=6) | junk
@@ -83,9 +83,9 @@ yaml_texts = st.text(st.sampled_from("a1%:-[]{}&*!|>#'\",\n \tx\0") | characters
 def test_space_files(tmp_path: Path, text: str) -> None:
     file = tmp_path / "space.yaml"
     file.write_bytes(text.encode("utf-8", "surrogatepass"))
-    answer(lambda: check_space(str(file)))
+    assert_answer(lambda: check_space(str(file)))
     for shape in (SMALL, GROUPED):
-        answer(lambda shape=shape: load_space(str(file), shape).counts)
+        assert_answer(lambda shape=shape: load_space(str(file), shape).counts)
 
 
 @few
@@ -99,9 +99,9 @@ def test_space_files(tmp_path: Path, text: str) -> None:
 def test_settings(tmp_path: Path, text: str, flags: dict[str, str]) -> None:
     file = tmp_path / "settings.yaml"
     file.write_bytes(text.encode("utf-8", "surrogatepass"))
-    answer(lambda: load_settings({"budget": "260M"}, str(file), {}))
-    answer(lambda: load_settings(flags, str(file), {}))
-    answer(lambda: load_settings({}, None, {f"NAS_{name.upper()}": value for name, value in flags.items()}))
+    assert_answer(lambda: load_settings({"budget": "260M"}, str(file), {}))
+    assert_answer(lambda: load_settings(flags, str(file), {}))
+    assert_answer(lambda: load_settings({}, None, {f"NAS_{name.upper()}": value for name, value in flags.items()}))
 
 
 counts = st.integers(-1, 70) | st.sampled_from([1_000, 65_536, 2**31, 2**62, 2**64, 10**30])
@@ -142,7 +142,7 @@ def test_plans(tmp_path: Path, capsys: pytest.CaptureFixture[str], budget: str, 
     flags = [f"--{name.replace('_', '-')}={value}" for name, value in chosen]
     flags += ["--model", "mini", "--budget", budget, "--corpus", "stdlib", "--output", str(tmp_path), "--dry-run"]
     codes: list[int] = []
-    answer(lambda: codes.append(main(flags)))
+    assert_answer(lambda: codes.append(main(flags)))
     printed = capsys.readouterr()
     assert codes[0] in (DONE, WRONG_INPUT), printed.err
     assert len(printed.err.splitlines()) == (codes[0] == WRONG_INPUT), printed.err
@@ -266,7 +266,7 @@ def test_index_of_shards(folders: dict[str, Path], content: object) -> None:
     (folder / "model.safetensors").rename(folder / "kept")
     try:
         (folder / "model.safetensors.index.json").write_text(written(content))
-        answer(lambda: resolve_model(str(folder)))
+        assert_answer(lambda: resolve_model(str(folder)))
     finally:
         (folder / "kept").rename(folder / "model.safetensors")
 
@@ -288,10 +288,10 @@ def test_text_files(tmp_path: Path, tiny_tokenizer: PreTrainedTokenizerFast, tex
     file = tmp_path / f"text.{suffix}"
     file.write_bytes(text.encode("utf-8", "surrogatepass"))
     for side in ("train", "validation"):
-        answer(lambda side=side: pack(getattr(from_path(file), side)(), tiny_tokenizer, 300, 16))
-    answer(lambda: pack(open_validation(str(file)).validation(), tiny_tokenizer, 300, 16))
+        assert_answer(lambda side=side: pack(getattr(from_path(file), side)(), tiny_tokenizer, 300, 16))
+    assert_answer(lambda: pack(open_validation(str(file)).validation(), tiny_tokenizer, 300, 16))
     for task in ("mine", "wikitext-2", "ptb", "lambada"):
-        answer(lambda task=task: open_text(TextTask(task, file)))
+        assert_answer(lambda task=task: open_text(TextTask(task, file)))
 
 
 @few
@@ -304,10 +304,10 @@ def test_files_of_bytes(folders: dict[str, Path], tmp_path: Path, content: bytes
     before = file.read_bytes() if file.exists() else b""
     try:
         file.write_bytes(b"GGUF" + content if name == "a.gguf" else content)
-        answer(lambda: [*open_source(str(file)).train()])
-        answer(lambda: check_space(str(file)))
-        answer(lambda: load_settings({"budget": "1M"}, str(file), {}))
-        answer(lambda: resolve_model(str(file)))
+        assert_answer(lambda: [*open_source(str(file)).train()])
+        assert_answer(lambda: check_space(str(file)))
+        assert_answer(lambda: load_settings({"budget": "1M"}, str(file), {}))
+        assert_answer(lambda: resolve_model(str(file)))
         assert_model_is_answered(folders["qwen3"])
     finally:
         file.write_bytes(before)
@@ -325,6 +325,6 @@ def test_names(name: str) -> None:
     assume(not name or not os.path.exists(local_path(name)))
     texts = open_source, lambda name: check_sources([name]), parse_mixture, open_validation, text_task, parse_tests
     for read in (resolve_model, check_space, *texts):
-        answer(lambda read=read: read(name), name)
-    answer(lambda: resolve_causal_lm(name, False), name)
-    answer(lambda: parse_validation(name), name)
+        assert_answer(lambda read=read: read(name), name)
+    assert_answer(lambda: resolve_causal_lm(name, False), name)
+    assert_answer(lambda: parse_validation(name), name)

@@ -16,7 +16,7 @@ from typing import Any
 import gguf
 import pytest
 from conftest import make_decoder
-from fuzzing import answer, assert_model_is_answered, few, junk, texts, written
+from fuzzing import assert_answer, assert_model_is_answered, few, junk, texts, written
 from hypothesis import example, given
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
@@ -274,4 +274,4 @@ def test_a_wrong_gguf_header_is_refused_before_anything_reads_it(
     with pytest.raises(InputError, match=reason) as refused:
         resolve_model(str(path))
     assert "its GGUF content cannot be used" in str(refused.value)
-    answer(lambda: resolve_model(str(path)))
+    assert_answer(lambda: resolve_model(str(path)))

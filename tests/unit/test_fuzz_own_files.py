@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import json
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
-from fuzzing import answer, few, junk, texts, written
+from fuzzing import assert_answer, few, junk, texts, written
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 from nas.driver.in_folder import DRIVER, _who
 from nas.mirror.manifest import FORMAT, MANIFEST, Manifest, Standing, read_manifest
+from nas.tracking.messages import Event
 from nas.tracking.outbox import Outbox, RejectedError
 from trials.distill.results import RESULT, read_result
 from trials.final import FinalResult, read_windows
@@ -69,7 +69,7 @@ manifests = st.fixed_dictionaries(
 def test_manifest_of_a_mirror(tmp_path: Path, content: bytes) -> None:
     store: Any = Stored(content)
     found: list[Manifest | None] = []
-    answer(lambda: found.append(read_manifest(store, "study")))
+    assert_answer(lambda: found.append(read_manifest(store, "study")))
     for name in found[0].files if found and found[0] else ():
         path = (tmp_path / name).resolve()
         assert path.is_relative_to(tmp_path / "study") or path.is_relative_to(tmp_path / "cache" / "importance")
@@ -105,8 +105,11 @@ def test_result_of_a_training(tmp_path: Path, content: bytes) -> None:
 def test_message_in_the_outbox(tmp_path: Path, content: bytes) -> None:
     outbox = Outbox(tmp_path / "outbox")
     (outbox.root / "1.json").write_bytes(content)
-    with suppress(RejectedError):  # the file is moved to those that MLflow refused
-        outbox.read("1")
+    try:
+        found = outbox.read("1")
+    except RejectedError:  # the file is moved to those that MLflow refused
+        return
+    assert isinstance(found, Event)
 
 
 @few
