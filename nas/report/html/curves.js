@@ -10,7 +10,7 @@ function focus(values) {
 // A button that switches between the losses that matter and all of them.
 function zoomButton(holder, hidden, redraw) {
   if (!hidden && !holder.dataset.whole) return [];
-  const words = holder.dataset.whole ? "show the best closely" : `show all losses (${hidden} lie above)`;
+  const words = holder.dataset.whole ? "show the best closely" : `show all losses (${hidden} more above)`;
   const made = html("button", { type: "button" }, words);
   made.addEventListener("click", () => {
     if (holder.dataset.whole) delete holder.dataset.whole;

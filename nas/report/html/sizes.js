@@ -188,7 +188,7 @@ function drawScreening(holder, part) {
 
 function untried(all, near) {
   const words = near ? [`${near} of them are strokes at the foot`] : [];
-  if (all > near) words.push(`${all - near} lie to the right`);
+  if (all > near) words.push(`${all - near} more to the right`);
   return `${all} architectures were screened and not tried: ${words.join(", ")}.`;
 }
 
