@@ -26,6 +26,19 @@ from trials.storage.redact import redacted_message
 AWAY_SECONDS = 600.0  # as long as a search waits for a server that was there
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 10.0  # seconds between attempts, doubling
 CONNECT_SECONDS = 10  # for a server that does not answer
+SILENT_SECONDS = 120  # for a machine that went away in the middle of a call; TCP alone waits for hours
+
+# By the dialect of a URL: what its driver is told about a server that says nothing, in seconds and milliseconds.
+SILENCE = {
+    "postgresql": {
+        "keepalives_idle": SILENT_SECONDS // 2,
+        "keepalives_interval": SILENT_SECONDS // 8,
+        "keepalives_count": 4,
+        "tcp_user_timeout": 1000 * SILENT_SECONDS,
+    },
+    "mysql": {"read_timeout": SILENT_SECONDS, "write_timeout": SILENT_SECONDS},
+}
+SILENCE["mariadb"] = SILENCE["mysql"]
 
 # By the dialect of a URL: the driver that is taken when the URL names none, and the extra of this package that has it.
 DRIVERS = {"postgresql": ("psycopg", "postgres"), "mysql": ("pymysql", "mysql"), "mariadb": ("pymysql", "mysql")}
@@ -114,7 +127,8 @@ class ServerStorage(RDBStorage):  # type: ignore[misc]
 
     def __init__(self, url: URL) -> None:
         self.shown, self.patient = url.set(drivername=url.get_backend_name()).render_as_string(), False
-        options = {"pool_pre_ping": True, "connect_args": {"connect_timeout": CONNECT_SECONDS}}
+        limits = {"connect_timeout": CONNECT_SECONDS, **SILENCE[url.get_backend_name()]}
+        options = {"pool_pre_ping": True, "connect_args": limits}
         super().__init__(url.render_as_string(hide_password=False), options)
         if url.get_backend_name() in ("mysql", "mariadb"):
             self._widen()

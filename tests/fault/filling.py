@@ -22,6 +22,8 @@ from trials.storage.disk import free_bytes, is_full, mount_of
 
 PAGE = 4096
 PLACES = 1  # pages at first; each attempt has a fifth more than the one before
+DISK = 64 * 2**20  # bytes of each disk
+TRIES = 100  # to fill a disk to which something else writes
 
 Write = Callable[[Path], Any]
 """Writes into a folder, and returns what the folder then holds, to be compared."""
@@ -35,7 +37,7 @@ def attempts(disk: Path, write: Write, damage: Callable[[Path], str], pages: int
     folder, ballast, failures = disk / "work", disk / "ballast", 0
     folder.mkdir()
     problems, messages = set[str](), list[str]()
-    while True:
+    while pages * PAGE < DISK:
         leave(disk, ballast, pages * PAGE)
         try:
             made = write(folder)
@@ -51,18 +53,19 @@ def attempts(disk: Path, write: Write, damage: Callable[[Path], str], pages: int
             if problem := damage(folder):
                 problems.add(problem)
         pages = max(pages + 1, pages * 6 // 5)
+    return {"failures": failures, "problems": ["the disk is never enough"], "messages": messages[-1:], "made": None}
 
 
 def leave(disk: Path, ballast: Path, size: int) -> None:
     """Fill the ``disk`` so that ``size`` bytes are left of it."""
-    while True:
+    for left in range(TRIES, 0, -1):
         ballast.unlink(missing_ok=True)
         try:
             with ballast.open("wb") as file:
                 os.posix_fallocate(file.fileno(), 0, max(1, free_bytes(disk) - size))
             return
         except OSError as error:  # what else writes to the disk was faster
-            if error.errno != errno.ENOSPC:
+            if error.errno != errno.ENOSPC or left == 1:
                 raise
 
 
@@ -267,7 +270,7 @@ def main(disk: Path, kinds: list[str]) -> dict[str, Any]:
         for first in (pages, 10_000):
             own = disk / f"{kind.replace(' ', '-')}-{first}"
             own.mkdir()
-            subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "none", own], check=True)
+            subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={DISK}", "none", own], check=True)
             results.append(attempts(own, write, damage, first))
         found[kind] = {**results[0], "expected": results[1]["made"]}
     return found

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import os
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -154,14 +156,20 @@ def test_long_attributes_are_kept_whole(server: DatabaseServer) -> None:
 def test_a_server_that_is_killed_is_waited_for_and_nothing_is_lost(
     server: DatabaseServer, tiny_teacher_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    def start_when_missed(missed_before: int) -> None:
+        while caplog.text.count("the server is away") == missed_before:
+            time.sleep(0.05)
+        server.start()
+
     made = MadeUp(tiny_teacher_folder, tmp_path, storage=server.url(), study="killed")
     with caplog.at_level(logging.WARNING):
         for _ in range(3):
             server.kill()
-            starting = threading.Timer(1.0, server.start)
+            missed_before = caplog.text.count("the server is away")
+            starting = threading.Thread(target=start_when_missed, args=(missed_before,), daemon=True)
             starting.start()
             made.trials(1)
-            starting.join()
+            starting.join(storage_module.AWAY_SECONDS)
             made.trials(1)
     away = caplog.text.count("the server is away")
     assert away >= 3  # more, when a server that starts takes a connection and drops it
@@ -171,6 +179,23 @@ def test_a_server_that_is_killed_is_waited_for_and_nothing_is_lost(
     records = made.study.records()
     assert [one.number for one in records] == list(range(6))
     assert {one.state for one in records} == {"COMPLETE", "PRUNED"}
+
+
+def test_a_connection_whose_other_end_is_gone_without_a_word_is_given_up(server: DatabaseServer) -> None:
+    storage: Any = open_storage(server.url())
+    found = storage._backend.engine.raw_connection()
+    if isinstance(server, Postgres):
+        with socket.socket(fileno=os.dup(found.driver_connection.fileno())) as line:
+            limits = [
+                line.getsockopt(socket.IPPROTO_TCP, one)
+                for one in (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT)
+            ]
+            assert line.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+            assert limits[0] + limits[1] * limits[2] == storage_module.SILENT_SECONDS
+            assert line.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 1000 * storage_module.SILENT_SECONDS
+    else:
+        assert found.driver_connection._read_timeout == storage_module.SILENT_SECONDS
+    found.close()
 
 
 def test_at_whatever_statement_the_connection_is_lost_nothing_else_is(
