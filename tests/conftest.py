@@ -32,6 +32,12 @@ TEXT = (
 )
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests come first. Otherwise one process would still run such a file when all others are done."""
+    slow = {item.path for item in items if item.get_closest_marker("fault_slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 def make_gpt2(seed: int = 0, **changes: object) -> GPT2LMHeadModel:
     """A random GPT-2 in eval mode without gradients: 3 layers, hidden 48, 4 heads of 12, MLP 96, 64 positions.
 

@@ -57,12 +57,14 @@ def attempts(disk: Path, write: Write, damage: Callable[[Path], str], pages: int
 
 
 def leave(disk: Path, ballast: Path, size: int) -> None:
-    """Fill the ``disk`` so that ``size`` bytes are left of it."""
+    """Fill the ``disk`` so that at most ``size`` bytes are left of it."""
     for left in range(TRIES, 0, -1):
         ballast.unlink(missing_ok=True)
+        if (full := free_bytes(disk) - size) <= 0:
+            return
         try:
             with ballast.open("wb") as file:
-                os.posix_fallocate(file.fileno(), 0, max(1, free_bytes(disk) - size))
+                os.posix_fallocate(file.fileno(), 0, full)
             return
         except OSError as error:  # what else writes to the disk was faster
             if error.errno != errno.ENOSPC or left == 1:
