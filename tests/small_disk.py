@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from bounded import run_bounded
 
 TESTS = Path(__file__).resolve().parent
 INSIDE = ["unshare", "-Urm"]
@@ -25,12 +26,8 @@ def on_disk(folder: Path, size: str, *command: str) -> subprocess.CompletedProce
     """Run ``command`` where ``folder`` is a disk of its own of ``size``, such as 64m. It is gone afterwards."""
     mounted = f'mount -t tmpfs -o size={size} none "$0" && exec "$@"'
     paths = [TESTS.parent, TESTS, TESTS / "fault", TESTS / "unit" / "nas" / "study"]
-    return subprocess.run(
-        [*INSIDE, "sh", "-c", mounted, str(folder), *command],
-        env={**os.environ, "PYTHONPATH": ":".join(map(str, paths))},
-        capture_output=True,
-        text=True,
-    )
+    environment = {**os.environ, "PYTHONPATH": ":".join(map(str, paths))}
+    return run_bounded([*INSIDE, "sh", "-c", mounted, str(folder), *command], env=environment)
 
 
 def python(file: str) -> tuple[str, str]:

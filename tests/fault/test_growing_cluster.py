@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from bounded import run_bounded
 from small_search import ROOT, clean_environment
 
 pytestmark = pytest.mark.fault_slow
@@ -31,7 +32,7 @@ def alone(program: str, *given: object) -> dict[str, Any]:
     """The last line of what ``program`` prints, which runs with processes and a network of its own."""
     words = [sys.executable, str(FOLDER / program), *map(str, given)]
     command = [*ALONE, "sh", "-c", 'ip link set lo up && exec "$@"', "sh", *words]
-    done = subprocess.run(command, env=clean_environment(**SETTINGS), capture_output=True, text=True)
+    done = run_bounded(command, env=clean_environment(**SETTINGS))
     assert done.returncode == 0, done.stderr[-3000:]
     result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return result

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from bounded import run_bounded
 from small_search import ROOT, clean_environment
 
 PROGRAM = Path(__file__).with_name("short_of_memory.py")
@@ -48,7 +49,7 @@ def searched(teacher: Path, folder: Path, workers: int, until: str) -> dict[str,
     meminfo.touch()
     program = [sys.executable, str(PROGRAM), str(meminfo), str(teacher), str(folder), str(workers), until]
     command, environment = [*namespace(), str(meminfo), *program], clean_environment(**SETTINGS)
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    done = run_bounded(command, env=environment)
     assert done.returncode == 0, done.stderr[-3000:]
     result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return result

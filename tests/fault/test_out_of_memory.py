@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import resource
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 import psutil
 import pytest
 import torch
+from bounded import run_bounded
 from conftest import make_gpt2
 from ray import cloudpickle
 from small_search import ROOT, arguments, clean_environment, write_text
@@ -42,12 +42,7 @@ NO_HEAP = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_ARENA_MAX": "1"}
 def trained() -> dict[str, Any]:
     """What distillations in one process came to, see limited_memory.py. Four windows need 200 MB, one needs 70."""
     path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
-    done = subprocess.run(
-        [sys.executable, str(PROGRAM), "140", "50"],
-        env=clean_environment(PYTHONPATH=path, **NO_HEAP),
-        capture_output=True,
-        text=True,
-    )
+    done = run_bounded([sys.executable, PROGRAM, "140", "50"], env=clean_environment(PYTHONPATH=path, **NO_HEAP))
     assert done.returncode == 0, done.stderr[-3000:]
     result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return result

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
 import ray
+from bounded import run_bounded
 from driving import Driver
 from optuna.trial import TrialState
 from small_search import ROOT, arguments, clean_environment, trials_in, write_text
@@ -111,15 +111,13 @@ def test_any_other_reason_is_given_and_is_not_about_an_address(monkeypatch: pyte
 @pytest.mark.parametrize("when", ["at once", "after Ray's own"])
 def test_sigterm_before_ray_is_up_is_as_ctrl_c(when: str) -> None:
     program = [sys.executable, "-c", EARLY, when]
-    done = subprocess.run(program, cwd=ROOT, env=clean_environment(), capture_output=True, text=True)
+    done = run_bounded(program, cwd=ROOT, env=clean_environment())
     assert (done.returncode, done.stdout) == (0, "as Ctrl-C\n"), done.stderr
 
 
 @pytest.mark.parametrize("name", RAY_PROCESSES)
 def test_a_ray_that_dies_while_the_driver_waits_for_it_is_one_line(name: str) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", BEREFT, name], cwd=ROOT, env=clean_environment(), capture_output=True, text=True
-    )
+    done = run_bounded([sys.executable, "-c", BEREFT, name], cwd=ROOT, env=clean_environment())
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1].startswith(f"Ray's process {name} has died")
     assert "Fatal Python error" not in done.stderr

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from bounded import run_bounded
 from small_search import ROOT, clean_environment
 from tracking_reference import contents, search_events
 
@@ -191,12 +192,8 @@ def test_a_store_on_a_full_disk_gets_everything_when_there_is_space(plain: Any, 
     if subprocess.run([*space, "true"], capture_output=True).returncode:
         pytest.skip("this account may not mount a disk")
     path = os.pathsep.join([str(ROOT), str(ROOT / "tests"), str(Path(__file__).parent)])
-    done = subprocess.run(
-        [*space, sys.executable, "-c", FULL, str(disk), str(tmp_path)],
-        env=clean_environment(PYTHONPATH=path),
-        capture_output=True,
-        text=True,
-    )
+    command = [*space, sys.executable, "-c", FULL, disk, tmp_path]
+    done = run_bounded(command, env=clean_environment(PYTHONPATH=path))
     assert done.returncode == 0, done.stderr[-3000:]
     problem, left, late, found = json.loads(done.stdout.splitlines()[-1])
     assert "No space left on device" in problem
