@@ -87,7 +87,7 @@ class Watch:
     """Notes when each trial ends, how long a proposal took, and the memory of this process."""
 
     def __init__(self, study: SearchStudy, tracker: Tracker) -> None:
-        self.study, self.tracker = study, tracker
+        self.study, self.tracker, self.name = study, tracker, study.unique_id
         self.ends: list[float] = []
         self.memory: list[int] = []
         self.asks: list[float] = []
@@ -101,7 +101,7 @@ class Watch:
 
     def __call__(self, event: Event) -> None:
         if isinstance(event, TrialChanged):
-            self.tracker.put(messages.TrialChanged(self.study.unique_id, event.record))
+            self.tracker.put(messages.TrialChanged(self.name, event.record))
             if event.record.state != "RUNNING":
                 self.ends.append(time.perf_counter())
                 self.memory.append(psutil.Process().memory_info().rss)

@@ -20,6 +20,7 @@ from whole_search import (
     results,
     running_in_mlflow,
     running_in_study,
+    undisturbed,
     whole_search,
 )
 
@@ -31,12 +32,13 @@ MORE, DELAY = 7, 0.5  # lines, and seconds after a line
 PATIENCE = 120  # seconds in which whatever the killed drivers have left must be gone
 
 
-def test_a_driver_that_is_killed_again_and_again_loses_nothing(tiny_teacher_folder: Path, tmp_path: Path) -> None:
+def test_a_driver_that_is_killed_again_and_again_loses_nothing(
+    tiny_teacher_folder: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     """The next driver starts at once, while processes of the one before may still live."""
-    struck, quiet = tmp_path / "struck", tmp_path / "quiet"
+    struck, text = tmp_path / "struck", write_text(tmp_path)
     struck.mkdir()
-    quiet.mkdir()
-    command = whole_search(tiny_teacher_folder, write_text(tmp_path))
+    command = whole_search(tiny_teacher_folder, text)
     chance, known = random.Random(SEED), finished_trials(struck)
     left: list[psutil.Process] = []
     for kill in range(KILLS):
@@ -55,8 +57,7 @@ def test_a_driver_that_is_killed_again_and_again_loses_nothing(tiny_teacher_fold
     assert "Traceback" not in "".join(driver.lines)
     assert psutil.wait_procs(left, timeout=PATIENCE)[1] == []
 
-    undisturbed = Driver(command, quiet)
-    assert undisturbed.finish() == 0, "".join(undisturbed.lines)
+    quiet = undisturbed(tiny_teacher_folder, text, tmp_path_factory)
     assert results(struck) == results(quiet)
     assert finished_trials(struck) == finished_trials(quiet)
     assert_all_ended(struck)

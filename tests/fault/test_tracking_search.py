@@ -12,7 +12,7 @@ import pytest
 from driving import Driver
 from mute_server import mute_server
 from small_search import write_text
-from whole_search import STUDY, places_in_mlflow, results, running_in_mlflow, whole_search
+from whole_search import STUDY, places_in_mlflow, results, running_in_mlflow, undisturbed, whole_search
 
 pytestmark = pytest.mark.fault_slow
 
@@ -40,16 +40,15 @@ def run(command: list[str], output: Path, **environment: str) -> str:
 
 
 def test_a_search_beside_a_mute_server_has_the_same_results_and_loses_no_message(
-    tiny_teacher_folder: Path, tmp_path: Path, mute: str
+    tiny_teacher_folder: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, mute: str
 ) -> None:
-    command = whole_search(tiny_teacher_folder, write_text(tmp_path))
-    quiet, deaf = tmp_path / "quiet", tmp_path / "deaf"
-    for output in (quiet, deaf):
-        output.mkdir()
-    run(command, quiet)
-    text = run(command, deaf, MLFLOW_TRACKING_URI=mute)
-    assert text.count("the search continues, events wait in") == 1
-    assert "messages not delivered" in text
+    deaf, text = tmp_path / "deaf", write_text(tmp_path)
+    deaf.mkdir()
+    command = whole_search(tiny_teacher_folder, text)
+    said = run(command, deaf, MLFLOW_TRACKING_URI=mute)
+    assert said.count("the search continues, events wait in") == 1
+    assert "messages not delivered" in said
+    quiet = undisturbed(tiny_teacher_folder, text, tmp_path_factory)
     assert results(deaf) == results(quiet)
     shutil.copytree(deaf / STUDY / "outbox", tmp_path / "kept")
 

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import os
 import sqlite3
 from collections import Counter
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import pytest
+from driving import Driver
+from filelock import FileLock
 from optuna.trial import FrozenTrial, TrialState
 from small_search import arguments, sizes, trials_in
 
@@ -22,6 +26,19 @@ def whole_search(teacher: Path, text: Path, **changes: Any) -> list[str]:
     settings = {"trials": TRIALS, "screened": 8, "tokens_per_trial": TOKENS, "workers": 1, "scheduler": "none"}
     settings |= {"finalists": 2, "baselines": "no", "test": f"unseen={text}"}
     return ["python", "-m", "nas.search", *arguments(teacher, text, Path(), STUDY, **{**settings, **changes})]
+
+
+def undisturbed(teacher: Path, text: Path, temporary: pytest.TempPathFactory) -> Path:
+    """The output of a search that nothing disturbs. The first test that asks runs it, for all processes of pytest."""
+    shared = temporary.getbasetemp().parent if "PYTEST_XDIST_WORKER" in os.environ else temporary.getbasetemp()
+    folder = shared / "undisturbed"
+    with FileLock(f"{folder}.lock"):
+        if not (folder / "done").exists():
+            folder.mkdir(exist_ok=True)
+            driver = Driver(whole_search(teacher, text), folder)
+            assert driver.finish() == 0, "".join(driver.lines)
+            (folder / "done").touch()
+    return folder
 
 
 def results(output: Path) -> tuple[str, list[dict[str, str]]]:
