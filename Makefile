@@ -30,7 +30,7 @@ test: $(VENV)/installed-dev
 	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder -m "not fault_slow" $(ARGS)
 
 test-fault: $(VENV)/installed-dev
-	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder --durations 0 --durations-min 5 \
+	$(BIN)/python -m pytest --numprocesses 4 --dist loadfile --no-loadscope-reorder --durations 0 --durations-min 5 \
 		$(ARGS) tests/fault tests/unit/nas/study/test_database.py
 
 check: $(VENV)/installed-dev
