@@ -33,6 +33,7 @@ TEXT = (
 )
 
 
+@pytest.hookimpl(trylast=True)  # after those are left out that are not asked for
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files with slow tests come first. Otherwise one process would still run such a file when all others are done."""
     slow = {item.path for item in items if item.get_closest_marker("fault_slow")}
