@@ -28,7 +28,7 @@ FIRST_PAUSE, LONGEST_PAUSE = 0.5, 10.0  # seconds between attempts, doubling
 CONNECT_SECONDS = 10  # for a server that does not answer
 SILENT_SECONDS = 120  # for a machine that went away in the middle of a call; TCP alone waits for hours
 
-# By the dialect of a URL: what its driver is told about a server that says nothing, in seconds and milliseconds.
+# By the dialect of a URL: what its driver is told about a server that says nothing. `tcp_user_timeout` is in ms.
 SILENCE = {
     "postgresql": {
         "keepalives_idle": SILENT_SECONDS // 2,
