@@ -19,6 +19,7 @@ from optuna.storages import BaseStorage, RDBStorage, get_storage
 from sqlalchemy import event
 
 from nas.study.interruption import uncut
+from nas.study.only_writer import OnlyWriter
 from search_spaces.errors import InputError
 from trials.storage.durable import create_file
 from trials.storage.lease import held
@@ -94,7 +95,7 @@ def storage_of(url: str, *, reading: bool = False) -> BaseStorage:
         if told:  # what is put back stays as it is: the search goes on to write to the old file while it ends
             raise InputError(told[0])
 
-    return uncut(get_storage(storage))
+    return uncut(OnlyWriter(storage))
 
 
 @contextmanager

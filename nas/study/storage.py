@@ -19,6 +19,7 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, InterfaceError, OperationalError, PendingRollbackError, SQLAlchemyError
 
 from nas.study.database import storage_of
+from nas.study.only_writer import OnlyWriter
 from search_spaces.errors import InputError
 from trials.storage.disk import is_full
 from trials.storage.redact import redacted_message
@@ -53,14 +54,16 @@ logging.getLogger("optuna.storages._rdb.storage").setLevel(logging.ERROR)  # it 
 
 
 def open_storage(url: str, *, reading: bool = False) -> BaseStorage:
-    """The storage at ``url``, an Optuna URL. Missing tables are made, unless it is only for ``reading``.
+    """The storage at ``url``, an Optuna URL, for the driver of its study. Who is only ``reading`` makes no tables.
 
     Once a server has answered, calls wait up to `AWAY_SECONDS` for it when it goes away. Raises InputError when the
     driver of a server is missing, and when the storage cannot be opened.
     """
     with explained(url):
         server = server_url(url)
-        return storage_of(url, reading=reading) if server is None else get_storage(ServerStorage(server))
+        if server is None:
+            return storage_of(url, reading=reading)
+        return get_storage(ServerStorage(server)) if reading else OnlyWriter(ServerStorage(server))
 
 
 @contextmanager

@@ -24,6 +24,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from nas.study.database import opening
 from nas.study.identity import WORDS, differences, unmixable
 from nas.study.objectives import LATENCY_MS, LOSS, MEMORY_BYTES, PARAMETERS, STORED_BYTES, Point, costs
+from nas.study.only_writer import OnlyWriter
 from nas.study.records import TrialRecord
 from nas.study.sampler import INTERRUPTED, FeasibleSampler, band, distributions
 from nas.study.standings import Standings
@@ -110,6 +111,14 @@ class SearchStudy:
         self.sampler.screened, self.sampler.costs = self._measured[SCREENED], self.costs
         self._ended: dict[int, TrialRecord] = {}  # records that cannot change any more, by number
         self._standings: defaultdict[tuple[int, int, bool], Standings] = defaultdict(Standings)
+        self.read_anew()
+
+    def read_anew(self) -> None:
+        """Read all trials. Call it when this process has become the only driver: others may have written until then."""
+        if isinstance(self._study._storage, OnlyWriter):
+            self._study._storage.forget()
+        self._ended.clear()
+        self._standings.clear()
         for trial in self._trials():
             for tokens, loss in trial.intermediate_values.items():
                 self._note_rung(self.sampler.architecture(trial.params), tokens, loss)

@@ -60,6 +60,7 @@ UI = "http://127.0.0.1:5000"  # the default address of `mlflow ui`
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0  # seconds between attempts, doubling
 CLOSING_PAUSE = 0.25  # seconds between attempts while `close` waits
 IDLE_PAUSE = 2.0  # seconds until the next look for events that other processes added
+GATHER_SECONDS = 1.0  # from an event to its delivery; a later event of the same trial replaces it meanwhile
 GIT_SECONDS = 5.0
 
 log = logging.getLogger(__name__)
@@ -150,6 +151,7 @@ class Tracker:
             if closing:
                 return
             self._added.wait(IDLE_PAUSE)
+            self._closing.wait(GATHER_SECONDS)
             self._added.clear()
 
     def _rest(self, seconds: float) -> None:
@@ -175,11 +177,10 @@ class Tracker:
             return
         try:
             with self.outbox.lease.acquire(timeout=0):
-                while names := self.outbox.waiting():
-                    for name in names:  # a folder with thousands of events is listed once, not once for each
-                        if self._ended.is_set():
-                            return
-                        self._deliver(name)
+                for name in self.outbox.waiting():  # a folder with thousands of events is listed once
+                    if self._ended.is_set():
+                        return
+                    self._deliver(name)
         except Timeout:
             if self._closing.is_set() and self.outbox.waiting():
                 raise TimeoutError("another process is delivering from this outbox") from None
