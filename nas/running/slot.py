@@ -16,6 +16,9 @@ from nas.planning.errors import too_little_memory
 from nas.running.worker import About
 from search_spaces.errors import named, one_line
 
+# What helps when a worker cannot be started.
+START_HELP = "Ray's logs (/tmp/ray/session_latest/logs, or ray logs) tell more; the same command continues"
+
 
 @dataclass(eq=False)
 class Slot:
@@ -38,7 +41,7 @@ class Slot:
     pulse: Any = None
     beat: float = 0.0  # of the last pulse that was asked for
     moved: float = 0.0  # when the worker last used its processor
-    seconds: float = 0.0  # of its processor, then
+    seconds: float = 0.0  # of its processor, then; 0 until its process has answered
 
     @property
     def ready(self) -> bool:
@@ -91,5 +94,4 @@ def problem_of(error: RayError, workers: int) -> str:
             f"a worker cannot import what trials need ({one_line(text)}); install the project in the Python of "
             "Ray on every node; the same command continues"
         )
-    logs = "Ray's logs (/tmp/ray/session_latest/logs, or ray logs) tell more"
-    return f"a worker cannot be started ({one_line(error)}); {logs}; the same command continues"
+    return f"a worker cannot be started ({one_line(error)}); {START_HELP}"

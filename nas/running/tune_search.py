@@ -244,6 +244,16 @@ class StudyScheduler(_Disposable, FIFOScheduler):
             tune_controller._actor_cache.increase_max(trial.placement_group_factory, MANY)
         self._keeps = True
 
+    def choose_trial_to_run(self, tune_controller: Any) -> None:
+        """Return None: Tune starts the trials in their order, and a trial waits for the process that starts for it.
+
+        Otherwise Tune gives it the process of a trial that ends, and ends the one that starts. The next trial then has
+        none and starts another, and so on: many trials that are short kept a machine busy with starting processes.
+        """
+        controller = tune_controller._tune_controller
+        for waiting in controller._resources_to_pending_trials.values():
+            waiting.difference_update(controller._trial_to_actor)
+
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         """Report the loss, and return Tune's CONTINUE or STOP."""
         if {FINAL, FAILURE} & result.keys():

@@ -22,7 +22,7 @@ from ray.exceptions import RayError
 from nas.cluster.nodes import machine_now, unplaceable
 from nas.planning.errors import TRIES, NoWorkerError
 from nas.planning.machine import Machine, Node, Resources
-from nas.running.slot import Slot, cannot_import, end, is_done, kill_process, problem_of
+from nas.running.slot import START_HELP, Slot, cannot_import, end, is_done, kill_process, problem_of
 from nas.running.worker import PULSE, About, Worker
 
 log = logging.getLogger(__name__)
@@ -147,7 +147,7 @@ class Workers:
         for slot in list(self._slots):
             if slot.answer is not None and is_done(slot.answer):
                 self._hear(slot)
-            if slot.ready:
+            if slot.worker is not None:
                 self._feel_pulse(slot, now)
             if slot.worker is None and now >= slot.resume:
                 self._start(slot)
@@ -163,7 +163,8 @@ class Workers:
         self._slots.clear()
 
     def _start(self, slot: Slot) -> None:
-        slot.name, slot.since, slot.about, slot.pulse = f"worker {next(SERIAL)}", time.monotonic(), None, None
+        slot.name, slot.about, slot.pulse = f"worker {next(SERIAL)}", None, None
+        slot.since = slot.moved = time.monotonic()
         slot.beat = slot.seconds = 0.0
         without = {"label_selector": {"ray.io/node-id": f"!in({','.join(self._refused)})"}} if self._refused else {}
         made = ray.remote(concurrency_groups={PULSE: 1})(self.worker)
@@ -196,9 +197,12 @@ class Workers:
         return ""
 
     def _failed(self, slot: Slot, error: RayError) -> None:
+        self._cannot_start(slot, problem_of(error, self.count), again=not cannot_import(error))
+
+    def _cannot_start(self, slot: Slot, problem: str, again: bool) -> None:
         slot.failures += 1
-        if cannot_import(error) or slot.failures >= TRIES:
-            self._miss(slot, problem_of(error, self.count))
+        if not again or slot.failures >= TRIES:
+            self._miss(slot, problem)
         end(slot)
         slot.resume = time.monotonic() + self.pace.pause(slot.failures)
 
@@ -209,25 +213,37 @@ class Workers:
         slot.problem = problem
 
     def _feel_pulse(self, slot: Slot, now: float) -> None:
-        """End the worker of ``slot`` if it has neither answered nor used its processor for too long."""
+        """End the worker of ``slot`` if it has neither answered nor used its processor for too long.
+
+        A worker that has never answered waits for a place, which is not its fault.
+        """
         if slot.pulse is not None and is_done(slot.pulse):
             self._note_pulse(slot, now)
         if slot.pulse is None and now - slot.beat >= self.pace.beat:
             slot.pulse, slot.beat = slot.worker.pulse.remote(), now
-        if not slot.task and slot.answer is None:
+        waits_for_work = not slot.task and slot.answer is None
+        waits_for_place = not slot.ready and not slot.seconds
+        if waits_for_work or waits_for_place:
             slot.moved = now
         elif now - slot.moved >= self.pace.hung_after:
-            slot.hung = f"it hung: no answer and no work for {self.pace.hung_after:g} s"
-            log.warning("%s was ended, because %s", slot.name, slot.hung)
+            self._end_hung(slot, now)
+
+    def _end_hung(self, slot: Slot, now: float) -> None:
+        hung = f"no answer and no work for {self.pace.hung_after:g} s"
+        log.warning("%s was ended, because it hung: %s", slot.name, hung)
+        if slot.ready:
+            slot.hung = f"it hung: {hung}"
             kill_process(slot)
             end(slot)
-            slot.answer, slot.resume = None, now
+            slot.resume = now
+        else:
+            self._cannot_start(slot, f"a worker hangs while it starts ({hung}); {START_HELP}", again=True)
 
     def _note_pulse(self, slot: Slot, now: float) -> None:
         pulse, slot.pulse = slot.pulse, None
         try:
             seconds = ray.get(pulse)
-        except RayError:  # it has died; whoever has the worker, or gives it back, is told
+        except RayError:  # it has died; whoever has the worker, gives it back or waits for its start is told
             if slot.free:
                 slot.answer = slot.worker.free.remote()
             return

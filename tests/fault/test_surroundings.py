@@ -6,18 +6,22 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 from free_workers import FreeWorkers
 from ray import cloudpickle
+from ray.air.execution._internal import RayActorManager
 from ray.tune.search import Searcher
 from small_search import arguments, write_text
 
 from nas.cluster.session import ray_session
 from nas.planning.errors import ALIKE, PAUSES, AlikeFailures, Failure, NothingFeasibleError
-from nas.planning.machine import Machine, Node
+from nas.planning.machine import Machine, Node, Resources
 from nas.planning.plan import Plan, make_plan, resolve_target
 from nas.planning.settings import parse_arguments
 from nas.running import tune_run, tune_search
@@ -25,6 +29,7 @@ from nas.running.client import AGAIN, FAILURE, FINAL, LOSS, TOKENS
 from nas.running.jobs import Task
 from nas.running.tune_run import run_trials
 from nas.running.tune_search import StudyScheduler, StudySearcher
+from nas.running.worker import About, Worker
 from nas.running.workers import Workers, open_workers
 from nas.stages import measure, prepare
 from nas.study.study import SearchStudy
@@ -113,6 +118,27 @@ def test_a_trial_whose_process_dies_three_times_is_complete_in_the_end(
     assert len({one.architecture for one in study.records()}) == plan.trials
     assert caplog.text.count("its process died; try ") == len(PAUSES)
     assert "Traceback" not in "".join(capfd.readouterr())
+
+
+class Idle(Worker):
+    """A worker that imports nothing."""
+
+    def free(self) -> About:
+        return About(ray.get_runtime_context().get_node_id(), "here", os.getpid(), "CPU, float32", "CPU", True)
+
+
+def test_a_trial_waits_for_the_process_that_starts_for_it(
+    plan: Plan, opened: Workers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tune would end it as soon as another trial leaves a process, and start one for the next trial, on and on."""
+    asked: list[Any] = []
+    add = RayActorManager.add_actor
+    monkeypatch.setattr(RayActorManager, "add_actor", lambda self, **given: asked.append(given) or add(self, **given))
+    many = replace(plan, settings=plan.settings.model_copy(update={"trials": 24}))
+    with closing(Workers(Resources(4, 0, 0, given=True), worker=Idle)) as workers:
+        run_trials(many, study := make_study(plan, "many"), workers, lambda number: None, quick)
+    assert [one.state for one in study.records()] == ["COMPLETE"] * 24
+    assert len(asked) == 4
 
 
 def test_a_trial_whose_process_always_dies_is_tried_again_by_the_next_run(

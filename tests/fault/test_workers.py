@@ -79,6 +79,9 @@ class Impatient(Pace):
         return 0.0 if failures < TRIES + 4 else PATIENCE
 
 
+IMPATIENT = Impatient(look=0.1, beat=0.2, hung_after=1.0)
+
+
 def opened(count: int = 1, kind: type[Worker] = Quick, pace: Pace | None = None, **options: Any) -> Workers:
     resources = Resources(**{"workers": count, "cpus": 0, "gpus": 0, "given": True, **options})
     made = Workers(resources, pace=pace or Impatient(look=0.1), worker=kind)
@@ -329,7 +332,7 @@ def stand_still(_: Any) -> Iterator[int]:
 @pytest.mark.parametrize("task", [hang, stand_still])
 def test_a_worker_that_hangs_is_replaced_and_its_task_tried_again(session: None, task: Task) -> None:
     notes: list[str] = []
-    with closing(opened(pace=Impatient(look=0.1, beat=0.2, hung_after=1.0))) as workers:
+    with closing(opened(pace=IMPATIENT)) as workers:
         *processes, last = run(workers, task, notes=notes)
         assert len(set(processes)) == len(processes) == TRIES
         assert isinstance(last, Failure)
@@ -378,7 +381,7 @@ def test_a_worker_that_works_long_does_not_hang(session: None) -> None:
             pass
         yield 1
 
-    with closing(opened(pace=Impatient(look=0.1, beat=0.2, hung_after=1.0))) as workers:
+    with closing(opened(pace=IMPATIENT)) as workers:
         assert run(workers, work) == [1]
 
 
@@ -464,6 +467,38 @@ def test_workers_that_do_not_start_are_told_as_such(session: None, tmp_path: Pat
         run(workers, where)
     assert "memory" not in str(raised.value).partition("Some common causes")[0]
     assert "\n" not in str(raised.value)
+
+
+class Stuck(Quick):
+    """A worker that hangs while it starts, as on a file system that does not answer."""
+
+    def free(self) -> About:
+        with open(self._output, "a") as starts:
+            starts.write(f"{os.getpid()}\n")
+        threading.Event().wait()
+        return super().free()
+
+
+def test_workers_that_hang_while_they_start_are_told_as_such(session: None, tmp_path: Path) -> None:
+    workers = Workers(NOTHING, str(tmp_path / "starts"), pace=IMPATIENT, worker=Stuck)
+    with (
+        closing(workers),
+        pytest.raises(NoWorkerError, match=r"hangs while it starts \(no answer and no work for 1 s\)"),
+    ):
+        run(workers, where)
+    processes = {int(one) for one in (tmp_path / "starts").read_text().split()}
+    assert len(processes) >= TRIES
+    until(lambda: not any(psutil.pid_exists(one) and not _is_zombie(one) for one in processes))
+
+
+def test_a_worker_that_waits_for_a_place_does_not_hang(session: None) -> None:
+    everything = int(ray.cluster_resources()["CPU"])
+    with closing(opened(2, pace=IMPATIENT, cpus=everything)) as workers:
+        until(lambda: workers.ready == 1, workers)
+        began = time.monotonic()
+        until(lambda: time.monotonic() - began > 3 * IMPATIENT.hung_after, workers)
+        assert [slot.failures for slot in workers._slots] == [0, 0]
+        assert workers.ready == 1
 
 
 def test_workers_that_no_node_can_have_are_told_as_such(session: None, caplog: pytest.LogCaptureFixture) -> None:
