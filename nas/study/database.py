@@ -73,11 +73,12 @@ def opening(url: str, *, reading: bool = False) -> Iterator[None]:
         yield
 
 
-def storage_of(url: str, *, reading: bool = False) -> BaseStorage:
+def storage_of(url: str, *, reading: bool = False, alone: bool = False) -> BaseStorage:
     """Optuna's storage for ``url``. On SQLite it waits `LOCKED_SECONDS` for a lock, and notices when its file is gone.
 
     Whoever removes the file while a search has it open leaves the search an open file without a name. Its content is
     put back, and InputError is raised. Who is only ``reading``, as the page of a search is, leaves that to the search.
+    Who writes ``alone``, as a driver does, gets an `OnlyWriter`.
     """
     path = file_of(url)
     if path is None or not path.parent.is_dir():
@@ -95,7 +96,7 @@ def storage_of(url: str, *, reading: bool = False) -> BaseStorage:
         if told:  # what is put back stays as it is: the search goes on to write to the old file while it ends
             raise InputError(told[0])
 
-    return uncut(OnlyWriter(storage))
+    return uncut(OnlyWriter(storage) if alone else get_storage(storage))
 
 
 @contextmanager

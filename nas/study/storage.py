@@ -53,17 +53,18 @@ log = logging.getLogger(__name__)
 logging.getLogger("optuna.storages._rdb.storage").setLevel(logging.ERROR)  # it prints statements that are repeated
 
 
-def open_storage(url: str, *, reading: bool = False) -> BaseStorage:
-    """The storage at ``url``, an Optuna URL, for the driver of its study. Who is only ``reading`` makes no tables.
+def open_storage(url: str, *, reading: bool = False, alone: bool = False) -> BaseStorage:
+    """The storage at ``url``, an Optuna URL. Missing tables are made, unless it is only for ``reading``.
 
-    Once a server has answered, calls wait up to `AWAY_SECONDS` for it when it goes away. Raises InputError when the
-    driver of a server is missing, and when the storage cannot be opened.
+    ``alone`` promises that nobody else writes trials; see `OnlyWriter`. Once a server has answered, calls wait up to
+    `AWAY_SECONDS` for it when it goes away. Raises InputError when the driver of a server is missing, and when the
+    storage cannot be opened.
     """
     with explained(url):
         server = server_url(url)
         if server is None:
-            return storage_of(url, reading=reading)
-        return get_storage(ServerStorage(server)) if reading else OnlyWriter(ServerStorage(server))
+            return storage_of(url, reading=reading, alone=alone)
+        return OnlyWriter(ServerStorage(server)) if alone else get_storage(ServerStorage(server))
 
 
 @contextmanager

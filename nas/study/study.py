@@ -354,7 +354,7 @@ class SearchStudy:
 def _open(url: str, name: str, sampler: BaseSampler) -> optuna.Study:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     with explained(url), opening(url):
-        storage = open_storage(url)
+        storage = open_storage(url, alone=True)
         study = optuna.create_study(
             storage=storage, study_name=name, direction="minimize", sampler=sampler, load_if_exists=True
         )

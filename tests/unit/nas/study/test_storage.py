@@ -145,7 +145,7 @@ def test_a_search_in_a_server_is_the_same_as_in_a_file(
 
 
 def test_long_attributes_are_kept_whole(server: DatabaseServer) -> None:
-    study = optuna.create_study(storage=open_storage(server.url()), study_name="long")
+    study = optuna.create_study(storage=open_storage(server.url(), alone=True), study_name="long")
     trial = study.ask()
     for keeper in (study, trial):
         keeper.set_user_attr("long", "é" * 300_000)
@@ -182,7 +182,7 @@ def test_a_server_that_is_killed_is_waited_for_and_nothing_is_lost(
 
 
 def test_a_connection_whose_other_end_is_gone_without_a_word_is_given_up(server: DatabaseServer) -> None:
-    storage: Any = open_storage(server.url())
+    storage: Any = open_storage(server.url(), alone=True)
     found = storage._backend.engine.raw_connection()
     if isinstance(server, Postgres):
         with socket.socket(fileno=os.dup(found.driver_connection.fileno())) as line:
@@ -230,7 +230,7 @@ def test_a_server_that_stays_away_ends_the_search_with_one_line(
     server: DatabaseServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(storage_module, "AWAY_SECONDS", 1.0)
-    storage = open_storage(server.url())
+    storage = open_storage(server.url(), alone=True)
     server.kill()
     try:
         with pytest.raises(InputError, match=r"the server has been away for .* and the same command continues"):
@@ -242,7 +242,7 @@ def test_a_server_that_stays_away_ends_the_search_with_one_line(
 def test_a_call_whose_answer_was_lost_is_repeated_without_harm(
     server: DatabaseServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    study = optuna.create_study(storage=open_storage(server.url()), study_name="answers")
+    study = optuna.create_study(storage=open_storage(server.url(), alone=True), study_name="answers")
     left = [1]
 
     @contextmanager
@@ -282,7 +282,7 @@ def test_a_call_whose_answer_was_lost_is_repeated_without_harm(
 
 
 def test_a_waiting_trial_whose_start_was_not_answered_has_started(server: DatabaseServer) -> None:
-    storage = open_storage(server.url())
+    storage = open_storage(server.url(), alone=True)
     study = optuna.create_study(storage=storage, study_name="starts")
     study.enqueue_trial({"x": 1})
     (waiting,) = study.trials

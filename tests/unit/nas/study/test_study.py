@@ -76,6 +76,21 @@ def test_candidates_are_feasible_distinct_and_follow_from_the_seed(sampler: str)
         assert advance(make_study(sampler=sampler, seed=1), 12) != keys
 
 
+def test_what_others_wrote_until_now_is_read_anew(tmp_path: Path) -> None:
+    """As when a driver has waited for another one to end."""
+    url = f"sqlite:///{tmp_path / 'studies.db'}"
+    mine, other = make_study(url), make_study(url)
+    mine.finished()
+    advance(other, 3)
+    mine.read_anew()
+    assert mine.finished() == 3
+    assert mine.records() == other.records()
+    candidate = mine.ask()
+    assert candidate is not None
+    mine.report(candidate.number, 16, 9.0)
+    assert mine.rank_at(16, candidate.number).seen == 4
+
+
 @pytest.mark.parametrize("count", [1_000, 1_300])
 def test_of_thousands_of_trials_a_sampler_learns_from_the_best_and_the_newest(count: int) -> None:
     study = optuna.create_study()
