@@ -2,7 +2,7 @@
 
 Optuna's own cache reads every running trial anew whenever it is asked, because other processes may have changed it.
 With 64 running trials that was half of the driver's work. A study has one driver (`nas.driver`), so the driver reads
-only what it has changed itself, and not even all of that.
+only what it has changed itself, and of that only what it does not know.
 """
 
 from __future__ import annotations
