@@ -19,6 +19,7 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from nas.cluster.signals import forget_interruption
 from nas.display.console import console_for
 from nas.display.readings_table import readings_table
 from nas.planning.parser import Parser
@@ -67,6 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {redacted(str(error))}", file=sys.stderr)
         return WRONG_INPUT
     except KeyboardInterrupt:
+        forget_interruption()
         print("interrupted; no results", file=sys.stderr)
         return INTERRUPTED
     if request.as_json:

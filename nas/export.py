@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
+from nas.cluster.signals import forget_interruption
 from nas.planning.errors import full_disk_named
 from nas.planning.parser import Parser
 from search_spaces.errors import InputError
@@ -54,6 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {redacted(str(error))}", file=sys.stderr)
         return WRONG_INPUT
     except KeyboardInterrupt:
+        forget_interruption()
         print("interrupted; nothing was written", file=sys.stderr)
         return INTERRUPTED
     return DONE

@@ -16,7 +16,7 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 from rich.console import Console
 
-from nas.cluster.signals import sigterm_as_ctrl_c
+from nas.cluster.signals import forget_interruption, sigterm_as_ctrl_c
 from nas.display.console import console_for
 from nas.planning.errors import NothingFeasibleError, root_of
 from nas.planning.log_messages import log_messages
@@ -59,6 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except NothingFeasibleError as error:
         return _failed(str(error), NOTHING_FEASIBLE)
     except KeyboardInterrupt:
+        forget_interruption()
         print(f"interrupted; to continue: {command_line(given)}", file=sys.stderr)
         return INTERRUPTED
     except Exception as error:  # a fault of ours or of the machine: the details go to a file

@@ -1,4 +1,4 @@
-"""SIGTERM acts like Ctrl-C: `ray job stop` and batch systems send it."""
+"""SIGTERM acts like Ctrl-C: `ray job stop` and batch systems send it. The exit code of both is ours."""
 
 from __future__ import annotations
 
@@ -27,3 +27,13 @@ def as_ctrl_c(number: int, frame: Any) -> None:
         signal.raise_signal(signal.SIGINT)
     else:
         raise KeyboardInterrupt
+
+
+def forget_interruption() -> None:
+    """Let the exit code of a command stand after a KeyboardInterrupt that it has caught.
+
+    CPython notes a KeyboardInterrupt that leaves an ``exec`` of text, which imports use, as one that nobody catches
+    (``_Py_UnhandledKeyboardInterrupt`` in its pythonrun.c). At its end, ``python -m`` would then die of SIGINT. The
+    next evaluation of text takes the note back.
+    """
+    eval("None")  # nosec B307  # a word of our own

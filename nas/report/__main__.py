@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from nas.cluster.signals import forget_interruption
 from nas.planning.parser import Parser
 from nas.report.html.data import page_of
 from nas.report.html.page import PAGE, REPORT, write
@@ -31,6 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {redacted(str(error))}", file=sys.stderr)
         return WRONG_INPUT
     except KeyboardInterrupt:
+        forget_interruption()
         print("interrupted; nothing was written", file=sys.stderr)
         return INTERRUPTED
     return DONE
