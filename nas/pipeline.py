@@ -51,7 +51,8 @@ def run_search(plan: Plan, workers: Workers, announce: Listener, mirror: MirrorL
         study = prepared.study
         add_seconds(study, "prepare", prepared.started)
         with only_driver_of(study, plan.study, told) if plan.settings.storage else nullcontext():
-            study.read_anew()
+            if plan.settings.storage:
+                study.read_anew()
             with timed(study, "screen"):
                 screened = screen(prepared, workers, announce)
             with timed(study, "try"):
