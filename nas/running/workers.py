@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 LONGEST_PAUSE = 600.0  # seconds between two attempts to start a worker that has failed many times
 LOOK = 10.0  # seconds between two looks at the nodes of the cluster
-BEAT = 10.0  # seconds between two questions whether a worker is alive
+BEAT = 30.0  # seconds between two questions whether a worker is alive
 HUNG_AFTER = 600.0  # seconds without an answer or without processor time, after which a worker is replaced
 IDLE_SHARE = 0.02  # of a processor; an idle worker uses 0.005, and one that trains on a GPU more than 0.1
 PATIENCE = 600.0  # seconds in which a node may join that can have a worker
@@ -40,13 +40,19 @@ STEP = 0.2  # seconds; the longest wait for results without a look at the worker
 
 @dataclass
 class Pace:
-    """How patient `Workers` are, in seconds; see the constants of this file."""
+    """How patient `Workers` are, in seconds; see the constants of this file.
+
+    A worker is asked at least four times before it counts as hung.
+    """
 
     look: float = LOOK
     beat: float = BEAT
     hung_after: float = HUNG_AFTER
     patience: float = PATIENCE
     keep: float = KEEP
+
+    def __post_init__(self) -> None:
+        self.beat = min(self.beat, self.hung_after / 4)
 
     def pause(self, failures: int) -> float:
         """Before a worker that could not be started ``failures`` times is tried again."""

@@ -13,9 +13,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from optuna.distributions import BaseDistribution
+from optuna.distributions import BaseDistribution, distribution_to_json, json_to_distribution
 from optuna.storages import RDBStorage, _CachedStorage
 from optuna.trial import FrozenTrial, TrialState
+
+KEPT = ("params", "distributions")  # a database keeps what is set first
 
 
 class OnlyWriter(_CachedStorage):  # type: ignore[misc]
@@ -50,7 +52,9 @@ class OnlyWriter(_CachedStorage):  # type: ignore[misc]
         self, trial_id: int, param_name: str, param_value_internal: float, distribution: BaseDistribution
     ) -> None:
         """As Optuna's."""
-        with self._changing(trial_id):
+        held = json_to_distribution(distribution_to_json(distribution))
+        value = held.to_external_repr(param_value_internal)
+        with self._changing(trial_id, params={param_name: value}, distributions={param_name: held}):
             super().set_trial_param(trial_id, param_name, param_value_internal, distribution)
 
     def set_trial_state_values(self, trial_id: int, state: TrialState, values: Sequence[float] | None = None) -> bool:
@@ -61,17 +65,17 @@ class OnlyWriter(_CachedStorage):  # type: ignore[misc]
 
     def set_trial_intermediate_value(self, trial_id: int, step: int, intermediate_value: float) -> None:
         """As Optuna's."""
-        with self._changing(trial_id, "intermediate_values", step, intermediate_value):
+        with self._changing(trial_id, intermediate_values={step: intermediate_value}):
             super().set_trial_intermediate_value(trial_id, step, intermediate_value)
 
     def set_trial_user_attr(self, trial_id: int, key: str, value: Any) -> None:
         """As Optuna's."""
-        with self._changing(trial_id, "user_attrs", key, value):
+        with self._changing(trial_id, user_attrs={key: _stored(value)}):
             super().set_trial_user_attr(trial_id, key, value)
 
     def set_trial_system_attr(self, trial_id: int, key: str, value: Any) -> None:
         """As Optuna's."""
-        with self._changing(trial_id, "system_attrs", key, value):
+        with self._changing(trial_id, system_attrs={key: _stored(value)}):
             super().set_trial_system_attr(trial_id, key, value)
 
     def get_trial(self, trial_id: int) -> FrozenTrial:
@@ -95,8 +99,8 @@ class OnlyWriter(_CachedStorage):  # type: ignore[misc]
             self._current.add(study_id)
 
     @contextmanager
-    def _changing(self, trial_id: int, what: str = "", key: Any = None, value: Any = None) -> Iterator[None]:
-        """Follow the change of a trial in this block: ``value`` goes under ``key`` into its dictionary ``what``.
+    def _changing(self, trial_id: int, **more: dict[Any, Any]) -> Iterator[None]:
+        """Follow the change of a trial in this block: ``more`` goes into its dictionaries of these names.
 
         The trial is read again after a change of another kind, and after an error, which may come after the change.
         """
@@ -109,15 +113,22 @@ class OnlyWriter(_CachedStorage):  # type: ignore[misc]
                 study_id, number = self._trial_id_to_study_id_and_number.get(trial_id, (None, -1))
                 if study_id is not None:  # otherwise the trial is not in memory
                     study = self._studies[study_id]
-                    if done and what:
-                        study.trials[number] = _with(study.trials[number], what, key, value)
+                    if done and more:
+                        study.trials[number] = _with(study.trials[number], more)
                     else:
                         study.unfinished_trial_ids.add(trial_id)
                         self._current.discard(study_id)
 
 
-def _with(trial: FrozenTrial, what: str, key: Any, value: Any) -> FrozenTrial:
-    """``trial`` with ``value`` as a database keeps it. Whoever has the trial keeps it as it was."""
+def _with(trial: FrozenTrial, more: dict[str, dict[Any, Any]]) -> FrozenTrial:
+    """``trial`` with ``more`` in its dictionaries. Whoever has the trial keeps it as it was."""
     changed = copy.copy(trial)
-    setattr(changed, what, {**getattr(trial, what), key: json.loads(json.dumps(value))})
+    for what, entries in more.items():
+        known = getattr(trial, what)
+        setattr(changed, what, {**entries, **known} if what in KEPT else {**known, **entries})
     return changed
+
+
+def _stored(value: Any) -> Any:
+    """``value`` as a database gives it back."""
+    return json.loads(json.dumps(value))
