@@ -42,7 +42,7 @@ STEP = 0.2  # seconds; the longest wait for results without a look at the worker
 class Pace:
     """How patient `Workers` are, in seconds; see the constants of this file.
 
-    A worker is asked at least four times before it counts as hung.
+    A worker is asked at least four times before it counts as hung. ``idle`` is a share of a processor.
     """
 
     look: float = LOOK
@@ -50,6 +50,7 @@ class Pace:
     hung_after: float = HUNG_AFTER
     patience: float = PATIENCE
     keep: float = KEEP
+    idle: float = IDLE_SHARE
 
     def __post_init__(self) -> None:
         self.beat = min(self.beat, self.hung_after / 4)
@@ -253,7 +254,7 @@ class Workers:
             if slot.free:
                 slot.answer = slot.worker.free.remote()
             return
-        if seconds - slot.seconds > IDLE_SHARE * (now - slot.moved):
+        if seconds - slot.seconds > self.pace.idle * (now - slot.moved):
             slot.seconds, slot.moved = seconds, now
 
     def _look(self, now: float) -> None:

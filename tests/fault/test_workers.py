@@ -79,7 +79,8 @@ class Impatient(Pace):
         return 0.0 if failures < TRIES + 4 else PATIENCE
 
 
-IMPATIENT = Impatient(look=0.1, beat=0.2, hung_after=1.0)
+# An answer takes up to 10 ms of a processor, so a worker that is asked five times a second is not quite idle.
+IMPATIENT = Impatient(look=0.1, beat=0.2, hung_after=1.0, idle=0.1)
 
 
 def opened(count: int = 1, kind: type[Worker] = Quick, pace: Pace | None = None, **options: Any) -> Workers:
@@ -386,7 +387,7 @@ def test_a_worker_that_works_long_does_not_hang(session: None) -> None:
 
 
 def test_a_driver_that_was_busy_does_not_take_its_workers_for_hung(session: None) -> None:
-    with closing(opened(pace=Impatient(look=0.1, beat=0.1, hung_after=0.5))) as workers:
+    with closing(opened(pace=Impatient(look=0.1, beat=0.1, hung_after=0.5, idle=0.2))) as workers:
         slot = taken(workers)
         time.sleep(2)  # nobody asks for a pulse meanwhile
         workers.poll()
