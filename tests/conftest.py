@@ -7,7 +7,6 @@ import os
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test asks the hub; without this, one that does by mistake waits for minutes
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -38,15 +37,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files with slow tests come first. Otherwise one process would still run such a file when all others are done."""
     slow = {item.path for item in items if item.get_closest_marker("fault_slow")}
     items.sort(key=lambda item: item.path not in slow)
-
-
-def pytest_terminal_summary(terminalreporter: Any) -> None:
-    """Show where a test hung that was tried again."""
-    for report in terminalreporter.stats.get("rerun", ()):
-        terminalreporter.section(f"{report.nodeid} hung at first")
-        terminalreporter.write_line(report.longreprtext)
-        for title, text in report.sections:
-            terminalreporter.write_line(f"{title}\n{text}")
 
 
 def make_gpt2(seed: int = 0, **changes: object) -> GPT2LMHeadModel:
