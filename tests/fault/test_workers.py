@@ -343,6 +343,11 @@ def test_a_worker_that_hangs_is_replaced_and_its_task_tried_again(session: None,
     until(lambda: not any(psutil.pid_exists(one) and not _is_zombie(one) for one in processes))
 
 
+@pytest.mark.parametrize("seconds", [0.1, 8.0, 600.0])
+def test_a_worker_is_asked_several_times_before_it_counts_as_hung(seconds: float) -> None:
+    assert Pace(hung_after=seconds).beat <= seconds / 4
+
+
 def _is_zombie(process: int) -> bool:
     try:
         return psutil.Process(process).status() == psutil.STATUS_ZOMBIE
