@@ -1,6 +1,6 @@
 # make search       a first search, smaller than a real one: the embedded teacher cut to 60 %
 # make test         all tests but the slow ones about faults
-# make test-fault   all tests about faults, slow ones too: 20 to 25 minutes on 2 CPU cores
+# make test-fault   all tests about faults, slow ones too: 23 to 32 minutes on 2 CPU cores
 # make check        ruff, mypy and bandit
 # make audit        known vulnerabilities of the installed packages; asks a public list
 PYTHON ?= python3

@@ -2,7 +2,7 @@
 
     python -m benchmarks.service.growth
     python -m benchmarks.service.growth --trials 600
-    python -m benchmarks.service.growth --trials 10000 --slots 64 --nodes 4 --seconds 8 --sampler random
+    python -m benchmarks.service.growth --trials 1280 --slots 64 --nodes 4 --seconds 120 --sampler random
 
 The last one runs on a cluster of Ray nodes on this machine, with so many workers that import nothing. Each trial takes
 ``--seconds``, in which it sleeps. The floor is the time of these trials on that many slots without any service, as on
