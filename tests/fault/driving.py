@@ -57,15 +57,15 @@ class Driver:
             if len(self.lines) >= count:
                 return
 
-    def wait_until(self, condition: Callable[[], bool]) -> None:
-        """Look again and again until ``condition`` holds."""
+    def wait_until(self, condition: Callable[[], bool], pause: float = 0.002) -> None:
+        """Look again and again, with a ``pause`` in seconds, until ``condition`` holds."""
         while not condition():
             if self.process.poll() is not None:
                 pytest.fail(f"ended before the condition held:\n{self.finish()} {''.join(self.lines)}")
-            time.sleep(0.002)
+            time.sleep(pause)
 
     def has_process(self, pattern: str) -> bool:
-        """Whether it has started a process, directly or not, whose command line matches."""
+        """Whether it has started a process, directly or not, whose command line matches. To look takes milliseconds."""
         for process in self.family():
             with suppress(psutil.NoSuchProcess):
                 if re.search(pattern, " ".join(process.cmdline())):

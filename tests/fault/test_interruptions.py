@@ -37,7 +37,7 @@ def at(pattern: str) -> Strike:
 
 def with_process(pattern: str) -> Strike:
     """When the command has started such a process."""
-    return lambda driver, folder: driver.wait_until(lambda: driver.has_process(pattern))
+    return lambda driver, folder: driver.wait_until(lambda: driver.has_process(pattern), pause=0.1)
 
 
 def with_new(file: str) -> Strike:
