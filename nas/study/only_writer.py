@@ -17,7 +17,7 @@ from optuna.distributions import BaseDistribution, distribution_to_json, json_to
 from optuna.storages import RDBStorage, _CachedStorage
 from optuna.trial import FrozenTrial, TrialState
 
-KEPT = ("params", "distributions")  # a database keeps what is set first
+SET_ONCE = ("params", "distributions")  # a database keeps the first value of each entry
 
 
 class OnlyWriter(_CachedStorage):  # type: ignore[misc]
@@ -125,7 +125,7 @@ def _with(trial: FrozenTrial, more: dict[str, dict[Any, Any]]) -> FrozenTrial:
     changed = copy.copy(trial)
     for what, entries in more.items():
         known = getattr(trial, what)
-        setattr(changed, what, {**entries, **known} if what in KEPT else {**known, **entries})
+        setattr(changed, what, {**entries, **known} if what in SET_ONCE else {**known, **entries})
     return changed
 
 
